@@ -1,0 +1,119 @@
+"""Where every token of a problem stands: its segment and its coordinates.
+
+A *segment* is a run of tokens with one role (operand 1, operator, answer ...). Each token has integer
+coordinates:
+
+* `place`: place value inside its segment, 0 = least significant;
+* `index`: position inside its segment counted from the other end, 0 = most significant;
+* `raw`: position in its string (source or target), from the start;
+* `raw_from_end`: tokens that follow it in its string;
+* `segment`: the number of its segment.
+
+One convention holds throughout: *a query carries the coordinates of the token it predicts, a key those of the
+token it holds.*
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+START = "start"
+ANSWER = "answer"
+END = "end"
+COORDINATES = ("place", "index", "raw", "raw_from_end", "segment")
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Segments and coordinates of a run of tokens.
+
+    Attributes:
+        names: Names of the segments that `segment` counts.
+        segment: Segment of each token as an index into `names`, `[length]`.
+        coordinates: Each named coordinate of each token, `[length]`.
+    """
+
+    names: tuple[str, ...]
+    segment: Tensor
+    coordinates: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.segment)
+
+    def __getitem__(self, item: slice) -> "Positions":
+        return Positions(self.names, self.segment[item], {name: c[item] for name, c in self.coordinates.items()})
+
+    def to(self, device: torch.device) -> "Positions":
+        """The same positions on a device."""
+        if self.segment.device == device:
+            return self
+        moved = {name: coordinate.to(device) for name, coordinate in self.coordinates.items()}
+        return Positions(self.names, self.segment.to(device), moved)
+
+    def within(self, name: str) -> Tensor:
+        """Which tokens belong to the segment `name`, boolean `[length]`."""
+        if name not in self.names:
+            return torch.zeros_like(self.segment, dtype=torch.bool)
+        return self.segment == self.names.index(name)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Positions of every token of the problems of one shape.
+
+    Attributes:
+        source: The source's tokens, `[source_length]`: queries and keys of the encoder, keys of cross-attention.
+        target: The tokens that the decoder predicts, `EOS` last, `[target_length]`: its queries.
+        prefix: The tokens that the decoder holds when it predicts them, `BOS` first, `[target_length]`: the keys
+            of its self-attention.
+    """
+
+    source: Positions
+    target: Positions
+    prefix: Positions
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same layout on a device."""
+        return Layout(self.source.to(device), self.target.to(device), self.prefix.to(device))
+
+
+def digit_layout(source: Sequence[tuple[str, int]], answer_length: int) -> Layout:
+    """Layout of a source whose segments are written most significant digit first, answered the other way round.
+
+    `EOS` as a query goes on counting from the answer's digits (place `answer_length`, index -1), so that a line
+    such as *the token just written* holds for it too.
+
+    Args:
+        source: Name and length of each segment of the source, in order.
+        answer_length: Digits of the answer.
+    """
+    names = (*(name for name, _ in source), START, ANSWER, END)
+    lengths = [length for _, length in source]
+    segment = torch.cat([torch.full((length,), i, dtype=torch.long) for i, length in enumerate(lengths)])
+    index = torch.cat([torch.arange(length) for length in lengths])
+    place = torch.cat([torch.arange(length - 1, -1, -1) for length in lengths])
+    source_positions = _positions(names, segment, place, index)
+
+    start, answer, end = (names.index(name) for name in (START, ANSWER, END))
+    digits = torch.arange(answer_length)
+    target = _positions(
+        names,
+        torch.cat([torch.full_like(digits, answer), torch.tensor([end])]),
+        torch.arange(answer_length + 1),
+        answer_length - 1 - torch.arange(answer_length + 1),
+    )
+    prefix = _positions(
+        names,
+        torch.cat([torch.tensor([start]), torch.full_like(digits, answer)]),
+        torch.cat([torch.tensor([0]), digits]),
+        torch.cat([torch.tensor([0]), answer_length - 1 - digits]),
+    )
+    return Layout(source_positions, target, prefix)
+
+
+def _positions(names: tuple[str, ...], segment: Tensor, place: Tensor, index: Tensor) -> Positions:
+    raw = torch.arange(len(segment))
+    coordinates = {"place": place, "index": index, "raw": raw, "raw_from_end": len(segment) - 1 - raw, "segment": segment}
+    return Positions(names, segment, coordinates)

@@ -1,0 +1,147 @@
+"""Addition of two numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.tasks.base import (
+    CARRY,
+    UNEQUAL,
+    ZEROS,
+    DigitTask,
+    ProblemError,
+    Shape,
+    choose_rows,
+    keep_places,
+    random_run,
+    uniform_digits,
+    with_zeros,
+)
+
+
+@dataclass(frozen=True)
+class Addition(DigitTask):
+    """Adds two numbers: `123+989` has the target `2111` (1112, least significant digit first).
+
+    The target has one digit more than the wider operand, so that it ends in `0` where no carry is left:
+    `123+456` has the target `9750`. A shape is the two operand lengths.
+
+    Attributes:
+        max_length: Longest training length, in digits.
+        padding: `longest` pads the shorter operand with zeros on the left to the longer one's width; `none`
+            leaves both as they are written, which is harder; `fixed` pads both to `width`, as the paper does.
+        width: Width that `fixed` pads to.
+    """
+
+    symbols: ClassVar[str] = "0123456789+"
+
+    max_length: int = 6
+    padding: Literal["longest", "none", "fixed"] = "longest"
+    width: int = 60
+
+    @property
+    def operator(self) -> str:
+        return "+"
+
+    def _widths(self, shape: Shape) -> tuple[int, int]:
+        if self.padding == "none":
+            return shape[0], shape[1]
+        width = max(shape)
+        if self.padding == "fixed":
+            if width > self.width:
+                raise ProblemError(f"an operand of {width} digits does not fit the fixed width of {self.width}")
+            width = self.width
+        return width, width
+
+    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
+        first, second = self._widths(shape)
+        return ("operand 1", first), ("operator", 1), ("operand 2", second)
+
+    def answer_length(self, shape: Shape) -> int:
+        return max(self._widths(shape)) + 1
+
+    def training_shapes(self) -> tuple[Shape, ...]:
+        lengths = range(1, self.max_length + 1)
+        if self.padding == "none":
+            return tuple((n, m) for n in lengths for m in lengths)
+        return tuple((n, n) for n in lengths)
+
+    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+        if set_name != UNEQUAL or self.padding != "none" or length == 1:
+            return ((length, length),)
+        shorter = torch.randint(1, length, (4,), generator=generator).tolist()
+        return tuple(shape for n in shorter for shape in ((length, n), (n, length)))
+
+    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+        first = uniform_digits(generator, batch, shape[0])
+        second = uniform_digits(generator, batch, shape[1])
+        if set_name == UNEQUAL and shape[0] == shape[1]:
+            kept = torch.randint(1, max(shape[0], 2), (batch,), generator=generator)
+            full = torch.full_like(kept, shape[0])
+            swap = torch.rand(batch, generator=generator) < 0.5
+            first = keep_places(first, torch.where(swap, kept, full))
+            second = keep_places(second, torch.where(swap, full, kept))
+        elif set_name == CARRY:
+            first, second = self._carries(generator, first, second)
+        elif set_name == ZEROS:
+            first, second = with_zeros(generator, first), with_zeros(generator, second)
+        return [_pad(digits, width) for digits, width in zip((first, second), self._widths(shape), strict=True)]
+
+    def _carries(self, generator: Generator, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        batch = len(first)
+        width = max(first.shape[1], second.shape[1])
+        a, b = _pad(first, width), _pad(second, width)
+        one = torch.zeros_like(a)
+        one[:, 0] = 1
+        nines = torch.full_like(a, 9)
+        # A number and its nines' complement sum to all nines: one more carries through every place.
+        complement = 9 - a
+        complement[:, 0] += torch.randint(0, 2, (batch,), generator=generator) * (a[:, 0] > 0)
+        # A carry is made just below a run of places whose digits sum to nine.
+        run = random_run(generator, batch, width)
+        below = run.roll(-1, 1) & ~run
+        below[:, -1] = False
+        long_a = torch.where(below, 9, a)
+        long_b = torch.where(run, 9 - a, torch.where(below, b.clamp(min=1), b))
+        state = generator.get_state()
+        a = choose_rows(generator, nines, one, a, long_a)
+        generator.set_state(state)  # the same choice for both operands
+        b = choose_rows(generator, one, nines, complement, long_b)
+        return a[:, : first.shape[1]], b[:, : second.shape[1]]
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        width = max(operand.shape[1] for operand in operands)
+        first, second = (_pad(operand, width) for operand in operands)
+        sums = first + second
+        carry = torch.zeros(len(sums), dtype=torch.long)
+        digits = []
+        for column in sums.unbind(1):
+            carry, digit = divmod_ten(column + carry)
+            digits.append(digit)
+        return torch.stack([*digits, carry], dim=1)
+
+    def parse(self, text: str) -> tuple[Shape, str]:
+        parts = text.split("+")
+        if len(parts) != 2:
+            raise ProblemError(f"{text!r} is not an addition: write two numbers with one '+' between them, as in 123+9")
+        first, second = (self.digits(part, f"operand {i} of {text!r}") for i, part in enumerate(parts, 1))
+        shape = (len(first), len(second))
+        widths = self._widths(shape)
+        return shape, f"{first.zfill(widths[0])}+{second.zfill(widths[1])}"
+
+    def solve(self, source: str) -> str:
+        first, second = source.split("+")
+        return str(int(first) + int(second)).zfill(max(len(first), len(second)) + 1)[::-1]
+
+
+def divmod_ten(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Tens and units of small non-negative integers."""
+    tens = values // 10
+    return tens, values - 10 * tens
+
+
+def _pad(digits: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(digits, (0, width - digits.shape[1]))

@@ -1,0 +1,73 @@
+"""Parity of a bit string."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS, DigitTask, Shape, choose_rows, random_run, with_zeros
+
+
+@dataclass(frozen=True)
+class Parity(DigitTask):
+    """Tells whether a bit string holds an odd number of ones.
+
+    As a scratchpad, the target holds the exclusive or of the bits so far, from the last bit to the first, and the
+    answer is its last bit: `10110` has the target `01101`, the answer is 1. As a label, the target is the answer
+    alone: `10110` has the target `1`. A shape is the number of bits.
+
+    Attributes:
+        max_length: Longest training length, in bits.
+        form: `scratchpad` (running exclusive or) or `label` (one bit, which no window can help: the failing case).
+    """
+
+    symbols: ClassVar[str] = "01"
+    base: ClassVar[int] = 2
+
+    max_length: int = 20
+    form: Literal["scratchpad", "label"] = "scratchpad"
+
+    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
+        return (("operand 1", shape[0]),)
+
+    def answer_length(self, shape: Shape) -> int:
+        return shape[0] if self.form == "scratchpad" else 1
+
+    def training_shapes(self) -> tuple[Shape, ...]:
+        return tuple((n,) for n in range(1, self.max_length + 1))
+
+    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+        """One shape; for `unequal`, where there is no second operand to differ from, eight shapes up to it."""
+        if set_name != UNEQUAL:
+            return ((length,),)
+        return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
+
+    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+        bits = torch.randint(0, 2, (batch, shape[0]), generator=generator)
+        if set_name in (UNIFORM, UNEQUAL):
+            return [bits]
+        if set_name == CARRY:
+            # What corresponds to a carry is the running bit: ones flip it at every step.
+            ones = torch.ones_like(bits)
+            alternating = (torch.arange(shape[0]) + bits[:, :1]) % 2
+            run = torch.where(random_run(generator, batch, shape[0]), ones, bits)
+            return [choose_rows(generator, ones, alternating, run)]
+        assert set_name == ZEROS
+        return [with_zeros(generator, bits)]
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        running = operands[0].cumsum(1) % 2
+        return running if self.form == "scratchpad" else running[:, -1:]
+
+    def parse(self, text: str) -> tuple[Shape, str]:
+        bits = self.digits(text, f"the bit string {text!r}" if text else "the bit string")
+        return (len(bits),), bits
+
+    def solve(self, source: str) -> str:
+        running = [str(source[start:].count("1") % 2) for start in range(len(source) - 1, -1, -1)]
+        return "".join(running) if self.form == "scratchpad" else running[-1]
+
+    def answer(self, target: str) -> str:
+        return target[-1:]

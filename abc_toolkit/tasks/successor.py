@@ -1,0 +1,90 @@
+"""The number after a number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.tasks.base import (
+    CARRY,
+    UNEQUAL,
+    ZEROS,
+    DigitTask,
+    ProblemError,
+    Shape,
+    choose_rows,
+    keep_places,
+    random_run,
+    uniform_digits,
+    with_zeros,
+)
+
+
+@dataclass(frozen=True)
+class Successor(DigitTask):
+    """Adds one: `1299` has the target `00310` (1300, least significant digit first).
+
+    The target has one digit more than the operand. A shape is the operand's length.
+
+    Attributes:
+        max_length: Longest training length, in digits.
+        padding: `longest` and `none` leave the operand as it is written; `fixed` pads it with zeros on the left
+            to `width`, as the paper does.
+        width: Width that `fixed` pads to.
+    """
+
+    symbols: ClassVar[str] = "0123456789"
+
+    max_length: int = 6
+    padding: Literal["longest", "none", "fixed"] = "longest"
+    width: int = 60
+
+    def _width(self, shape: Shape) -> int:
+        if self.padding != "fixed":
+            return shape[0]
+        if shape[0] > self.width:
+            raise ProblemError(f"an operand of {shape[0]} digits does not fit the fixed width of {self.width}")
+        return self.width
+
+    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
+        return (("operand 1", self._width(shape)),)
+
+    def answer_length(self, shape: Shape) -> int:
+        return self._width(shape) + 1
+
+    def training_shapes(self) -> tuple[Shape, ...]:
+        return tuple((n,) for n in range(1, self.max_length + 1))
+
+    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+        """One shape; for `unequal`, where there is no second operand to differ from, eight shapes up to it."""
+        if set_name != UNEQUAL:
+            return ((length,),)
+        return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
+
+    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+        digits = uniform_digits(generator, batch, shape[0])
+        if set_name == CARRY:
+            nines = torch.full_like(digits, 9)
+            trailing = torch.randint(1, shape[0] + 1, (batch,), generator=generator)
+            ends_in_nines = torch.where(keep_places(nines, trailing) > 0, nines, digits)
+            inner_run = torch.where(random_run(generator, batch, shape[0]), nines, digits)
+            digits = choose_rows(generator, nines, ends_in_nines, inner_run)
+        elif set_name == ZEROS:
+            digits = with_zeros(generator, digits)
+        return [torch.nn.functional.pad(digits, (0, self._width(shape) - shape[0]))]
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        digits = torch.nn.functional.pad(operands[0], (0, 1))
+        # A carry reaches a place where every digit below it is nine.
+        nines_below = torch.nn.functional.pad((digits[:, :-1] == 9).long().cumprod(1), (1, 0), value=1)
+        return (digits + nines_below) % 10
+
+    def parse(self, text: str) -> tuple[Shape, str]:
+        digits = self.digits(text, f"the number {text!r}" if text else "the number")
+        shape = (len(digits),)
+        return shape, digits.zfill(self._width(shape))
+
+    def solve(self, source: str) -> str:
+        return str(int(source) + 1).zfill(len(source) + 1)[::-1]

@@ -1,0 +1,265 @@
+"""The encoder-decoder, whole in one file.
+
+Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from abc_toolkit.attention import Attention
+from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.positions import NoPE, PositionMethod
+
+Maps = dict[tuple[str, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of an encoder-decoder and how it knows of positions.
+
+    Attributes:
+        num_encoder_layers: Encoder depth; with 0, cross-attention reads the source's embeddings.
+        num_decoder_layers: Decoder depth.
+        model_dim: Width of the streams.
+        num_heads: Attention heads a layer; divides `model_dim`.
+        feedforward_dim: Width of the hidden layer of each feed-forward block.
+        norm: Layer normalisation before (`pre`) or after (`post`) each block.
+        dropout: Probability of dropping an activation or an attention weight while training.
+        position: Position method.
+    """
+
+    num_encoder_layers: int = 0
+    num_decoder_layers: int = 2
+    model_dim: int = 128
+    num_heads: int = 8
+    feedforward_dim: int = 512
+    norm: Literal["pre", "post"] = "pre"
+    dropout: float = 0.0
+    position: PositionMethod = field(default_factory=NoPE)
+
+
+class FeedForward(nn.Sequential):
+    """`W2 relu(W1 x)`, with dropout on the hidden layer."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        dim, hidden = architecture.model_dim, architecture.feedforward_dim
+        super().__init__(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(architecture.dropout), nn.Linear(hidden, dim))
+
+
+class Block(nn.Module):
+    """One layer of either side: self-attention, cross-attention in the decoder, feed-forward.
+
+    Args:
+        architecture: Sizes.
+        position: Position method of the attentions.
+        side: `encoder` or `decoder`.
+        layer: Counted from 0 at the input.
+    """
+
+    def __init__(
+        self, architecture: Architecture, position: PositionMethod, side: Literal["encoder", "decoder"], layer: int
+    ) -> None:
+        super().__init__()
+        dim, heads = architecture.model_dim, architecture.num_heads
+        self.side = side
+        self.layer = layer
+        self.pre = architecture.norm == "pre"
+
+        def attention(site: Literal["encoder", "decoder", "cross"]) -> Attention:
+            return Attention(dim, heads, architecture.dropout, position.at(site, layer, heads, dim // heads))
+
+        self.self_attention = attention(side)
+        self.self_norm = nn.LayerNorm(dim)
+        if side == "decoder":
+            self.cross_attention = attention("cross")
+            self.cross_norm = nn.LayerNorm(dim)
+        self.feedforward = FeedForward(architecture)
+        self.feedforward_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(architecture.dropout)
+
+    def add(self, x: Tensor, norm: nn.LayerNorm, update: Tensor) -> Tensor:
+        """The residual connection: normalised afterwards in post-norm."""
+        x = x + self.dropout(update)
+        return x if self.pre else norm(x)
+
+    def normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """What a block reads: normalised beforehand in pre-norm."""
+        return norm(x) if self.pre else x
+
+    def forward(
+        self,
+        x: Tensor,
+        q_positions: Positions,
+        k_positions: Positions,
+        mask: Tensor | None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        memory_positions: Positions | None = None,
+        cache: "LayerCache | None" = None,
+        maps: Maps | None = None,
+    ) -> Tensor:
+        """Runs the layer.
+
+        Args:
+            x: Stream, `[batch, query, model_dim]`.
+            q_positions: Positions of its queries.
+            k_positions: Positions of its keys (all of them, with a cache).
+            mask: True where a query may look, `[query, key]`.
+            memory: Cross-attention's keys and values.
+            memory_positions: Positions of the source.
+            cache: Keys and values of the steps before; the new ones are appended.
+            maps: Receives the attention weights by site and layer.
+
+        Returns:
+            The stream after the layer, `[batch, query, model_dim]`.
+        """
+        h = self.normed(x, self.self_norm)
+        keys_values = self.self_attention.keys_values(h)
+        if cache is not None:
+            keys_values = cache.append(*keys_values)
+        update, weights = self.self_attention(h, keys_values, q_positions, k_positions, mask, maps is not None)
+        if maps is not None and weights is not None:
+            maps[self.side, self.layer] = weights
+        x = self.add(x, self.self_norm, update)
+        if self.side == "decoder":
+            assert memory is not None and memory_positions is not None
+            h = self.normed(x, self.cross_norm)
+            update, weights = self.cross_attention(h, memory, q_positions, memory_positions, None, maps is not None)
+            if maps is not None and weights is not None:
+                maps["cross", self.layer] = weights
+            x = self.add(x, self.cross_norm, update)
+        update = self.feedforward(self.normed(x, self.feedforward_norm))
+        return self.add(x, self.feedforward_norm, update)
+
+
+class LayerCache:
+    """Keys and values of one decoder layer, grown by a token a step.
+
+    Args:
+        length: Most tokens that will be held.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.held = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps keys and values `[batch, head, new, dim]`; returns all that are held."""
+        if self._keys is None or self._values is None:
+            shape = (k.shape[0], k.shape[1], self.length, k.shape[3])
+            self._keys, self._values = k.new_empty(shape), v.new_empty(shape)
+        start, self.held = self.held, self.held + k.shape[2]
+        self._keys[:, :, start : self.held] = k
+        self._values[:, :, start : self.held] = v
+        return self._keys[:, :, : self.held], self._values[:, :, : self.held]
+
+
+class Transformer(nn.Module):
+    """Encoder-decoder over token ids.
+
+    Args:
+        num_tokens: Size of the vocabulary.
+        architecture: Sizes.
+        position: Position method, in place of the architecture's own (retraining adds a window to it).
+    """
+
+    def __init__(self, num_tokens: int, architecture: Architecture, position: PositionMethod | None = None) -> None:
+        super().__init__()
+        self.position = architecture.position if position is None else position
+        dim = architecture.model_dim
+        self.embedding = nn.Embedding(num_tokens, dim)
+        self.embedding_scale = dim**0.5
+        self.dropout = nn.Dropout(architecture.dropout)
+        self.encoder = nn.ModuleList(
+            Block(architecture, self.position, "encoder", layer) for layer in range(architecture.num_encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            Block(architecture, self.position, "decoder", layer) for layer in range(architecture.num_decoder_layers)
+        )
+        final_norm = architecture.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(dim) if final_norm and self.encoder else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(dim) if final_norm else nn.Identity()
+        self.output = nn.Linear(dim, num_tokens)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        nn.init.normal_(self.embedding.weight, std=self.embedding_scale**-1)
+
+    def embed(self, tokens: Tensor, positions: Positions) -> Tensor:
+        """Embeddings `[batch, length, model_dim]` of token ids `[batch, length]`."""
+        x = self.embedding(tokens) * self.embedding_scale
+        return self.dropout(self.position.embed(x, positions))
+
+    def encode(self, source: Tensor, positions: Positions, maps: Maps | None = None) -> Tensor:
+        """The source as cross-attention reads it, `[batch, S, model_dim]`, of token ids `[batch, S]`."""
+        x = self.embed(source, positions)
+        for block in self.encoder:
+            x = block(x, positions, positions, None, maps=maps)
+        return self.encoder_norm(x)
+
+    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+        """Logits of every target token under a given prefix.
+
+        Args:
+            source: Token ids `[batch, S]`.
+            prefix: `BOS` and the target without `EOS`, `[batch, T]`.
+            layout: The problems' layout, on the same device.
+            maps: Receives the attention weights `[batch, head, query, key]` by site and layer, where given.
+
+        Returns:
+            Logits `[batch, T, num_tokens]`.
+        """
+        memory = self.encode(source, layout.source, maps)
+        x = self.embed(prefix, layout.target)
+        length = prefix.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=prefix.device).tril()
+        for block in self.decoder:
+            keys_values = block.cross_attention.keys_values(memory)
+            x = block(x, layout.target, layout.prefix, causal, keys_values, layout.source, maps=maps)
+        return self.output(self.decoder_norm(x))
+
+    def decoder_state(self, source: Tensor, layout: Layout) -> "DecoderState":
+        """What step-by-step decoding keeps for a batch of sources `[batch, S]`."""
+        memory = self.encode(source, layout.source)
+        cross = [block.cross_attention.keys_values(memory) for block in self.decoder]
+        caches = [LayerCache(len(layout.target)) for _ in self.decoder]
+        return DecoderState(layout, cross, caches)
+
+    def step(self, tokens: Tensor, state: "DecoderState") -> Tensor:
+        """Logits `[batch, num_tokens]` of the next token after `tokens` `[batch]`; the state moves on by one."""
+        step = state.step
+        query = state.layout.target[step : step + 1]
+        keys = state.layout.prefix[: step + 1]
+        x = self.embed(tokens[:, None], query)
+        for block, cross, cache in zip(self.decoder, state.cross, state.caches, strict=True):
+            x = block(x, query, keys, None, cross, state.layout.source, cache)
+        return self.output(self.decoder_norm(x[:, 0]))
+
+
+@dataclass
+class DecoderState:
+    """Keys and values that step-by-step decoding keeps.
+
+    Attributes:
+        layout: The problems' layout.
+        cross: Cross-attention's keys and values, a pair a layer.
+        caches: Self-attention's, a layer each.
+    """
+
+    layout: Layout
+    cross: list[tuple[Tensor, Tensor]]
+    caches: list[LayerCache]
+
+    @property
+    def step(self) -> int:
+        """Tokens decoded so far."""
+        return self.caches[0].held
