@@ -113,7 +113,18 @@ def digit_layout(source: Sequence[tuple[str, int]], answer_length: int) -> Layou
     return Layout(source_positions, target, prefix)
 
 
+def raw_layout(target_length: int, source_length: int) -> Layout:
+    """Layout of strings of which nothing is known but their lengths: one segment each, as the paper sees them."""
+    return digit_layout([("source", source_length)], target_length - 1)
+
+
 def _positions(names: tuple[str, ...], segment: Tensor, place: Tensor, index: Tensor) -> Positions:
     raw = torch.arange(len(segment))
-    coordinates = {"place": place, "index": index, "raw": raw, "raw_from_end": len(segment) - 1 - raw, "segment": segment}
+    coordinates = {
+        "place": place,
+        "index": index,
+        "raw": raw,
+        "raw_from_end": len(segment) - 1 - raw,
+        "segment": segment,
+    }
     return Positions(names, segment, coordinates)

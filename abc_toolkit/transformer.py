@@ -3,6 +3,7 @@
 Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from abc_toolkit.attention import Attention
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions import NoPE, PositionMethod
+from abc_toolkit.positions import PositionMethod, Sinusoidal
+from abc_toolkit.tasks import Problems
+from abc_toolkit.vocabulary import BOS
 
 Maps = dict[tuple[str, int], Tensor]
 
@@ -33,12 +36,12 @@ class Architecture:
 
     num_encoder_layers: int = 0
     num_decoder_layers: int = 2
-    model_dim: int = 128
-    num_heads: int = 8
-    feedforward_dim: int = 512
+    model_dim: int = 64
+    num_heads: int = 4
+    feedforward_dim: int = 256
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
-    position: PositionMethod = field(default_factory=NoPE)
+    position: PositionMethod = field(default_factory=lambda: Sinusoidal(("place", "segment"), base=100.0))
 
 
 class FeedForward(nn.Sequential):
@@ -124,7 +127,8 @@ class Block(nn.Module):
             maps[self.side, self.layer] = weights
         x = self.add(x, self.self_norm, update)
         if self.side == "decoder":
-            assert memory is not None and memory_positions is not None
+            assert memory is not None
+            assert memory_positions is not None
             h = self.normed(x, self.cross_norm)
             update, weights = self.cross_attention(h, memory, q_positions, memory_positions, None, maps is not None)
             if maps is not None and weights is not None:
@@ -132,6 +136,13 @@ class Block(nn.Module):
             x = self.add(x, self.cross_norm, update)
         update = self.feedforward(self.normed(x, self.feedforward_norm))
         return self.add(x, self.feedforward_norm, update)
+
+
+class Stack(nn.ModuleList):
+    """The layers of one side, first at the input."""
+
+    def __iter__(self) -> Iterator[Block]:
+        return super().__iter__()  # type: ignore[return-value]
 
 
 class LayerCache:
@@ -174,10 +185,10 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(num_tokens, dim)
         self.embedding_scale = dim**0.5
         self.dropout = nn.Dropout(architecture.dropout)
-        self.encoder = nn.ModuleList(
+        self.encoder = Stack(
             Block(architecture, self.position, "encoder", layer) for layer in range(architecture.num_encoder_layers)
         )
-        self.decoder = nn.ModuleList(
+        self.decoder = Stack(
             Block(architecture, self.position, "decoder", layer) for layer in range(architecture.num_decoder_layers)
         )
         final_norm = architecture.norm == "pre"
@@ -263,3 +274,9 @@ class DecoderState:
     def step(self) -> int:
         """Tokens decoded so far."""
         return self.caches[0].held
+
+
+def teacher_forced(model: Transformer, problems: Problems, layout: Layout, maps: Maps | None = None) -> Tensor:
+    """Logits `[batch, T, num_tokens]` of every target token under the true tokens before it."""
+    start = torch.full_like(problems.target[:, :1], BOS)
+    return model(problems.source, torch.cat([start, problems.target[:, :-1]], dim=1), layout, maps)

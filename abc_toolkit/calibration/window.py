@@ -13,13 +13,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.layout import COORDINATES, Layout, Positions
 from abc_toolkit.positions import SITES, AttentionPosition, PositionMethod, Site
 
 SCHEMA = 1
 
 
-class WindowError(ValueError):
+class WindowError(UserError):
     """A window does not fit, or its file is not one; the message is one line that says why."""
 
 
@@ -68,6 +69,7 @@ class Rule:
         conditions: What must hold together of the coordinates; with none, the whole segment is open.
         bias: Added to the logits on the line.
         query_segment: Segment that the query must belong to; `None` for any.
+        fallback: Whether the line opens only in rows where no other line of the head opens a key.
     """
 
     site: Site
@@ -77,12 +79,11 @@ class Rule:
     conditions: tuple[Condition, ...] = ()
     bias: float = 0.0
     query_segment: str | None = None
+    fallback: bool = False
 
     def holds(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         """The cells of the line, boolean `[query, key]`."""
-        cells = torch.ones(
-            len(q_positions), len(k_positions), dtype=torch.bool, device=q_positions.segment.device
-        )
+        cells = torch.ones(len(q_positions), len(k_positions), dtype=torch.bool, device=q_positions.segment.device)
         if self.query_segment is not None:
             cells &= q_positions.within(self.query_segment)[:, None]
         if self.key_segment is not None:
@@ -97,7 +98,9 @@ class Rule:
         if not self.conditions:
             words.append("all of it")
         text = ", ".join(words)
-        return text if self.query_segment is None else f"{text} (asked by {self.query_segment})"
+        if self.query_segment is not None:
+            text += f" (asked by {self.query_segment})"
+        return f"{text} (where nothing else is open)" if self.fallback else text
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,10 @@ class Window:
         """Dense bias `[head, query, key]` of one site and layer: minus infinity where closed."""
         shape = (self.num_heads, len(q_positions), len(k_positions))
         bias = torch.full(shape, -torch.inf, device=q_positions.segment.device)
-        for rule in self.of(site, layer):
+        for rule in sorted(self.of(site, layer), key=lambda rule: rule.fallback):
             cells = rule.holds(q_positions, k_positions)
+            if rule.fallback:
+                cells = cells & (bias[rule.head] == -torch.inf).all(dim=-1, keepdim=True)
             bias[rule.head] = torch.where(cells, bias[rule.head].clamp(min=rule.bias), bias[rule.head])
         return bias
 
@@ -149,11 +154,8 @@ class Window:
 
     def matrices(self, layout: Layout) -> dict[str, Tensor]:
         """The paper's M x N matrices for a layout: `site.layer` to `[head, query, key]`."""
-        return {
-            f"{site}.{layer}": self.site_bias(site, layer, layout)
-            for site in SITES
-            for layer in range(self.layers(site))
-        }
+        sites = [(site, layer) for site in SITES for layer in range(self.layers(site))]
+        return {f"{site}.{layer}": self.site_bias(site, layer, layout) for site, layer in sites}
 
     def check_fits(self, num_encoder_layers: int, num_decoder_layers: int, num_heads: int) -> None:
         """Raises:
@@ -166,7 +168,9 @@ class Window:
         }
         for what, (own, given) in sizes.items():
             if own != given:
-                raise WindowError(f"the window is for {own} {what} and the model has {given}: give both the same number")
+                raise WindowError(
+                    f"the window is for {own} {what} and the model has {given}: give both the same number"
+                )
 
     def to_json(self) -> str:
         """The window as readable text, one rule a line."""
@@ -278,9 +282,7 @@ class WindowedAttention(AttentionPosition):
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return self.inner.rotate(q, k, q_positions, k_positions)
 
-    def transform(
-        self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions
-    ) -> Tensor:
+    def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
         return self.inner.transform(scores, q, k, q_positions, k_positions)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:

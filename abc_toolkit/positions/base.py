@@ -1,6 +1,5 @@
 """The contract of a position method: anything that tells attention about order."""
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -32,19 +31,16 @@ class AttentionPosition:
         """Added to the logits, a function of positions alone: `[head, query, key]`, minus infinity where closed."""
         return None
 
-    def transform(
-        self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions
-    ) -> Tensor:
+    def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
         """Scaled logits `[batch, head, query, key]` turned into others."""
         return scores
 
 
-@dataclass(frozen=True)
 class PositionMethod:
-    """Settings of a position method, and the maker of what the model runs. As it stands, it is NoPE.
+    """Settings of a position method, and the maker of what the model runs. Overriding nothing is NoPE.
 
-    Design note: a method is an immutable value that makes its hooks, rather than a module that holds them, so that
-    a run folder records it by its fields and parameters exist only inside a model.
+    A method is an immutable value (a frozen dataclass) that makes its hooks, rather than a module that holds them,
+    so that a run folder records it by its fields and parameters exist only inside a model.
     """
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:

@@ -1,7 +1,7 @@
 """What is computed: one file a task."""
 
 from abc_toolkit.tasks.addition import Addition
-from abc_toolkit.tasks.base import Problems, ProblemError, Shape, Task
+from abc_toolkit.tasks.base import ProblemError, Problems, Shape, Task
 from abc_toolkit.tasks.multiplication import Multiplication
 from abc_toolkit.tasks.parity import Parity
 from abc_toolkit.tasks.successor import Successor

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, digit_layout
 from abc_toolkit.vocabulary import EOS, NUM_SPECIAL, Vocabulary
 
@@ -46,7 +47,7 @@ class Problems:
         return Problems(self.shape, self.source.to(device), self.target.to(device))
 
 
-class ProblemError(ValueError):
+class ProblemError(UserError):
     """A problem as written by a user is not one of the task's; the message is one line that says why."""
 
 
@@ -65,6 +66,11 @@ class Task(abc.ABC):
     base: ClassVar[int] = 10
     max_length: int
 
+    @property
+    def name(self) -> str:
+        """The task's name in files and folders: its class name in lower case."""
+        return type(self).__name__.lower()
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The task's token ids."""
@@ -73,6 +79,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def training_shapes(self) -> tuple[Shape, ...]:
         """Every shape that is trained on, shortest first."""
+
+    @abc.abstractmethod
+    def num_problems(self, shape: Shape) -> int:
+        """How many problems of a shape there are."""
 
     @abc.abstractmethod
     def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
@@ -143,6 +153,9 @@ class DigitTask(Task):
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         """Answer digits `[batch, answer_length]` of operands `[batch, width]`."""
 
+    def num_problems(self, shape: Shape) -> int:
+        return self.base ** sum(length for name, length in self.segments(shape) if name.startswith("operand"))
+
     @property
     def operator(self) -> str:
         """The character between two operands."""
@@ -197,7 +210,9 @@ class DigitTask(Task):
             raise ProblemError(f"{what} is empty")
         for character in text:
             if character not in self.symbols[: self.base]:
-                raise ProblemError(f"{what} holds {character!r}, which is not one of the digits {self.symbols[: self.base]}")
+                raise ProblemError(
+                    f"{what} holds {character!r}, which is not one of the digits {self.symbols[: self.base]}"
+                )
         return text
 
 
@@ -207,7 +222,7 @@ def _cached_layout(source: tuple[tuple[str, int], ...], answer_length: int) -> L
 
 
 def uniform_digits(generator: Generator, batch: int, length: int, base: int = 10) -> Tensor:
-    """Numbers of exactly `length` digits, `[batch, length]`: the leading digit is zero only where it is the only one."""
+    """Numbers of exactly `length` digits, `[batch, length]`; the leading digit is zero only in numbers of one digit."""
     digits = torch.randint(0, base, (batch, length), generator=generator)
     if length > 1:
         digits[:, -1] = torch.randint(1, base, (batch,), generator=generator)

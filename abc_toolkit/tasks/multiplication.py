@@ -94,9 +94,7 @@ class Multiplication(DigitTask):
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = text.split("*")
         if len(parts) != 2:
-            raise ProblemError(
-                f"{text!r} is not a multiplication: write a number, '*' and one digit, as in 123*4"
-            )
+            raise ProblemError(f"{text!r} is not a multiplication: write a number, '*' and one digit, as in 123*4")
         first, second = (self.digits(part, f"operand {i} of {text!r}") for i, part in enumerate(parts, 1))
         if len(second) != 1:
             raise ProblemError(f"operand 2 of {text!r} has {len(second)} digits: this task multiplies by one digit")

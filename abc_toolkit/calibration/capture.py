@@ -1,0 +1,106 @@
+"""Attention maps: weights averaged over correctly solved problems, a shape at a time."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from abc_toolkit.calibration.window import WindowError
+from abc_toolkit.files import save_tensors
+from abc_toolkit.layout import Layout
+from abc_toolkit.tasks import Problems, Shape
+from abc_toolkit.transformer import Maps, Transformer, teacher_forced
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Averaged attention of one model.
+
+    Attributes:
+        maps: For each shape, `site.layer` to weights `[head, query, key]`.
+        solved: For each shape, the number of problems that they are averages of.
+    """
+
+    maps: Mapping[Shape, Mapping[str, Tensor]]
+    solved: Mapping[Shape, int]
+
+    @property
+    def longest(self) -> Shape:
+        """The shape with the most cells."""
+        return max(self.maps, key=lambda shape: max(weights[0].numel() for weights in self.maps[shape].values()))
+
+    def raw(self, name: str) -> Tensor:
+        """Maps `[head, query, key]` of one `site.layer`, averaged over all problems of the longest shape's size."""
+        size = self.maps[self.longest][name].shape
+        same = [shape for shape, maps in self.maps.items() if maps[name].shape == size]
+        total = sum(self.solved[shape] for shape in same)
+        return torch.stack([self.maps[shape][name] * (self.solved[shape] / total) for shape in same]).sum(dim=0)
+
+    def save(self, path: Path) -> None:
+        """Writes the maps as safetensors, `shape/site.layer` to weights."""
+        tensors = {
+            f"{shape_name(shape)}/{name}": weights
+            for shape, maps in self.maps.items()
+            for name, weights in maps.items()
+        }
+        solved = {shape_name(shape): count for shape, count in self.solved.items()}
+        save_tensors(path, tensors, {"solved": json.dumps(solved)})
+
+    @classmethod
+    def load(cls, path: Path) -> "AttentionMaps":
+        """Reads what `save` wrote.
+
+        Raises:
+            WindowError: If the file is not whole or not of attention maps.
+        """
+        maps: dict[Shape, dict[str, Tensor]] = {}
+        try:
+            with safe_open(path, "pt") as file:
+                solved = json.loads((file.metadata() or {})["solved"])
+                for key in file.keys():  # noqa: SIM118, it is no mapping
+                    shape, name = key.split("/")
+                    maps.setdefault(tuple(map(int, shape.split("x"))), {})[name] = file.get_tensor(key)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise WindowError(f"{path} is not a whole file of attention maps ({error})") from None
+        return cls(maps, {tuple(map(int, shape.split("x"))): count for shape, count in solved.items()})
+
+
+def shape_name(shape: Shape) -> str:
+    """A shape as it stands in a file, such as `6x6`."""
+    return "x".join(map(str, shape))
+
+
+@torch.no_grad()
+def capture(model: Transformer, problems: Iterable[tuple[Problems, Layout]]) -> AttentionMaps:
+    """Averages a model's attention over the problems that it solves.
+
+    Args:
+        model: The model, in evaluation mode.
+        problems: Batches of problems, each with its layout, on the model's device. Shapes may repeat.
+
+    Returns:
+        Maps of every shape of which a problem was solved.
+    """
+    sums: dict[Shape, dict[str, Tensor]] = {}
+    solved: dict[Shape, int] = {}
+    for batch, layout in problems:
+        maps: Maps = {}
+        logits = teacher_forced(model, batch, layout, maps)
+        right = (logits.argmax(-1) == batch.target).all(dim=1)
+        if not right.any():
+            continue
+        solved[batch.shape] = solved.get(batch.shape, 0) + int(right.sum())
+        totals = sums.setdefault(batch.shape, {})
+        for (site, layer), weights in maps.items():
+            total = weights[right].double().sum(dim=0)
+            name = f"{site}.{layer}"
+            totals[name] = totals[name] + total if name in totals else total
+    averages = {
+        shape: {name: (total / solved[shape]).float().cpu() for name, total in totals.items()}
+        for shape, totals in sums.items()
+    }
+    return AttentionMaps(averages, solved)

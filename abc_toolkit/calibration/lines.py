@@ -1,0 +1,149 @@
+"""Lines in attention maps, anchored to places: which there are, how strong each is, which to keep."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal
+
+from torch import Tensor
+
+from abc_toolkit.calibration.capture import AttentionMaps
+from abc_toolkit.calibration.method import CalibrationMethod, Line, heads_of
+from abc_toolkit.calibration.window import Condition, Rule, site_positions
+from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.positions import SITES, Site
+from abc_toolkit.tasks import Shape
+
+ANCHORS = ("place", "index")
+
+
+@dataclass(frozen=True)
+class Places(CalibrationMethod):
+    """Calibration by lines of places: few lines a head, each of which means the same at every length.
+
+    A candidate line is a key segment with one condition on the layout's anchored coordinates: own place (or index)
+    minus an offset, or a fixed place (or index). Its strength is the mean attention along it. This departs from
+    arXiv 2310.11984, section 5, whose lines are those of the raw matrix (see `Paper`).
+
+    Attributes:
+        lines_per_segment: Lines that a head may keep in each key segment. Of two neighbouring lines in one head
+            a model without positions cannot tell which key is which.
+        min_attention: Mean attention that a line needs, between 0 and 1.
+        min_support: Share of the longest possible line that a line's cells need to make up, in every shape: lines
+            of a cell or two in a corner can have any mean.
+        max_offset: Largest offset and largest fixed place or index that is tried.
+        layers: `each` finds every layer's own lines; `last` gives those of the last layer to every layer, as the
+            paper does.
+        empty_heads: A head without a line is `closed`, or `transparent` (all open, as in the paper).
+        closed_rows: A row without an open key yields `zero`, or looks at the `first` token of its keys.
+        bias: `zero` on every line, or the `difference` between its mean and the head's largest, as in the paper.
+        complete: Whether to add lines until the window is sufficient: no two training problems that look alike
+            within it need different tokens.
+    """
+
+    lines_per_segment: int = 1
+    min_attention: float = 0.2
+    min_support: float = 0.6
+    max_offset: int = 2
+    layers: Literal["each", "last"] = "each"
+    empty_heads: Literal["closed", "transparent"] = "closed"
+    closed_rows: Literal["zero", "first"] = "zero"
+    bias: Literal["zero", "difference"] = "zero"
+    complete: bool = True
+
+    def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
+        """Every candidate line with enough support in every site, layer and head, strongest first."""
+        found = []
+        sites = list(heads_of(maps))
+        for site in dict.fromkeys(site for site, _ in sites):
+            relations = self._relations(site, [layouts[shape] for shape in maps.maps])
+            for layer in (layer for own, layer in sites if own == site):
+                weights = [maps.maps[shape][f"{site}.{layer}"] for shape in maps.maps]
+                for relation, cells, support in relations:
+                    total = sum((w * c).sum(dim=(1, 2)) for w, c in zip(weights, cells, strict=True))
+                    means = total / sum(int(c.sum()) for c in cells)
+                    for head, mean in enumerate(means.tolist()):
+                        found.append(Line(replace(relation, layer=layer, head=head), mean, support))
+        return sorted(found, key=lambda line: -line.attention)
+
+    def _relations(self, site: Site, layouts: Sequence[Layout]) -> list[tuple[Rule, list[Tensor], float]]:
+        """Candidate relations of a site: the rule, its cells `[query, key]` in each layout, its support."""
+        relations: dict[bytes, tuple[Rule, list[Tensor], float]] = {}
+        pairs = [site_positions(site, layout) for layout in layouts]
+        q, k = pairs[-1]
+        # The decoder's queries are one stream; the encoder's belong to segments that look in different ways.
+        asking = [name for name in q.names if q.within(name).any()] if site == "encoder" else [None]
+        for key_segment in (name for name in k.names if k.within(name).any()):
+            for query_segment in asking:
+                for condition in self._conditions():
+                    rule = Rule(site, 0, 0, key_segment, (condition,), query_segment=query_segment)
+                    cells, support = [], 1.0
+                    for q_positions, k_positions in pairs:
+                        line = rule.holds(q_positions, k_positions)
+                        if site == "decoder":
+                            line = line.tril()
+                        cells.append(line)
+                        support = min(support, _support(line, q_positions, k_positions, query_segment))
+                    if support < self.min_support:
+                        continue
+                    # Where two relations have the same cells in every shape, the first, by place, stands for both.
+                    signature = b"".join(line.numpy().tobytes() for line in cells)
+                    relations.setdefault(signature, (rule, cells, support))
+        return list(relations.values())
+
+    def _conditions(self) -> list[Condition]:
+        conditions = []
+        for anchor in ANCHORS:
+            offsets = sorted(range(-self.max_offset, self.max_offset + 1), key=abs)
+            conditions += [Condition(anchor, offset, anchor) for offset in offsets]
+            conditions += [Condition(anchor, value) for value in range(self.max_offset + 1)]
+        return conditions
+
+    def select(self, lines: Sequence[Line]) -> list[Line]:
+        """The lines that are kept: the strongest of each head and key segment.
+
+        Args:
+            lines: What `lines` returned.
+        """
+        if self.layers == "last":
+            last = {
+                site: max((line.rule.layer for line in lines if line.rule.site == site), default=0) for site in SITES
+            }
+            lines = [line for line in lines if line.rule.layer == last[line.rule.site]]
+            lines = [
+                replace(line, rule=replace(line.rule, layer=layer))
+                for line in lines
+                for layer in range(last[line.rule.site] + 1)
+            ]
+        kept: dict[tuple[Site, int, int, str | None, str | None], list[Line]] = {}
+        for line in lines:
+            rule = line.rule
+            group = kept.setdefault((rule.site, rule.layer, rule.head, rule.key_segment, rule.query_segment), [])
+            if line.attention >= self.min_attention and len(group) < self.lines_per_segment:
+                group.append(line)
+        return list(chain.from_iterable(kept.values()))
+
+    def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
+        kept = self.select(self.lines(maps, layouts))
+        rules = []
+        for (site, layer), num_heads in heads_of(maps).items():
+            for head in range(num_heads):
+                own = [
+                    line for line in kept if (line.rule.site, line.rule.layer, line.rule.head) == (site, layer, head)
+                ]
+                own.sort(key=lambda line: -line.attention)
+                for line in own:
+                    bias = line.attention - own[0].attention if self.bias == "difference" else 0.0
+                    rules.append(replace(line.rule, bias=bias))
+                if not own and self.empty_heads == "transparent":
+                    rules.append(Rule(site, layer, head))
+                elif own and self.closed_rows == "first":
+                    rules.append(Rule(site, layer, head, None, (Condition("raw", 0),), fallback=True))
+        return rules
+
+
+def _support(line: Tensor, q_positions: Positions, k_positions: Positions, query_segment: str | None) -> float:
+    """A line's cells over those of the longest line that its site has room for."""
+    num_queries = len(q_positions) if query_segment is None else int(q_positions.within(query_segment).sum())
+    num_keys = max(int(k_positions.within(name).sum()) for name in k_positions.names)
+    return int(line.sum()) / min(num_queries, num_keys)

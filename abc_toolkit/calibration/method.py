@@ -1,0 +1,139 @@
+"""From attention maps to a window: the contract of a calibration method, and the check of what it found."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Generator
+
+from abc_toolkit.calibration.capture import AttentionMaps
+from abc_toolkit.calibration.sufficiency import Conflict, Evidence
+from abc_toolkit.calibration.window import Rule, Window
+from abc_toolkit.layout import Layout
+from abc_toolkit.positions import SITES, Site
+from abc_toolkit.tasks import Shape, Task
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line, and how one head attends along it.
+
+    Attributes:
+        rule: The line in its site, layer and head.
+        attention: Mean attention weight over its cells, in all shapes.
+        support: Its cells over those of the longest possible line, in the shape where that is least.
+    """
+
+    rule: Rule
+    attention: float
+    support: float
+
+
+class CalibrationMethod(abc.ABC):
+    """How lines are found in attention maps. A method is an immutable value (a frozen dataclass).
+
+    Attributes:
+        complete: Whether lines are added until the window is sufficient.
+    """
+
+    complete: bool = False
+
+    @abc.abstractmethod
+    def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
+        """The window's rules.
+
+        Args:
+            maps: Averaged attention of every shape.
+            layouts: The layout of every shape in the maps.
+        """
+
+    def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
+        """Lines that may be added where the window is not sufficient, strongest first; none by default."""
+        return []
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a calibration found.
+
+    Attributes:
+        window: The window.
+        added: Rules that were added because it was not sufficient without them.
+        conflict: Two problems that it cannot tell apart; `None` where none was found.
+        attention: Mean attention along the lines that the method measured, by rule.
+    """
+
+    window: Window
+    added: tuple[Rule, ...]
+    conflict: Conflict | None
+    attention: Mapping[Rule, float]
+
+
+def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
+    """Number of heads of every site and layer that has maps."""
+    names = maps.maps[maps.longest]
+    return {
+        (site, layer): len(names[f"{site}.{layer}"])
+        for site in SITES
+        for layer in range(sum(name.startswith(f"{site}.") for name in names))
+    }
+
+
+def find_window(
+    method: CalibrationMethod, maps: AttentionMaps, task: Task, window: Window, generator: Generator
+) -> Found:
+    """Finds a window's rules, and adds lines until no two training problems conflict within it.
+
+    The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
+    and then another; each in a head of its own where there is one. (A line that shows any further token leaves fewer
+    by chance, so the first that leaves fewer is not good enough.)
+
+    Args:
+        method: How lines are found.
+        maps: Averaged attention.
+        task: The task.
+        window: The window but for its rules.
+        generator: Draws the training problems that are compared.
+    """
+    layouts = {shape: task.layout(shape) for shape in maps.maps}
+    window = window.with_rules(method.rules(maps, layouts))
+    evidence = Evidence(task, generator)
+    conflicts = evidence.conflicts(window)
+    lines = method.lines(maps, layouts)
+    spare = _strongest(lines) if method.complete else []
+    heads = heads_of(maps)
+    added: list[Rule] = []
+    while conflicts and spare:
+        best, fewest = None, len(conflicts)
+        for line in spare:
+            rule = _placed(line.rule, window.rules, heads)
+            left = len(evidence.conflicts(window.with_rules([*window.rules, rule])))
+            if left < fewest:
+                best, fewest = rule, left
+            if not left:
+                break
+        if best is None:
+            break
+        added.append(best)
+        window = window.with_rules([*window.rules, best])
+        conflicts = evidence.conflicts(window)
+    attention = {line.rule: line.attention for line in lines}
+    return Found(window, tuple(added), evidence.describe(conflicts[0]) if conflicts else None, attention)
+
+
+def _strongest(lines: Sequence[Line]) -> list[Line]:
+    """Of each relation in each site and layer, the line of the head that attends most along it; strongest first."""
+    kept: dict[Rule, Line] = {}
+    for line in lines:
+        kept.setdefault(replace(line.rule, head=0), line)
+    return list(kept.values())
+
+
+def _placed(rule: Rule, rules: Sequence[Rule], heads: Mapping[tuple[Site, int], int]) -> Rule:
+    """The rule in the head of its site and layer that holds the fewest lines, its own where several do."""
+    count = [0] * heads[rule.site, rule.layer]
+    for other in rules:
+        if (other.site, other.layer) == (rule.site, rule.layer):
+            count[other.head] += 1
+    best = min(range(len(count)), key=lambda head: (count[head] > 0, head != rule.head if count[head] else 0))
+    return replace(rule, head=best)

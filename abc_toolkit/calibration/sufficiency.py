@@ -1,0 +1,164 @@
+"""Whether a window shows enough: two problems that look alike within it must need the same tokens.
+
+What a window shows to a prediction is given a number, its *view*: two predictions with equal views get equal logits
+from every model without positions inside the window, whatever its weights. A view is computed layer by layer as the
+model itself runs: a token's view becomes a hash of its own view and, for each head, of the unordered collection of
+the views it attends to (with their biases), because a softmax without positions cannot tell its keys apart. So a key
+brings along what it saw in the layers below, and two problems with equal views and different next tokens prove that
+the window lacks a line.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.calibration.window import Window
+from abc_toolkit.layout import Layout
+from abc_toolkit.positions import Site
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.vocabulary import BOS, EOS
+
+Clash = tuple[tuple[Problems, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two predictions that a window cannot tell apart and that need different tokens.
+
+    Attributes:
+        sources: The two problems.
+        places: Which token of each target is predicted, 0 = the first.
+        tokens: The tokens that are needed.
+    """
+
+    sources: tuple[str, str]
+    places: tuple[int, int]
+    tokens: tuple[str, str]
+
+    def describe(self) -> str:
+        """The conflict in words."""
+        (first, second), (i, j), (a, b) = self.sources, self.places, self.tokens
+        return (
+            f"{first} needs {a!r} as token {i} and {second} needs {b!r} as token {j}, "
+            "but all that the window shows is the same"
+        )
+
+
+def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
+    """Views of every prediction under the true tokens before it, int64 `[batch, target_length]`."""
+    prefix = torch.cat([torch.full_like(problems.target[:, :1], BOS), problems.target[:, :-1]], dim=1)
+    memory = _mix(problems.source + 1)
+    for layer in range(window.num_encoder_layers):
+        memory = _attended(window, "encoder", layer, layout, memory, memory)
+    stream = _mix(prefix + 1)
+    for layer in range(window.num_decoder_layers):
+        stream = _attended(window, "decoder", layer, layout, stream, stream)
+        stream = _attended(window, "cross", layer, layout, stream, memory)
+    return stream
+
+
+def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Tensor, keys: Tensor) -> Tensor:
+    """Views `[batch, query]` after one attention."""
+    bias = window.site_bias(site, layer, layout)
+    if site == "decoder":
+        bias = bias.masked_fill(~torch.ones_like(bias[0], dtype=torch.bool).tril(), -torch.inf)
+    result = _mix(stream)
+    for head, head_bias in enumerate(bias):
+        seen = torch.zeros_like(stream)
+        for number, value in enumerate(head_bias[head_bias > -torch.inf].unique()):
+            open_cells = (head_bias == value).long()
+            seen = seen + _mix(keys + number * 7919) @ open_cells.T
+        result = result + _mix(seen + 104729 * (head + 1))
+    return _mix(result)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection of int64 that scatters its values (the finaliser of splitmix64, shifts made logical)."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def source_cone(window: Window, layout: Layout) -> Tensor:
+    """Source tokens on which a prediction can depend through cross-attention, boolean `[target_length, source_length]`.
+
+    Dependence through the tokens written before counts as far as the layers carry it.
+    """
+    source = torch.eye(len(layout.source), dtype=torch.bool)
+    for layer in range(window.num_encoder_layers):
+        source = source | _reach(window, "encoder", layer, layout, source)
+    seen = torch.zeros(len(layout.target), len(layout.source), dtype=torch.bool)
+    for layer in range(window.num_decoder_layers):
+        seen = seen | _reach(window, "decoder", layer, layout, seen)
+        seen = seen | _reach(window, "cross", layer, layout, source)
+    return seen
+
+
+def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor) -> Tensor:
+    is_open = (window.site_bias(site, layer, layout) > -torch.inf).any(dim=0)
+    if site == "decoder":
+        is_open = is_open.tril()
+    return is_open.float() @ keys.float() > 0
+
+
+class Evidence:
+    """Training problems on which windows are compared.
+
+    Args:
+        task: The task.
+        generator: Draws the problems.
+        num_problems: Problems of every training shape.
+        num_pairs: For every prediction of the longest shape, problems that are altered outside its cone.
+    """
+
+    def __init__(self, task: Task, generator: Generator, num_problems: int = 512, num_pairs: int = 128) -> None:
+        self.task = task
+        self.batches = [task.sample(generator, num_problems, shape) for shape in task.training_shapes()]
+        longest = task.training_shapes()[-1]
+        self.bases = task.sample(generator, num_pairs, longest)
+        self.others = task.sample(generator, num_pairs, longest)
+
+    def conflicts(self, window: Window) -> list[Clash]:
+        """Pairs of predictions with equal views and different tokens: none proves a window insufficient, one does."""
+        batches = [*self.batches, *self._altered(window)]
+        seen, tokens, where = [], [], []
+        for number, batch in enumerate(batches):
+            seen.append(views(window, batch, self.task.layout(batch.shape)).flatten())
+            tokens.append(batch.target.flatten())
+            rows, places = torch.meshgrid(*(torch.arange(size) for size in batch.target.shape), indexing="ij")
+            where.append(torch.stack([torch.full_like(rows, number), rows, places], dim=-1).flatten(0, 1))
+        view, token, place = torch.cat(seen), torch.cat(tokens), torch.cat(where)
+        order = view.argsort(stable=True)
+        view, token, place = view[order], token[order], place[order]
+        differs = ((view[1:] == view[:-1]) & (token[1:] != token[:-1])).nonzero()[:, 0]
+        pairs = torch.stack([place[differs], place[differs + 1]], dim=1).tolist()
+        return [tuple((batches[batch], row, target_place) for batch, row, target_place in pair) for pair in pairs]
+
+    def describe(self, clash: Clash) -> Conflict:
+        """A pair of predictions as a person reads it."""
+        vocabulary = self.task.vocabulary
+        sources, tokens = [], []
+        for problems, row, place in clash:
+            token = problems.target[row, place : place + 1]
+            sources.append(vocabulary.decode(problems.source[row]))
+            tokens.append("the end" if int(token) == EOS else vocabulary.decode(token))
+        return Conflict((sources[0], sources[1]), (clash[0][2], clash[1][2]), (tokens[0], tokens[1]))
+
+    def _altered(self, window: Window) -> list[Problems]:
+        """For every prediction of the longest shape, problems that differ outside what it can depend on."""
+        task, base = self.task, self.bases
+        cone = source_cone(window, task.layout(base.shape))
+        altered = [base]
+        for visible in cone.unique(dim=0):
+            source = torch.where(visible, base.source, self.others.source)
+            altered.append(solved(task, base.shape, source))
+        return altered
+
+
+def solved(task: Task, shape: Shape, source: Tensor) -> Problems:
+    """Problems of given sources `[batch, source_length]`, their targets by the task's oracle."""
+    vocabulary = task.vocabulary
+    targets = [vocabulary.encode(task.solve(vocabulary.decode(row))) for row in source]
+    target = torch.nn.functional.pad(torch.stack(targets), (0, 1), value=EOS)
+    return Problems(shape, source, target)

@@ -1,0 +1,588 @@
+"""The phases, each one function: `fit`, `calibrate`, `retrain`, `evaluate`; `run_all` does the four, `solve` uses one.
+
+Each phase writes a folder of its run and returns a small result; the next one finds what it needs in that folder.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abc_toolkit import report
+from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
+from abc_toolkit.calibration.capture import AttentionMaps, capture, shape_name
+from abc_toolkit.calibration.method import find_window
+from abc_toolkit.data import Data, seeded, validation_problems
+from abc_toolkit.errors import UserError
+from abc_toolkit.evaluation import (
+    Decode,
+    Row,
+    check_memory,
+    check_sets,
+    chunks,
+    evaluate_models,
+    parse_lengths,
+    solve_problems,
+)
+from abc_toolkit.files import load_json, save_json, save_tensors, save_text
+from abc_toolkit.layout import raw_layout
+from abc_toolkit.module import Optimizer
+from abc_toolkit.positions import NoPE
+from abc_toolkit.run import (
+    PHASES,
+    PROGRESS,
+    WINDOW,
+    Phase,
+    Run,
+    build_model,
+    describe,
+    device_for,
+    process_rank,
+    save_record,
+    save_weights,
+)
+from abc_toolkit.tasks import Addition, ProblemError, Task
+from abc_toolkit.tasks.base import SETS, UNIFORM
+from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, train
+from abc_toolkit.transformer import Architecture, Transformer
+
+MAPS = "attention_maps.safetensors"
+RESULTS = "results.json"
+DIGITS = "digit_accuracy.json"
+_FIT, _CALIBRATE, _RETRAIN = range(100, 103)
+FIT_STOPPING = Stopping(exact_match=0.999, loss=1.0, decay_steps=0)
+RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=1e-3, decay_steps=600)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `fit` and `retrain` return.
+
+    Attributes:
+        run: The run.
+        model: The trained model, in evaluation mode.
+        trained: How training ended.
+    """
+
+    run: Run
+    model: Transformer
+    trained: Trained
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What `calibrate` returns.
+
+    Attributes:
+        run: The run.
+        window: The window.
+        maps: Averaged attention of the vanilla model.
+        added: Rules that were added because the window was not sufficient without them.
+        exact_match: The vanilla model's exact match on held-out problems.
+    """
+
+    run: Run
+    window: Window
+    maps: AttentionMaps
+    added: tuple[Rule, ...]
+    exact_match: float
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` returns.
+
+    Attributes:
+        run: The run.
+        rows: A row for each length, set and model.
+    """
+
+    run: Run
+    rows: tuple[Row, ...]
+
+
+def fit(
+    task: Task = Addition(),  # noqa: B008, an immutable value
+    *,
+    run: Path | None = None,
+    seed: int = 0,
+    model: Architecture = Architecture(),  # noqa: B008
+    data: Data = Data(),  # noqa: B008
+    optimizer: Optimizer = Optimizer(),  # noqa: B008
+    stopping: Stopping = FIT_STOPPING,
+    trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Trains the vanilla model until it interpolates: phase 1.
+
+    Args:
+        task: What to learn.
+        run: Run folder; runs/TASK if not given.
+        seed: Everything random follows from it.
+        model: Sizes of the model and its position method.
+        data: Training batches and validation problems.
+        optimizer: Optimiser.
+        stopping: When the model interpolates.
+        trainer: Lightning's trainer.
+        resume: Go on with an interrupted fit.
+        overwrite: Replace a fit that is there.
+
+    Returns:
+        The model and how training ended.
+
+    Raises:
+        UserError: If the run folder is not free, or training breaks.
+    """
+    place = Run.of(run, task)
+    _check_task(place, task)
+    torch.manual_seed(seeded(seed, _FIT).initial_seed())
+    network = build_model(task, model, None)
+    with place.writing("fit", resume, overwrite) as folder:
+        trained = train(
+            task,
+            network,
+            data=data,
+            optimizer=optimizer,
+            trainer=trainer,
+            stopping=stopping,
+            seed=seeded(seed, _FIT).initial_seed(),
+            folder=folder,
+            resume=resume,
+            title="fit",
+        )
+        settings = {
+            "task": task,
+            "model": model,
+            "data": data,
+            "optimizer": optimizer,
+            "stopping": stopping,
+            "trainer": trainer,
+        }
+        _save_training(folder, "fit", network, seed, settings, trained)
+    summary = _training_summary("The vanilla model", trained, stopping)
+    report.done(summary, place.folder("fit"), _next(place, "calibrate"))
+    return TrainingResult(place, network, trained)
+
+
+def calibrate(
+    *,
+    run: Path | None = None,
+    method: CalibrationMethod = Places(),  # noqa: B008
+    problems: int = 2560,
+    force: bool = False,
+    export: Path | None = None,
+    size: str | None = None,
+    accelerator: str = "cpu",
+    overwrite: bool = False,
+) -> CalibrationResult:
+    """Turns the vanilla model's attention into a window: phase 2.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        method: How lines are found: Places or Paper.
+        problems: Held-out problems whose attention is averaged, over all training shapes.
+        force: Calibrate even if the model does not interpolate, or keep a window that is not sufficient.
+        export: Also write the window to this safetensors file as the paper's M x N matrices, minus infinity where
+            closed.
+        size: Size of the exported matrices, such as 61x123: target tokens by source tokens; that of the longest
+            training shape if not given.
+        accelerator: cpu, gpu or auto.
+        overwrite: Replace a calibration that is there.
+
+    Returns:
+        The window and what it was found in.
+
+    Raises:
+        UserError: If the model does not interpolate or the window is not sufficient, unless forced.
+    """
+    place = Run.newest(run, "fit")
+    if problems < 1:
+        raise UserError(f"--problems {problems}: give at least 1")
+    record = place.record("fit")
+    task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
+    if size is not None and export is None:
+        raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
+    with place.writing("calibrate", overwrite=overwrite) as folder:
+        batches = validation_problems(task, seeded(record["seed"], _CALIBRATE).initial_seed(), problems)
+        batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
+        work = list(chunks(task, batches, device))
+        maps = capture(model.to(device), report.track(work, "averaging attention"))
+        model.cpu()
+        solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
+        exact_match, threshold = solved / asked, record["stopping"]["exact_match"]
+        if (exact_match < threshold - 0.002 and not force) or not solved:
+            raise UserError(
+                f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "
+                f"{asked} held-out problems and {100 * threshold:g} % are asked for; train it longer "
+                f"(abc fit --overwrite --trainer.max_steps N), or go on all the same with --force"
+            )
+        frame = Window(
+            task=type(task).__name__,
+            num_encoder_layers=len(model.encoder),
+            num_decoder_layers=len(model.decoder),
+            num_heads=model.decoder[0].self_attention.num_heads,
+            rules=(),
+            calibration=describe(method),
+            weights=place.weights_hash("fit"),
+        )
+        found = find_window(method, maps, task, frame, seeded(record["seed"], _CALIBRATE, 1))
+        if found.conflict is not None:
+            message = f"the window is not sufficient: {found.conflict.describe()}"
+            if isinstance(method, Places) and not force:
+                raise UserError(f"{message}; lower --method.min_attention, or go on all the same with --force")
+            report.remark(f"Warning: {message}.")
+        maps.save(folder / MAPS)
+        save_text(folder / WINDOW, found.window.to_json())
+        if export is not None:
+            _export(export, size, found.window, task, maps)
+        longest = maps.longest
+        results = {
+            "exact_match": exact_match,
+            "problems": asked,
+            "rules": len(found.window.rules),
+            "added": len(found.added),
+            "sufficient": found.conflict is None,
+        }
+        settings = {"method": method, "problems": problems, "force": force}
+        save_record(folder, "calibrate", record["seed"], settings, results, {"task": task})
+        _draw_calibration(folder, maps, found.window, task)
+    report.print_window(found.window, found.attention, found.added)
+    summary = (
+        f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
+        f"{'x'.join(map(str, longest))}"
+        + (f"; {len(found.added)} added to make the window sufficient." if found.added else ".")
+    )
+    report.done(summary, place.folder("calibrate"), _next(place, "retrain"))
+    return CalibrationResult(place, found.window, maps, found.added, exact_match)
+
+
+def retrain(
+    *,
+    run: Path | None = None,
+    seed: int | None = None,
+    window: Path | None = None,
+    model: Architecture | None = None,
+    data: Data = Data(),  # noqa: B008
+    optimizer: Optimizer = Optimizer(),  # noqa: B008
+    stopping: Stopping = RETRAIN_STOPPING,
+    trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Trains a fresh model inside the window: phase 3.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        seed: Everything random follows from it; that of the fit if not given.
+        window: Window file; that of the run's calibration if not given.
+        model: Sizes and position method; the vanilla model's sizes without positions if not given.
+        data: Training batches and validation problems.
+        optimizer: Optimiser.
+        stopping: When training has reached its end.
+        trainer: Lightning's trainer.
+        resume: Go on with an interrupted retrain.
+        overwrite: Replace a retrain that is there.
+
+    Returns:
+        The model and how training ended.
+
+    Raises:
+        UserError: If the window does not fit, the run folder is not free, or training breaks.
+    """
+    place = Run.newest(run, "fit" if window is not None else "calibrate")
+    task = place.task("fit")
+    rules = place.window() if window is None else Window.load(window)
+    _check_window(rules, window, place, task)
+    if model is None:
+        model = replace(place.architecture("fit"), position=NoPE())
+    seed = place.record("fit")["seed"] if seed is None else seed
+    torch.manual_seed(seeded(seed, _RETRAIN).initial_seed())
+    network = build_model(task, model, rules)
+    with place.writing("retrain", resume, overwrite) as folder:
+        save_text(folder / WINDOW, rules.to_json())
+        trained = train(
+            task,
+            network,
+            data=data,
+            optimizer=optimizer,
+            trainer=trainer,
+            stopping=stopping,
+            seed=seeded(seed, _RETRAIN).initial_seed(),
+            folder=folder,
+            resume=resume,
+            title="retrain",
+        )
+        settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+        _save_training(folder, "retrain", network, seed, settings, trained, {"task": task})
+    summary = _training_summary("The model inside the window", trained, stopping)
+    report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
+    return TrainingResult(place, network, trained)
+
+
+def evaluate(
+    *,
+    run: Path | None = None,
+    length: str = "1x,2x,5x,10x",
+    samples: int = 1000,
+    sets: Sequence[str] = SETS,
+    decode: Decode = "parallel",
+    seed: int = 0,
+    accelerator: str = "cpu",
+    overwrite: bool = False,
+) -> EvaluationResult:
+    """Measures exact match at any length, vanilla against retrained: phase 4.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        length: 60; 10x, times the longest training length; a list 1x,2x,10x; or a range 1x:10x.
+        samples: Problems of each length and set.
+        sets: Which of uniform, unequal, carry, zeros.
+        decode: parallel, or steps, which also gives accuracy by digit.
+        seed: What the problems follow from.
+        accelerator: cpu, gpu or auto.
+        overwrite: Replace an evaluation that is there.
+
+    Returns:
+        The rows of results.json.
+
+    Raises:
+        UserError: If a length, a set or a number of samples makes no sense, or is too large for memory.
+    """
+    place = Run.newest(run, "fit")
+    task, device = place.task("fit"), device_for(accelerator)
+    lengths, sets = parse_lengths(length, task.max_length), check_sets(sets)
+    if samples < 1:
+        raise UserError(f"--samples {samples}: give at least 1")
+    for number in lengths:
+        check_memory(task, number)
+    models = {"fit": place.load_model("fit")}
+    if place.has("retrain"):
+        models["retrain"] = place.load_model("retrain")
+    else:
+        report.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    with place.writing("evaluate", overwrite=overwrite) as folder:
+        rows, digits = evaluate_models(task, models, lengths, sets, samples, decode, seed, device)
+        plain = [row.plain() for row in rows]
+        save_json(folder / RESULTS, plain)
+        settings = {"length": length, "samples": samples, "sets": sets, "decode": decode}
+        save_record(folder, "evaluate", seed, settings, {"rows": len(rows)}, {"task": task})
+        from abc_toolkit import figures
+
+        figures.accuracy(folder / "accuracy.png", plain, task.max_length, task.name)
+        if digits:
+            save_json(folder / DIGITS, digits)
+            figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.name)
+    report.print_results(plain)
+    done = f"{len(rows)} rows, {samples} problems each."
+    report.done(done, place.folder("evaluate"), f"abc solve --run {place.path} PROBLEM ...")
+    return EvaluationResult(place, tuple(rows))
+
+
+def run_all(
+    task: Task = Addition(),  # noqa: B008
+    *,
+    run: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    fit_settings: Mapping[str, Any] | None = None,
+    calibrate_settings: Mapping[str, Any] | None = None,
+    retrain_settings: Mapping[str, Any] | None = None,
+    evaluate_settings: Mapping[str, Any] | None = None,
+) -> EvaluationResult:
+    """Does all four phases: fit, calibrate, retrain, evaluate. Takes every option of theirs as --PHASE.OPTION.
+
+    Args:
+        task: What to learn.
+        run: Run folder; runs/TASK if not given.
+        seed: Everything random follows from it.
+        resume: Go on with an interrupted run; finished phases are kept.
+        overwrite: Replace what is there.
+        fit_settings: Arguments of `fit` by name.
+        calibrate_settings: Arguments of `calibrate` by name.
+        retrain_settings: Arguments of `retrain` by name.
+        evaluate_settings: Arguments of `evaluate` by name.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        UserError: As the phases.
+    """
+    place = Run.of(run, task)
+    _check_task(place, task)
+    settings = {
+        "fit": {"task": task, "seed": seed} | dict(fit_settings or {}),
+        "calibrate": dict(calibrate_settings or {}),
+        "retrain": {"seed": seed} | dict(retrain_settings or {}),
+        "evaluate": {"seed": seed} | dict(evaluate_settings or {}),
+    }
+    lengths = settings["evaluate"].get("length")
+    if lengths is not None:  # found out now rather than after the training
+        parse_lengths(lengths, task.max_length)
+    there = [phase for phase in PHASES if place.has(phase) or (place.partial(phase) / PROGRESS).exists()]
+    if there and not resume and not overwrite:
+        raise UserError(
+            f"{place.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
+            "or name another --run"
+        )
+    results: dict[str, Any] = {}
+    for phase in PHASES:
+        if resume and place.has(phase):
+            report.remark(f"{phase}: finished before, kept.")
+            continue
+        arguments: dict[str, Any] = {"run": place.path, "overwrite": overwrite}
+        if phase in ("fit", "retrain"):
+            arguments["resume"] = resume and (place.partial(phase) / PROGRESS).exists()
+        results[phase] = COMMANDS[phase](**(settings[phase] | arguments))
+    if "evaluate" not in results:
+        raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
+    return results["evaluate"]
+
+
+COMMANDS: Mapping[Phase, Callable[..., Any]] = {
+    "fit": fit,
+    "calibrate": calibrate,
+    "retrain": retrain,
+    "evaluate": evaluate,
+}
+
+
+def solve(
+    problems: Sequence[str],
+    *,
+    run: Path | None = None,
+    weights: str = "retrain",
+) -> list[str]:
+    """Solves problems with the model's own answers, decoded step by step.
+
+    Args:
+        problems: Problems as a person writes them, such as 123+989.
+        run: Run folder; the newest in runs/ if not given.
+        weights: retrain, or fit for the vanilla model.
+
+    Returns:
+        An answer each, in natural order, most significant digit first.
+
+    Raises:
+        UserError: If a problem is not one of the run's task.
+    """
+    if weights not in ("fit", "retrain"):
+        raise UserError(f"--weights {weights}: choose retrain or fit")
+    place = Run.newest(run, weights)
+    task = place.task(weights)
+    if not problems:
+        raise UserError("there is no problem to solve: give some as arguments, with --file, or on standard input")
+    parsed = []
+    for number, problem in enumerate(problems, 1):
+        try:
+            parsed.append(task.parse(problem))
+        except ProblemError as error:
+            raise UserError(f"problem {number} cannot be solved by this run ({task.name}): {error}") from None
+        check_memory(task, max(parsed[-1][0]))
+    return solve_problems(place.load_model(weights), task, parsed)
+
+
+def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path | None = None) -> list[bool]:
+    """Whether answers are right, by the task's oracle; `solve` itself never asks it.
+
+    Args:
+        problems: Problems as a person writes them.
+        answers: An answer each.
+        run: Run folder; the newest in runs/ if not given.
+    """
+    task = Run.newest(run, "fit").task("fit")
+    right = []
+    for problem, answer in zip(problems, answers, strict=True):
+        _, source = task.parse(problem)
+        right.append(task.answer(task.solve(source)) == answer)
+    return right
+
+
+def _check_task(place: Run, task: Task) -> None:
+    """Refuses a run folder of another task."""
+    if place.has("fit"):
+        own = place.task("fit")
+        if own != task:
+            difference = own.name if type(own) is not type(task) else f"{own.name} with other settings ({own})"
+            raise UserError(f"{place.path} is a run of {difference}: name another folder with --run")
+
+
+def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> None:
+    """Refuses a window of another task, and the run's own where it was calibrated from other weights."""
+    if window.task != type(task).__name__:
+        raise UserError(f"the window is for {window.task} and the run in {place.path} is of {type(task).__name__}")
+    if path is None and window.weights != place.weights_hash("fit"):
+        raise UserError(
+            f"{place.path} was fitted again after its window was calibrated: do 'abc calibrate --overwrite' first"
+        )
+
+
+def _save_training(
+    folder: Path,
+    phase: Phase,
+    model: Transformer,
+    seed: int,
+    settings: Mapping[str, Any],
+    trained: Trained,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a finished training: weights, record, figure; its progress is no longer needed."""
+    if process_rank():
+        return
+    save_weights(folder, model)
+    save_record(folder, phase, seed, settings, asdict(trained), facts)
+    from abc_toolkit import figures
+
+    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: Task) -> None:
+    """Draws the averaged maps of the longest shape, and the window there and at ten times the length."""
+    from abc_toolkit import figures
+
+    shape = maps.longest
+    layout = task.layout(shape)
+    title = f"{task.name}: attention averaged over {maps.solved[shape]} problems of {shape_name(shape)}"
+    figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], layout, window, None, title)
+    longer = task.evaluation_shapes(10 * task.max_length, UNIFORM, torch.Generator())[0]
+    sizes = [(shape_name(shape), layout), (shape_name(longer), task.layout(longer))]
+    figures.windows(folder / "window.png", window, sizes)
+
+
+def _export(path: Path, size: str | None, window: Window, task: Task, maps: AttentionMaps) -> None:
+    """Writes the window's matrices for the shape whose strings have the size asked for."""
+    if size is None:
+        layout = task.layout(maps.longest)
+    else:
+        numbers = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
+        if not numbers:
+            raise UserError(f"--size {size!r}: write target tokens x source tokens, such as 61x123")
+        layout = raw_layout(int(numbers[1]), int(numbers[2]))
+        for length in range(1, max(map(int, numbers.groups())) + 1):
+            shape = task.evaluation_shapes(length, UNIFORM, torch.Generator())[0]
+            candidate = task.layout(shape)
+            if (len(candidate.target), len(candidate.source)) == tuple(map(int, numbers.groups())):
+                layout = candidate
+    lengths = f"{len(layout.target)}x{len(layout.source)}"
+    save_tensors(path, window.matrices(layout), {"task": window.task, "size": lengths})
+
+
+def _training_summary(what: str, trained: Trained, stopping: Stopping) -> str:
+    share = f"{100 * trained.exact_match:.2f} % of {trained.validated_on} held-out problems"
+    summary = f"{what} solves {share} after {trained.steps} steps ({trained.seconds:.0f} s)."
+    if not trained.reached:
+        summary += (
+            f" That is short of the {100 * stopping.exact_match:g} % asked for: "
+            "train longer with --overwrite --trainer.max_steps N."
+        )
+    return summary
+
+
+def _next(place: Run, command: str, options: str = "") -> str:
+    return f"abc {command} --run {place.path}{options}"

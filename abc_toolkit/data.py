@@ -1,0 +1,155 @@
+"""Batches of problems: training problems made on the fly, validation problems held out by a hash."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import IterableDataset
+
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.tasks.base import TRAINING
+from abc_toolkit.vocabulary import NUM_SPECIAL
+
+HELD_OUT_SHARE = 16
+SMALL = 10_000
+_VALIDATION, _SHAPES, _TRAINING = range(3)
+
+
+@dataclass(frozen=True)
+class Data:
+    """How training problems are served and how many are held out.
+
+    Attributes:
+        batch_size: Problems in a batch; all of a batch have one shape.
+        longer: A batch has a shape with probability in proportion to its length to this power: 0 serves every
+            length equally often, 1 favours the long ones.
+        validation_problems: Held-out problems on which interpolation is measured, over all shapes together.
+    """
+
+    batch_size: int = 64
+    longer: float = 0.5
+    validation_problems: int = 2560
+
+
+def seeded(seed: int, *purpose: int) -> Generator:
+    """A generator for one purpose of a run: equal numbers give equal draws, others unrelated ones."""
+    state = seed
+    for number in purpose:
+        state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(state % 2**63)
+
+
+def held_out(task: Task, problems: Problems) -> Tensor:
+    """Which problems are for validation alone, boolean `[batch]`.
+
+    One in `HELD_OUT_SHARE`, by a hash of the operands' values, so that a problem is held out or trained on
+    whatever zeros it is padded with. Problems of which there are fewer than `SMALL` of their size are trained on
+    in full.
+
+    Args:
+        task: The task.
+        problems: Problems of any shape.
+    """
+    positions = task.layout(problems.shape).source
+    digits = (problems.source - NUM_SPECIAL) * (problems.source < NUM_SPECIAL + task.base)
+    places, segments = positions.coordinates["place"], positions.segment
+    weights = _scatter(places * 64 + segments + 1)
+    hashed = _scatter((digits * weights).sum(dim=1))
+    significant = torch.zeros(len(problems), dtype=torch.long)
+    for segment in segments.unique():
+        used = (digits > 0) & (segments == segment)
+        significant += ((places + 1) * used).amax(dim=1)
+    enough = task.base ** significant.clamp(max=16).double() >= SMALL
+    return enough & (hashed % HELD_OUT_SHARE == 0)
+
+
+def _scatter(x: Tensor) -> Tensor:
+    """Scatters int64 values over the non-negative ones."""
+    x = (x ^ ((x >> 31) & 0x1FFFFFFFF)) * 7046029254386353131
+    x = (x ^ ((x >> 29) & 0x7FFFFFFFF)) * -7335166018064393911
+    return (x ^ ((x >> 32) & 0xFFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
+
+
+def draw(
+    task: Task, generator: Generator, batch: int, shape: Shape, for_validation: bool, set_name: str = TRAINING
+) -> Problems:
+    """Problems of one shape and set, on one side of the hold-out.
+
+    Raises:
+        ValueError: If the shape has no problem on that side.
+    """
+    sources, targets, count = [], [], 0
+    factor = 2 * HELD_OUT_SHARE if for_validation else 1
+    for _ in range(64):
+        problems = task.sample(generator, batch * factor + 8, shape, set_name)
+        problems = problems[held_out(task, problems) == for_validation]
+        sources.append(problems.source)
+        targets.append(problems.target)
+        count += len(problems)
+        if count >= batch:
+            return Problems(shape, torch.cat(sources)[:batch], torch.cat(targets)[:batch])
+    raise ValueError(
+        f"problems of shape {shape} cannot be drawn: too few are {'held out' if for_validation else 'left'}"
+    )
+
+
+def validation_problems(task: Task, seed: int, count: int) -> list[Problems]:
+    """Distinct held-out problems of the training mixture, shape by shape.
+
+    A task so small that no training shape holds `SMALL` problems is validated on problems that it trains on, as all
+    of them are trained on in full.
+
+    Args:
+        task: The task.
+        seed: The run's seed.
+        count: Problems over all shapes together; short shapes may hold fewer than their part.
+    """
+    shapes = tuple(shape for shape in task.training_shapes() if task.num_problems(shape) >= SMALL)
+    for_validation = bool(shapes)
+    shapes = shapes or task.training_shapes()
+    each = math.ceil(count / len(shapes))
+    batches = []
+    for number, shape in enumerate(shapes):
+        problems = draw(task, seeded(seed, _VALIDATION, number), 2 * each, shape, for_validation)
+        _, first = torch.unique(problems.source, dim=0, return_inverse=True)
+        order = torch.argsort(first, stable=True)
+        new = torch.cat([torch.tensor([True]), first[order][1:] != first[order][:-1]])
+        batches.append(problems[order[new].sort().values[:each]])
+    return batches
+
+
+class TrainingBatches(IterableDataset[Problems]):
+    """Endless batches of training problems, each a function of the seed and the step alone.
+
+    Args:
+        task: The task.
+        data: Batch size and the mixture of lengths.
+        seed: The run's seed.
+        rank: Which of several processes this is; each gets batches of its own.
+        step: Tells the step that the next batch is for, so that a resumed run goes on where it was.
+    """
+
+    def __init__(self, task: Task, data: Data, seed: int, rank: int, step: Callable[[], int]) -> None:
+        super().__init__()
+        self.task = task
+        self.data = data
+        self.seed = seed
+        self.rank = rank
+        self.step = step
+        self.shapes = task.training_shapes()
+        self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])
+
+    def batch(self, step: int) -> Problems:
+        """The batch of one step."""
+        # The shape is the same in every process, so that none waits for another.
+        which = int(torch.multinomial(self.weights, 1, generator=seeded(self.seed, _SHAPES, step)))
+        generator = seeded(self.seed, _TRAINING, step, self.rank)
+        return draw(self.task, generator, self.data.batch_size, self.shapes[which], for_validation=False)
+
+    def __iter__(self) -> Iterator[Problems]:
+        step = self.step()
+        while True:
+            yield self.batch(step)
+            step += 1

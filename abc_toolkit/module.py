@@ -1,0 +1,123 @@
+"""What Lightning trains: loss, validation, averaging of weights, optimiser."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
+
+from abc_toolkit.errors import UserError
+from abc_toolkit.layout import Layout
+from abc_toolkit.metrics import ExactMatch
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.transformer import Transformer, teacher_forced
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with a warm-up, a constant rate, and a linear decay once validation is passed.
+
+    Attributes:
+        learning_rate: The constant rate.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of the gradient's running square.
+        epsilon: Added to the root of the running square.
+        weight_decay: Decoupled weight decay.
+        warmup_steps: Steps over which the rate rises linearly.
+        averaging: Weights are averaged as `average <- averaging * average + (1 - averaging) * weights` after each
+            step, and the average is what is validated, saved and evaluated; 0 takes the weights as they are.
+    """
+
+    learning_rate: float = 3e-3
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    averaging: float = 0.98
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains a transformer on a task by teacher forcing.
+
+    Args:
+        task: The task.
+        model: The transformer.
+        optimizer: Its optimiser.
+        decay_steps: Steps over which the rate falls to zero from `decay_from` on.
+        seed: The run's seed, for messages.
+    """
+
+    def __init__(self, task: Task, model: Transformer, optimizer: Optimizer, decay_steps: int, seed: int) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.averaging))
+        self.settings = optimizer
+        self.decay_steps = decay_steps
+        self.decay_from: int | None = None
+        self.seed = seed
+        self.exact_match = ExactMatch()
+        self.validation_loss = MeanMetric()
+        self.last_loss = torch.tensor(float("nan"))
+        self._layouts: dict[Shape, Layout] = {}
+
+    def layout(self, shape: Shape) -> Layout:
+        """The layout of a shape on the module's device, made once."""
+        if shape not in self._layouts:
+            self._layouts[shape] = self.task.layout(shape).to(self.device)
+        return self._layouts[shape]
+
+    def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
+        logits = teacher_forced(self.model, batch, self.layout(batch.shape))
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten())
+        self.last_loss = loss.detach()
+        if not torch.isfinite(self.last_loss):
+            raise UserError(
+                f"the loss is {self.last_loss.item()} at step {self.global_step} (seed {self.seed}): "
+                "lower --optimizer.learning_rate, or use --trainer.precision 32-true"
+            )
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Problems, batch_idx: int) -> None:
+        self.average.update_parameters(self.model)
+
+    def validation_step(self, batch: Problems, batch_idx: int) -> None:
+        logits = teacher_forced(self.average.module, batch, self.layout(batch.shape))
+        self.exact_match.update(logits.argmax(-1), batch.target)
+        self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten()), len(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("exact_match", self.exact_match, prog_bar=False)
+        self.log("validation_loss", self.validation_loss, prog_bar=False)
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate of a step over the constant one."""
+        factor = min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+        if self.decay_from is not None:
+            factor *= max(0.0, 1.0 - (step - self.decay_from) / max(1, self.decay_steps))
+        return factor
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["decay_from"] = self.decay_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.decay_from = checkpoint["decay_from"]

@@ -1,0 +1,119 @@
+"""What a person sees in the terminal: tables on standard output, progress and remarks on standard error."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from abc_toolkit.calibration.window import Rule, Window
+
+T = TypeVar("T")
+WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
+SITE_NAMES = {"encoder": "encoder self-attention", "decoder": "self-attention", "cross": "cross-attention"}
+
+
+def remark(text: str) -> None:
+    """Tells the user something on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+class TrainingBar:
+    """Progress of a training: steps, loss, exact match on held-out problems."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+        self._shown = {"loss": "", "exact_match": ""}
+
+    def update(self, step: int, loss: float | None = None, exact_match: float | None = None) -> None:
+        """Moves to a step, and shows what is given."""
+        if loss is not None:
+            self._shown["loss"] = f"loss {loss:.4f}"
+        if exact_match is not None:
+            self._shown["exact_match"] = f"exact match {100 * exact_match:.2f} %"
+        self._progress.update(self._task, completed=step, **self._shown)
+
+
+@contextmanager
+def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBar]:
+    """A bar that counts to the most steps there can be; training usually ends before."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[exact_match]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", exact_match=""))
+
+
+def track(items: Sequence[T], title: str) -> Iterable[T]:
+    """The items, with a bar that counts them."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(items, description=title)
+
+
+def print_window(window: Window, attention: Mapping[Rule, float], added: Sequence[Rule]) -> None:
+    """A table of a window's lines.
+
+    Args:
+        window: The window.
+        attention: Mean attention along each line, where it is known.
+        added: The lines that were added because the window was not sufficient without them.
+    """
+    table = Table(title=f"Window for {window.task}: {len(window.rules)} lines", title_justify="left")
+    for heading in ("site", "layer", "head", "line", "bias"):
+        table.add_column(heading, justify="right" if heading in ("layer", "head", "bias") else "left")
+    table.add_column("mean attention", justify="right")
+    before = None
+    for rule in sorted(window.rules, key=lambda rule: (rule.layer, rule.site, rule.head)):
+        if before is not None and before != (rule.layer, rule.site):
+            table.add_section()
+        before = (rule.layer, rule.site)
+        line = rule.describe() + (" (added: needed)" if rule in added else "")
+        mean = f"{attention[rule]:.2f}" if rule in attention else ""
+        table.add_row(SITE_NAMES[rule.site], str(rule.layer), str(rule.head), line, f"{rule.bias:.2f}", mean)
+    Console().print(table)
+
+
+def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of an evaluation: a row for each length and set, a column for each model."""
+    models = list(dict.fromkeys(row["weights"] for row in rows))
+    first = rows[0]
+    table = Table(
+        title=f"Exact match on {first['task']} (greedy decoding, 95 % interval), seed {first['seed']}",
+        title_justify="left",
+    )
+    for heading in ("length", "tokens", "set", "samples"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for model in models:
+        table.add_column(WEIGHTS_NAMES[model], justify="right")
+    cells = {(row["length"], row["set"], row["weights"]): row for row in rows}
+    before = None
+    for length, name in dict.fromkeys((row["length"], row["set"]) for row in rows):
+        if before not in (None, length):
+            table.add_section()
+        shown = [cells[length, name, model] for model in models]
+        heading = (str(length), str(shown[0]["tokens"])) if before != length else ("", "")
+        before = length
+        table.add_row(*heading, name, str(shown[0]["samples"]), *(_share(row) for row in shown))
+    Console().print(table)
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['exact_match']:.2f} % [{low:.2f}, {high:.2f}]"
+
+
+def done(what: str, folder: Path, following: str | None) -> None:
+    """The end of a command: what came of it, where its files are, what to type next."""
+    lines = [what, f"Files: {folder}"]
+    if following is not None:
+        lines.append(f"Next:  {following}")
+    remark("\n".join(lines))

@@ -1,0 +1,20 @@
+from dataclasses import dataclass
+
+from abc_toolkit.positions import NoPE, PositionMethod
+from tests.contracts.discovery import import_all, left_out
+from tests.contracts.position_contract import PositionContract
+
+
+def test_every_position_method_has_a_contract_test() -> None:
+    for package in ("abc_toolkit.positions", "abc_toolkit.calibration", "tests.positions", "tests.calibration"):
+        import_all(package)
+    assert left_out(PositionMethod, PositionContract, "abc_toolkit.", "method") == set()
+
+
+def test_a_method_left_out_is_named() -> None:
+    @dataclass(frozen=True)
+    class Forgotten(NoPE):
+        pass
+
+    assert left_out(PositionMethod, PositionContract, __name__, "method") == {"Forgotten"}
+    assert Forgotten() != NoPE()

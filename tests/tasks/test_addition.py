@@ -1,0 +1,176 @@
+import re
+from collections import Counter
+
+import pytest
+
+from abc_toolkit.tasks import Addition, ProblemError
+from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS
+from tests.contracts.task_contract import (
+    Example,
+    NumberContract,
+    TaskCase,
+    evaluation_strings,
+    refuse,
+    significant,
+    training_strings,
+)
+
+LONGEST = Addition(max_length=3)
+NONE = Addition(max_length=3, padding="none")
+FIXED = Addition(max_length=3, padding="fixed", width=12)
+ALL = pytest.mark.parametrize("task", [LONGEST, NONE, FIXED], ids=["longest", "none", "fixed"])
+
+
+def total(text: str) -> int:
+    first, second = text.split("+")
+    return int(first) + int(second)
+
+
+def carry_chain(source: str) -> int:
+    """Most places in a row that pass a carry on."""
+    first, second = (part[::-1] for part in source.split("+"))
+    longest = chain = carry = 0
+    for place in range(max(len(first), len(second))):
+        carry = int(int(first[place : place + 1] or 0) + int(second[place : place + 1] or 0) + carry > 9)
+        chain = (chain + 1) * carry
+        longest = max(longest, chain)
+    return longest
+
+
+WRONG = {
+    "12": "'12' is not an addition",
+    "1+2+3": "one '+'",
+    "+3": "operand 1 of '+3' is empty",
+    "3+": "operand 2 of '3+' is empty",
+    "+": "is empty",
+    "12*3": "'12*3' is not an addition",
+    "1x+2": "operand 1 of '1x+2' holds 'x'",
+    "1+2x": "operand 2 of '1+2x' holds 'x'",
+}
+
+
+class TestAddition(NumberContract):
+    cases = {  # noqa: RUF012
+        "longest": TaskCase(
+            LONGEST,
+            total,
+            r"[0-9]+\+[0-9]+",
+            (
+                Example("123+989", (3, 3), "123+989", "2111", "1112"),
+                Example("123+456", (3, 3), "123+456", "9750", "579"),
+                Example("9+91", (1, 2), "09+91", "001", "100"),
+                Example("0+0", (1, 1), "0+0", "00", "0"),
+                Example("007+1", (3, 1), "007+001", "8000", "8"),
+            ),
+            WRONG,
+        ),
+        "none": TaskCase(
+            NONE,
+            total,
+            r"[0-9]+\+[0-9]+",
+            (
+                Example("123+45", (3, 2), "123+45", "8610", "168"),
+                Example("9+991", (1, 3), "9+991", "0001", "1000"),
+            ),
+            WRONG,
+            {"test_shortest_shapes_come_first": "training_shapes nests its loops: (1, 3) comes before (2, 1)"},
+        ),
+        "fixed": TaskCase(
+            FIXED,
+            total,
+            r"[0-9]{1,12}\+[0-9]{1,12}",
+            (Example("99+1", (2, 1), "000000000099+000000000001", "0010000000000", "100"),),
+            WRONG | {"1234567890123+1": "13 digits does not fit the fixed width of 12"},
+            {
+                "test_training_stays_within_max_length": "training_operands draws digits over the padded width",
+                "test_problems_of_the_smallest_shape_are_counted": "num_problems counts the padded width",
+            },
+        ),
+    }
+
+
+def test_layout_of_unequal_operands() -> None:
+    source = NONE.layout((3, 2)).source
+    assert source.segment.tolist() == [0, 0, 0, 1, 2, 2]
+    assert source.names[:3] == ("operand 1", "operator", "operand 2")
+    assert source.coordinates["place"].tolist() == [2, 1, 0, 0, 1, 0]
+    assert len(NONE.layout((3, 2)).target) == 5
+
+
+@ALL
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_uniform_operands_have_the_length(task: Addition, length: int) -> None:
+    sources = evaluation_strings(task, length, UNIFORM, 1500)
+    parts = [part.lstrip("0").zfill(1) for source in sources for part in source.split("+")]
+    assert {len(part) for part in parts} == {length}
+    for place in range(length):
+        counts = Counter(part[place] for part in parts)
+        digits = "123456789" if length > 1 and place == 0 else "0123456789"
+        assert set(counts) == set(digits)
+        assert min(counts.values()) > 0.7 * len(parts) / len(digits)
+
+
+@ALL
+def test_unequal_operands_differ_in_length(task: Addition) -> None:
+    pairs = [tuple(map(significant, s.split("+"))) for s in evaluation_strings(task, 7, UNEQUAL)]
+    assert all(max(pair) == 7 > min(pair) for pair in pairs)
+    assert {pair.index(7) for pair in pairs} == {0, 1}
+    assert len({min(pair) for pair in pairs}) > 2
+    if task.padding == "none":
+        assert all(len({len(part) for part in s.split("+")}) == 2 for s in evaluation_strings(task, 7, UNEQUAL))
+
+
+@ALL
+def test_carry_chains_are_long(task: Addition) -> None:
+    def numbers(source: str) -> str:
+        return "+".join(part.lstrip("0") for part in source.split("+"))
+
+    sources = evaluation_strings(task, 20, CARRY) if task.padding != "fixed" else evaluation_strings(task, 12, CARRY)
+    length = 12 if task.padding == "fixed" else 20
+    chains = [carry_chain(source) for source in sources]
+    assert sum(chain == length for chain in chains) > 0.4 * len(chains)
+    # Chains that begin and end inside the operands.
+    assert len({chain for chain in chains if chain < length}) > 6
+    assert {f"{'9' * length}+1", f"1+{'9' * length}"} < {numbers(source) for source in sources}
+    uniform = [carry_chain(source) for source in evaluation_strings(task, length, UNIFORM)]
+    assert sum(chains) / len(chains) > 2 * sum(uniform) / len(uniform)
+
+
+@ALL
+def test_zeros_lead_trail_and_fill(task: Addition) -> None:
+    sources = [re.sub(r"(^|\+)0*(\d{7})(?=\+|$)", r"\1\2", s) for s in evaluation_strings(task, 7, ZEROS, 600)]
+    for position in (0, 1):
+        parts = [source.split("+")[position] for source in sources]
+        assert all(len(part) == 7 for part in parts)
+        assert "0000000" in parts
+        assert any(re.fullmatch(r"0{3,}[1-9]\d*", part) for part in parts)
+        assert any(re.fullmatch(r"[1-9]\d*0{3,}", part) for part in parts)
+        assert any(re.search(r"[1-9]00+[1-9]", part) for part in parts)
+    assert "0000000+0000000" in sources
+
+
+@ALL
+def test_training_holds_every_kind(task: Addition) -> None:
+    sources = training_strings(task, (3, 3))
+    share = Counter()
+    for source in sources:
+        first, second = (part[-3:] for part in source.split("+"))
+        share["leading zeros"] += first[0] == "0"
+        share["unequal"] += significant(first) != significant(second)
+        share["zero"] += first == "000" or second == "000"
+        share["all carry"] += carry_chain(f"{first}+{second}") == 3
+        share["nines and one"] += {first, second} == {"999", "001"}
+    least = {"leading zeros": 0.08, "unequal": 0.2, "zero": 0.02, "all carry": 0.1, "nines and one": 0.02}
+    assert {name: count for name, count in share.items() if count < least[name] * len(sources)} == {}
+
+
+def test_training_without_padding_holds_unequal_lengths() -> None:
+    assert set(NONE.training_shapes()) == {(n, m) for n in (1, 2, 3) for m in (1, 2, 3)}
+    assert "999+1" in training_strings(NONE, (3, 1), 500)
+    assert "1+999" in training_strings(NONE, (1, 3), 500)
+
+
+def test_fixed_width_is_enforced() -> None:
+    assert "13 digits" in refuse(FIXED, "1+1234567890123")
+    with pytest.raises(ProblemError, match="13 digits does not fit the fixed width of 12"):
+        FIXED.layout((13, 1))
