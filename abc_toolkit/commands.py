@@ -54,7 +54,8 @@ RESULTS = "results.json"
 DIGITS = "digit_accuracy.json"
 _FIT, _CALIBRATE, _RETRAIN = range(100, 103)
 FIT_STOPPING = Stopping(exact_match=0.999, loss=1.0, decay_steps=0)
-RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=1e-3, decay_steps=600)
+RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=2e-4, decay_steps=800)
+RETRAIN_DATA = Data(batch_size=128)
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,7 @@ def calibrate(
         raise UserError(f"--problems {problems}: give at least 1")
     record = place.record("fit")
     task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
+    sizes = place.architecture("fit")
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
     with place.writing("calibrate", overwrite=overwrite) as folder:
@@ -222,9 +224,9 @@ def calibrate(
             )
         frame = Window(
             task=type(task).__name__,
-            num_encoder_layers=len(model.encoder),
-            num_decoder_layers=len(model.decoder),
-            num_heads=model.decoder[0].self_attention.num_heads,
+            num_encoder_layers=sizes.num_encoder_layers,
+            num_decoder_layers=sizes.num_decoder_layers,
+            num_heads=sizes.num_heads,
             rules=(),
             calibration=describe(method),
             weights=place.weights_hash("fit"),
@@ -266,7 +268,7 @@ def retrain(
     seed: int | None = None,
     window: Path | None = None,
     model: Architecture | None = None,
-    data: Data = Data(),  # noqa: B008
+    data: Data = RETRAIN_DATA,
     optimizer: Optimizer = Optimizer(),  # noqa: B008
     stopping: Stopping = RETRAIN_STOPPING,
     trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
@@ -299,7 +301,7 @@ def retrain(
     _check_window(rules, window, place, task)
     if model is None:
         model = replace(place.architecture("fit"), position=NoPE())
-    seed = place.record("fit")["seed"] if seed is None else seed
+    seed = int(place.record("fit")["seed"]) if seed is None else seed
     torch.manual_seed(seeded(seed, _RETRAIN).initial_seed())
     network = build_model(task, model, rules)
     with place.writing("retrain", resume, overwrite) as folder:
@@ -316,8 +318,8 @@ def retrain(
             resume=resume,
             title="retrain",
         )
-        settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-        _save_training(folder, "retrain", network, seed, settings, trained, {"task": task})
+        own = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+        _save_training(folder, "retrain", network, seed, own, trained, {"task": task})
     summary = _training_summary("The model inside the window", trained, stopping)
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
     return TrainingResult(place, network, trained)
@@ -375,7 +377,7 @@ def evaluate(
         figures.accuracy(folder / "accuracy.png", plain, task.max_length, task.name)
         if digits:
             save_json(folder / DIGITS, digits)
-            figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.name)
+            figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.max_length, task.name)
     report.print_results(plain)
     done = f"{len(rows)} rows, {samples} problems each."
     report.done(done, place.folder("evaluate"), f"abc solve --run {place.path} PROBLEM ...")

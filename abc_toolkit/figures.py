@@ -124,8 +124,8 @@ def accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, tas
 
     Args:
         path: The PNG file to write.
-        rows: Results, each with `weights` (`fit` or `retrain`), `set`, `length`, `decode`, `seed` and, in 0 to 1,
-            `exact_match` and its 95 % interval, `low` to `high`.
+        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `set`, `length`, `decode`, `seed` and, in
+            0 to 1, `exact_match` and its 95 % interval, `low` to `high`.
         max_length: Longest training length.
         task: Name of the task.
 
@@ -142,7 +142,8 @@ def digit_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: in
 
     Args:
         path: The PNG file to write.
-        rows: Results, each with `weights` (`fit` or `retrain`), `set`, `length`, `place` and `accuracy` in 0 to 1.
+        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `set`, `length`, `place` and, in 0 to 1,
+            `accuracy`.
         max_length: Longest training length.
         task: Name of the task.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionConfigFile, ActionParser, Namespace
+from jsonargparse import ActionParser, Namespace
+from jsonargparse._actions import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import abc_toolkit.commands as commands
@@ -59,11 +60,11 @@ class Parser(LightningArgumentParser):
         report.remark(f"{command}: error: {text} (see {command} --help)")
         raise SystemExit(2)
 
-    def format_help(self) -> str:
+    def format_help(self, *arguments: Any, **keywords: Any) -> str:
         """Help without the name of every option's environment variable, which follows from the option's."""
         self._default_env, kept = False, self._default_env
         try:
-            return super().format_help()
+            return super().format_help(*arguments, **keywords)
         finally:
             self._default_env = kept
 
@@ -111,16 +112,19 @@ class CommandLine(LightningCLI):
             parser.add_argument("problems", nargs="*", type=str, help="Problems, such as 123+989.")
             parser.add_argument("--file", type=str, help="File with a problem on each line; - for standard input.")
             parser.add_argument("--check", action="store_true", help="Add whether each answer is right.")
-        skip = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PHASES}
+        skip: set[str | int] = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PHASES}
         added = parser.add_function_arguments(getattr(klass, subcommand), as_group=False, skip=skip)
         parser.shared = tuple(name for name in SHARED if name in added)
         if subcommand == "run":
             for phase in PHASES:
                 settings = Parser()
-                settings.add_function_arguments(getattr(klass, phase), as_group=False, skip=set(SHARED))
+                settings.add_function_arguments(getattr(klass, phase), as_group=False, skip={*SHARED})
                 for action in settings._actions:
                     action.help = SUPPRESS
                 parser.add_argument(f"--{phase}", action=ActionParser(settings))
+        for action in parser._actions:
+            if getattr(action, "_typehint", None) is bool:  # a flag alone means true
+                action.nargs, action.const = "?", True
         self._subcommand_method_arguments[subcommand] = added
         return parser
 

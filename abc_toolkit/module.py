@@ -67,6 +67,12 @@ class TrainingModule(lightning.LightningModule):
         self.last_loss = torch.tensor(float("nan"))
         self._layouts: dict[Shape, Layout] = {}
 
+    @property
+    def averaged(self) -> Transformer:
+        """The model with averaged weights."""
+        assert isinstance(self.average.module, Transformer)
+        return self.average.module
+
     def layout(self, shape: Shape) -> Layout:
         """The layout of a shape on the module's device, made once."""
         if shape not in self._layouts:
@@ -88,7 +94,7 @@ class TrainingModule(lightning.LightningModule):
         self.average.update_parameters(self.model)
 
     def validation_step(self, batch: Problems, batch_idx: int) -> None:
-        logits = teacher_forced(self.average.module, batch, self.layout(batch.shape))
+        logits = teacher_forced(self.averaged, batch, self.layout(batch.shape))
         self.exact_match.update(logits.argmax(-1), batch.target)
         self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten()), len(batch))
 

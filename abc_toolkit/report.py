@@ -27,15 +27,15 @@ class TrainingBar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
-        self._shown = {"loss": "", "exact_match": ""}
+        self._loss = self._exact_match = ""
 
     def update(self, step: int, loss: float | None = None, exact_match: float | None = None) -> None:
         """Moves to a step, and shows what is given."""
         if loss is not None:
-            self._shown["loss"] = f"loss {loss:.4f}"
+            self._loss = f"loss {loss:.4f}"
         if exact_match is not None:
-            self._shown["exact_match"] = f"exact match {100 * exact_match:.2f} %"
-        self._progress.update(self._task, completed=step, **self._shown)
+            self._exact_match = f"exact match {100 * exact_match:.2f} %"
+        self._progress.update(self._task, completed=step, loss=self._loss, exact_match=self._exact_match)
 
 
 @contextmanager

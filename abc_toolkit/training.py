@@ -228,7 +228,7 @@ def train(
                     f"{folder / PROGRESS} cannot be resumed ({reason}): start afresh with --overwrite"
                 ) from error
             raise
-    model.load_state_dict(module.average.module.state_dict())
+    model.load_state_dict(module.averaged.state_dict())
     model.cpu().eval()
     last = watch.validation[-1]
     history = {"train": watch.train, "validation": watch.validation, "threshold": stopping.exact_match}
@@ -282,6 +282,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

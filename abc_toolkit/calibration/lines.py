@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
@@ -55,12 +56,15 @@ class Places(CalibrationMethod):
         """Every candidate line with enough support in every site, layer and head, strongest first."""
         found = []
         sites = list(heads_of(maps))
-        for site in dict.fromkeys(site for site, _ in sites):
+        present: dict[Site, None] = dict.fromkeys(site for site, _ in sites)
+        for site in present:
             relations = self._relations(site, [layouts[shape] for shape in maps.maps])
             for layer in (layer for own, layer in sites if own == site):
                 weights = [maps.maps[shape][f"{site}.{layer}"] for shape in maps.maps]
                 for relation, cells, support in relations:
-                    total = sum((w * c).sum(dim=(1, 2)) for w, c in zip(weights, cells, strict=True))
+                    total = torch.stack([(w * c).sum(dim=(1, 2)) for w, c in zip(weights, cells, strict=True)]).sum(
+                        dim=0
+                    )
                     means = total / sum(int(c.sum()) for c in cells)
                     for head, mean in enumerate(means.tolist()):
                         found.append(Line(replace(relation, layer=layer, head=head), mean, support))

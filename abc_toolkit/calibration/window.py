@@ -154,7 +154,7 @@ class Window:
 
     def matrices(self, layout: Layout) -> dict[str, Tensor]:
         """The paper's M x N matrices for a layout: `site.layer` to `[head, query, key]`."""
-        sites = [(site, layer) for site in SITES for layer in range(self.layers(site))]
+        sites: list[tuple[Site, int]] = [(site, layer) for site in SITES for layer in range(self.layers(site))]
         return {f"{site}.{layer}": self.site_bias(site, layer, layout) for site, layer in sites}
 
     def check_fits(self, num_encoder_layers: int, num_decoder_layers: int, num_heads: int) -> None:

@@ -1,0 +1,83 @@
+"""Runs the shipped configurations over tasks and seeds and keeps what they measured.
+
+Each run is `abc run --config configs/TASK.yaml --seed SEED`, timed as a whole process, and then its models at 20 and
+50 times the training length on 200 problems of each set. A run that is in the results already is skipped, so that an
+interrupted sweep goes on where it was.
+
+    python experiments/pipeline/run_seeds.py --seeds 0 1 2 3 4 --jobs 2
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from abc_toolkit.evaluation import evaluate_models, parse_lengths
+from abc_toolkit.files import save_json
+from abc_toolkit.run import Run
+from abc_toolkit.tasks.base import SETS
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+TASKS = ("successor", "addition", "multiplication", "parity")
+
+
+def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
+    """One whole run; what it measured and how long it took."""
+    command = [
+        Path(sys.executable).parent / "abc", "run", "--config", ROOT / "configs" / f"{task}.yaml",
+        "--seed", str(seed), "--run", folder, "--resume" if folder.exists() else "--overwrite",
+    ]  # fmt: skip
+    start = time.perf_counter()
+    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    result: dict = {"task": task, "seed": seed, "seconds": seconds, "status": finished.returncode, "rows": []}
+    if finished.returncode:
+        return result | {"error": finished.stderr.strip().splitlines()[-1]}
+    place = Run(folder)
+    result["phases"] = {phase: place.record(phase)["results"] for phase in ("fit", "calibrate", "retrain")}
+    result["versions"] = place.record("retrain")["versions"]
+    result["commit"] = place.record("retrain")["commit"]
+    result["rows"] = json.loads((place.folder("evaluate") / "results.json").read_text())
+    kind = place.task("fit")
+    models = {phase: place.load_model(phase) for phase in ("fit", "retrain")}
+    lengths = parse_lengths(far, kind.max_length)
+    rows, _ = evaluate_models(kind, models, lengths, SETS, samples, "parallel", seed, torch.device("cpu"))
+    result["rows"] += [row.plain() for row in rows]
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="*", default=TASKS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=range(5))
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each on one thread")
+    parser.add_argument("--far", default="20x,50x")
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "pipeline")
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    settings = parser.parse_args()
+    torch.set_num_threads(1)
+    results = json.loads(settings.results.read_text()) if settings.results.exists() else []
+    there = {(result["task"], result["seed"]) for result in results}
+    work = [(task, seed) for seed in settings.seeds for task in settings.tasks if (task, seed) not in there]
+
+    def do(item: tuple[str, int]) -> None:
+        task, seed = item
+        result = run(task, seed, settings.runs / f"{task}-{seed}", settings.far, settings.samples)
+        results.append(result)
+        save_json(settings.results, sorted(results, key=lambda r: (TASKS.index(r["task"]), r["seed"])))
+        worst = min((row["exact_match"] for row in result["rows"] if row["weights"] == "retrain"), default=0.0)
+        print(f"{task} {seed}: {result['seconds']:.0f} s, worst {worst:.4f} {result.get('error', '')}", flush=True)
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        list(pool.map(do, work))
+
+
+if __name__ == "__main__":
+    main()
