@@ -4,6 +4,7 @@ Each phase writes a folder of its run and returns a small result; the next one f
 """
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -206,6 +207,7 @@ def calibrate(
     record = place.record("fit")
     task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
     sizes = place.architecture("fit")
+    start = time.perf_counter()
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
     with place.writing("calibrate", overwrite=overwrite) as folder:
@@ -248,6 +250,7 @@ def calibrate(
             "rules": len(found.window.rules),
             "added": len(found.added),
             "sufficient": found.conflict is None,
+            "seconds": time.perf_counter() - start,
         }
         settings = {"method": method, "problems": problems, "force": force}
         save_record(folder, "calibrate", record["seed"], settings, results, {"task": task})
@@ -354,6 +357,7 @@ def evaluate(
     Raises:
         UserError: If a length, a set or a number of samples makes no sense, or is too large for memory.
     """
+    start = time.perf_counter()
     place = Run.newest(run, "fit")
     task, device = place.task("fit"), device_for(accelerator)
     lengths, sets = parse_lengths(length, task.max_length), check_sets(sets)
@@ -371,7 +375,8 @@ def evaluate(
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
         settings = {"length": length, "samples": samples, "sets": sets, "decode": decode}
-        save_record(folder, "evaluate", seed, settings, {"rows": len(rows)}, {"task": task})
+        results = {"rows": len(rows), "seconds": time.perf_counter() - start}
+        save_record(folder, "evaluate", seed, settings, results, {"task": task})
         from abc_toolkit import figures
 
         figures.accuracy(folder / "accuracy.png", plain, task.max_length, task.name)

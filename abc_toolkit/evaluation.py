@@ -124,8 +124,7 @@ def evaluation_problems(task: Task, length: int, set_name: str, samples: int, se
     parts = [samples // len(shapes) + (i < samples % len(shapes)) for i in range(len(shapes))]
     batches = []
     for shape, part in zip(shapes, parts, strict=True):
-        trained = set_name == UNIFORM and shape in task.training_shapes() and task.num_problems(shape) >= SMALL
-        if trained:
+        if set_name == UNIFORM and length <= task.max_length and task.num_problems(shape) >= SMALL:
             batches.append(draw(task, generator, part, shape, for_validation=True, set_name=set_name))
         else:
             batches.append(task.sample(generator, part, shape, set_name))

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from abc_toolkit.calibration.window import Rule, Window
+from abc_toolkit.positions import SITES
 
 T = TypeVar("T")
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
@@ -68,17 +69,28 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
         added: The lines that were added because the window was not sufficient without them.
     """
     table = Table(title=f"Window for {window.task}: {len(window.rules)} lines", title_justify="left")
-    for heading in ("site", "layer", "head", "line", "bias"):
-        table.add_column(heading, justify="right" if heading in ("layer", "head", "bias") else "left")
-    table.add_column("mean attention", justify="right")
-    before = None
-    for rule in sorted(window.rules, key=lambda rule: (rule.layer, rule.site, rule.head)):
-        if before is not None and before != (rule.layer, rule.site):
+    for heading in ("site", "layer", "head", "open keys", "mean attention"):
+        table.add_column(heading, justify="right" if heading in ("layer", "head", "mean attention") else "left")
+    for site in SITES:
+        for layer in range(window.layers(site)):
+            for head in range(window.num_heads):
+                rules = [rule for rule in window.of(site, layer) if rule.head == head]
+                lines = [
+                    rule.describe()
+                    + (f", bias {rule.bias:.2f}" if rule.bias else "")
+                    + (" (added: needed)" if rule in added else "")
+                    for rule in rules
+                ]
+                means = [f"{attention[rule]:.2f}" if rule in attention else "" for rule in rules]
+                first = head == 0
+                table.add_row(
+                    SITE_NAMES[site] if first else "",
+                    str(layer) if first else "",
+                    str(head),
+                    "\n".join(lines) or "none",
+                    "\n".join(means),
+                )
             table.add_section()
-        before = (rule.layer, rule.site)
-        line = rule.describe() + (" (added: needed)" if rule in added else "")
-        mean = f"{attention[rule]:.2f}" if rule in attention else ""
-        table.add_row(SITE_NAMES[rule.site], str(rule.layer), str(rule.head), line, f"{rule.bias:.2f}", mean)
     Console().print(table)
 
 
@@ -87,7 +99,7 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
     table = Table(
-        title=f"Exact match on {first['task']} (greedy decoding, 95 % interval), seed {first['seed']}",
+        title=f"Exact match on {first['task']}, % [95 % interval], greedy decoding, seed {first['seed']}",
         title_justify="left",
     )
     for heading in ("length", "tokens", "set", "samples"):
@@ -107,8 +119,7 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _share(row: Mapping[str, Any]) -> str:
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['exact_match']:.2f} % [{low:.2f}, {high:.2f}]"
+    return f"{100 * row['exact_match']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
 
 
 def done(what: str, folder: Path, following: str | None) -> None:

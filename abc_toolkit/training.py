@@ -90,7 +90,8 @@ class Trained:
         loss: Mean cross-entropy of a token of held-out problems at the end.
         validated_on: Number of held-out problems.
         reached: Whether the stopping rule was met.
-        seconds: Wall time of the training, from its first start if it was resumed in one process.
+        step_seconds: Wall time of the steps alone, since the last start, with validation and saving left out.
+        seconds: Wall time of the training since the last start.
     """
 
     steps: int
@@ -98,6 +99,7 @@ class Trained:
     loss: float
     validated_on: int
     reached: bool
+    step_seconds: float
     seconds: float
 
 
@@ -122,11 +124,17 @@ class Watch(Callback):
         self.seed = seed
         self.bar = bar
         self.reached = False
+        self.step_seconds = 0.0
+        self._steps_began = 0.0
         self.train: list[dict[str, float]] = []
         self.validation: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         torch.manual_seed(seeded(self.seed, trainer.global_step, trainer.global_rank).initial_seed())
+        self._steps_began = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
+        self.step_seconds += time.perf_counter() - self._steps_began
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -240,6 +248,7 @@ def train(
         loss=last["loss"],
         validated_on=sum(len(problems) for problems in held_out),
         reached=watch.reached,
+        step_seconds=watch.step_seconds,
         seconds=time.perf_counter() - start,
     )
 

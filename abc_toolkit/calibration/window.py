@@ -141,10 +141,14 @@ class Window:
         """Dense bias `[head, query, key]` of one site and layer: minus infinity where closed."""
         shape = (self.num_heads, len(q_positions), len(k_positions))
         bias = torch.full(shape, -torch.inf, device=q_positions.segment.device)
+        past = k_positions.coordinates["raw"][None, :] <= q_positions.coordinates["raw"][:, None]
         for rule in sorted(self.of(site, layer), key=lambda rule: rule.fallback):
             cells = rule.holds(q_positions, k_positions)
             if rule.fallback:
-                cells = cells & (bias[rule.head] == -torch.inf).all(dim=-1, keepdim=True)
+                is_open = bias[rule.head] > -torch.inf
+                if site == "decoder":  # a key that the causal mask closes does not count
+                    is_open &= past
+                cells = cells & ~is_open.any(dim=-1, keepdim=True)
             bias[rule.head] = torch.where(cells, bias[rule.head].clamp(min=rule.bias), bias[rule.head])
         return bias
 

@@ -15,6 +15,7 @@ from abc_toolkit.tasks.base import (
     ProblemError,
     Shape,
     choose_rows,
+    digits_below,
     keep_places,
     random_run,
     uniform_digits,
@@ -34,6 +35,8 @@ class Addition(DigitTask):
         padding: `longest` pads the shorter operand with zeros on the left to the longer one's width; `none`
             leaves both as they are written, which is harder; `fixed` pads both to `width`, as the paper does.
         width: Width that `fixed` pads to.
+        numbers_below: Where given, training operands are uniform over the numbers below it, as in the paper, in place
+            of the mixture of lengths and kinds.
     """
 
     symbols: ClassVar[str] = "0123456789+"
@@ -41,6 +44,7 @@ class Addition(DigitTask):
     max_length: int = 6
     padding: Literal["longest", "none", "fixed"] = "longest"
     width: int = 60
+    numbers_below: int | None = None
 
     @property
     def operator(self) -> str:
@@ -64,6 +68,9 @@ class Addition(DigitTask):
         return max(self._widths(shape)) + 1
 
     def training_shapes(self) -> tuple[Shape, ...]:
+        if self.numbers_below is not None:
+            digits = len(str(self.numbers_below - 1))
+            return ((digits, digits),)
         lengths = range(1, self.max_length + 1)
         if self.padding == "none":
             return tuple((n, m) for n in lengths for m in lengths)
@@ -74,6 +81,11 @@ class Addition(DigitTask):
             return ((length, length),)
         shorter = torch.randint(1, length, (4,), generator=generator).tolist()
         return tuple(shape for n in shorter for shape in ((length, n), (n, length)))
+
+    def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
+        if self.numbers_below is None:
+            return super().training_operands(generator, batch, shape)
+        return [digits_below(generator, batch, self.numbers_below, width) for width in self._widths(shape)]
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         first = uniform_digits(generator, batch, shape[0])

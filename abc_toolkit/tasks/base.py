@@ -162,23 +162,22 @@ class DigitTask(Task):
         return ""
 
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
-        """Digits that are uniform over all places, so that leading zeros occur."""
-        return [
-            torch.randint(0, self.base, (batch, length), generator=generator)
-            for name, length in self.segments(shape)
-            if name.startswith("operand")
-        ]
+        """Operands of the mixture that is trained on, `[batch, width]` each.
+
+        Half of the rows are uniform over all digit strings, so that leading zeros occur; the other half is made up of
+        the evaluation sets' kinds in equal parts.
+        """
+        widths = [length for name, length in self.segments(shape) if name.startswith("operand")]
+        draws = [[torch.randint(0, self.base, (batch, width), generator=generator) for width in widths]]
+        draws += [self.draw(generator, batch, shape, name) for name in SETS]
+        kind = (torch.randint(0, 2 * len(SETS), (batch,), generator=generator) - len(SETS) + 1).clamp(min=0)
+        rows = torch.arange(batch)
+        return [torch.stack(versions)[kind, rows] for versions in zip(*draws, strict=True)]
 
     def sample(self, generator: Generator, batch: int, shape: Shape, set_name: str = TRAINING) -> Problems:
         if set_name != TRAINING:
             return self.problems(shape, self.draw(generator, batch, shape, set_name))
-        # Half of the rows are uniform over all strings; the other half comes from the evaluation sets' kinds.
-        draws = [self.training_operands(generator, batch, shape)]
-        draws += [self.draw(generator, batch, shape, name) for name in SETS]
-        kind = (torch.randint(0, 2 * len(SETS), (batch,), generator=generator) - len(SETS) + 1).clamp(min=0)
-        rows = torch.arange(batch)
-        operands = [torch.stack(versions)[kind, rows] for versions in zip(*draws, strict=True)]
-        return self.problems(shape, operands)
+        return self.problems(shape, self.training_operands(generator, batch, shape))
 
     def problems(self, shape: Shape, operands: Sequence[Tensor]) -> Problems:
         """Strings of operands `[batch, width]`, and their answers."""
@@ -227,6 +226,12 @@ def uniform_digits(generator: Generator, batch: int, length: int, base: int = 10
     if length > 1:
         digits[:, -1] = torch.randint(1, base, (batch,), generator=generator)
     return digits
+
+
+def digits_below(generator: Generator, batch: int, limit: int, width: int) -> Tensor:
+    """Digits `[batch, width]` of numbers that are uniform over all below a limit."""
+    numbers = torch.randint(0, limit, (batch, 1), generator=generator)
+    return numbers // 10 ** torch.arange(width).clamp(max=18) % 10 * (torch.arange(width) <= 18)
 
 
 def keep_places(digits: Tensor, lengths: Tensor) -> Tensor:

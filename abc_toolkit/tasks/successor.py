@@ -15,6 +15,7 @@ from abc_toolkit.tasks.base import (
     ProblemError,
     Shape,
     choose_rows,
+    digits_below,
     keep_places,
     random_run,
     uniform_digits,
@@ -33,6 +34,8 @@ class Successor(DigitTask):
         padding: `longest` and `none` leave the operand as it is written; `fixed` pads it with zeros on the left
             to `width`, as the paper does.
         width: Width that `fixed` pads to.
+        numbers_below: Where given, training operand are uniform over the numbers below it, as in the paper, in place
+            of the mixture of lengths and kinds.
     """
 
     symbols: ClassVar[str] = "0123456789"
@@ -40,6 +43,7 @@ class Successor(DigitTask):
     max_length: int = 6
     padding: Literal["longest", "none", "fixed"] = "longest"
     width: int = 60
+    numbers_below: int | None = None
 
     def _width(self, shape: Shape) -> int:
         if self.padding != "fixed":
@@ -55,6 +59,8 @@ class Successor(DigitTask):
         return self._width(shape) + 1
 
     def training_shapes(self) -> tuple[Shape, ...]:
+        if self.numbers_below is not None:
+            return ((len(str(self.numbers_below - 1)),),)
         return tuple((n,) for n in range(1, self.max_length + 1))
 
     def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
@@ -62,6 +68,11 @@ class Successor(DigitTask):
         if set_name != UNEQUAL:
             return ((length,),)
         return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
+
+    def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
+        if self.numbers_below is None:
+            return super().training_operands(generator, batch, shape)
+        return [digits_below(generator, batch, self.numbers_below, self._width(shape))]
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         digits = uniform_digits(generator, batch, shape[0])
