@@ -18,9 +18,10 @@ from abc_toolkit.metrics import DigitAccuracy, ExactMatch, wilson_interval
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
 from abc_toolkit.transformer import Transformer, teacher_forced
-from abc_toolkit.vocabulary import BOS
+from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
+LONGEST = 10**6  # digits; a list of every length up to it still fits into memory
 _EVALUATION = 10
 _CELLS = 2**25  # attention cells of all heads that one batch may take
 
@@ -69,12 +70,12 @@ def parse_lengths(spec: str, longest: int) -> list[int]:
         longest: The longest training length.
 
     Raises:
-        UserError: If it names no length, or one below 1.
+        UserError: If it names no length, or one below 1 or above `LONGEST`.
     """
     lengths: list[int] = []
-    for part in spec.split(","):
+    for part in map(str.strip, spec.split(",")):
         if ":" in part:
-            first, _, last = part.partition(":")
+            first, _, last = (text.strip() for text in part.partition(":"))
             start, end = _length(first, spec, longest), _length(last, spec, longest)
             if start > end:
                 raise UserError(f"--length {spec}: the range {part} runs backwards; write {last}:{first}")
@@ -86,11 +87,14 @@ def parse_lengths(spec: str, longest: int) -> list[int]:
 
 
 def _length(text: str, spec: str, longest: int) -> int:
-    match = re.fullmatch(r"\s*([0-9]+)(x?)\s*", text)
+    match = re.fullmatch(r"([0-9]{1,9})(x?)", text)
     length = int(match[1]) * (longest if match[2] else 1) if match else 0
-    if length < 1:
+    if not 1 <= length <= LONGEST:
         what = repr(text) if spec != text else "it"
-        raise UserError(f"--length {spec!r}: {what} is not a length of at least 1; write 60, 10x, 1x,2x,10x or 1x:10x")
+        raise UserError(
+            f"--length {spec!r}: {what} is not a length of at least 1 and at most {LONGEST}; "
+            "write 60, 10x, 1x,2x,10x or 1x:10x"
+        )
     return length
 
 
@@ -206,8 +210,7 @@ def predict(model: Transformer, problems: Problems, layout: Layout, decode: Deco
 def greedy(model: Transformer, source: Tensor, layout: Layout) -> Tensor:
     """Greedy decoding with a key-value cache, each step fed with the model's own tokens.
 
-    It goes on for as many tokens as the layout gives the target: what follows an early `EOS` is kept for the caller
-    to judge.
+    It goes on for as many tokens as the layout gives the target; a row that has ended stays at `EOS`.
 
     Args:
         model: The model, in evaluation mode.
@@ -219,9 +222,11 @@ def greedy(model: Transformer, source: Tensor, layout: Layout) -> Tensor:
     """
     state = model.decoder_state(source, layout)
     tokens = torch.full_like(source[:, 0], BOS)
+    ended = torch.zeros_like(tokens, dtype=torch.bool)
     decoded = []
     for _ in range(len(layout.target)):
-        tokens = model.step(tokens, state).argmax(-1)
+        tokens = model.step(tokens, state).argmax(-1).masked_fill(ended, EOS)
+        ended = tokens == EOS
         decoded.append(tokens)
     return torch.stack(decoded, dim=1)
 

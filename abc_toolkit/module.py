@@ -58,6 +58,8 @@ class TrainingModule(lightning.LightningModule):
         self.task = task
         self.model = model
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.averaging))
+        # Several processes wait for the gradient of every parameter that asks for one.
+        self.average.requires_grad_(False)
         self.settings = optimizer
         self.decay_steps = decay_steps
         self.decay_from: int | None = None

@@ -103,7 +103,6 @@ def test_step_by_step_is_teacher_forced(model: Transformer, case: Case) -> None:
     assert torch.equal(teacher_forced(model, problems, layout), whole)
 
 
-@pytest.mark.xfail(reason="a fallback is decided before the causal mask, but after it in a step", strict=True)
 @torch.no_grad()
 def test_step_by_step_is_teacher_forced_with_a_fallback_in_the_decoder(generator: torch.Generator) -> None:
     problems, layout, prefix = draw(generator, (3, 2))

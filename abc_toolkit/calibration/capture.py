@@ -30,8 +30,8 @@ class AttentionMaps:
 
     @property
     def longest(self) -> Shape:
-        """The shape with the most cells."""
-        return max(self.maps, key=lambda shape: max(weights[0].numel() for weights in self.maps[shape].values()))
+        """The shape with the most cells; of shapes that are padded to one size, the one with the most digits."""
+        return max(self.maps, key=lambda shape: (max(w[0].numel() for w in self.maps[shape].values()), shape))
 
     def raw(self, name: str) -> Tensor:
         """Maps `[head, query, key]` of one `site.layer`, averaged over all problems of the longest shape's size."""
@@ -61,17 +61,24 @@ class AttentionMaps:
         try:
             with safe_open(path, "pt") as file:
                 solved = json.loads((file.metadata() or {})["solved"])
+                solved = {_named_shape(name): int(count) for name, count in solved.items()}
                 for key in file.keys():  # noqa: SIM118, it is no mapping
                     shape, name = key.split("/")
-                    maps.setdefault(tuple(map(int, shape.split("x"))), {})[name] = file.get_tensor(key)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+                    maps.setdefault(_named_shape(shape), {})[name] = file.get_tensor(key)
+            if not maps or maps.keys() != solved.keys():
+                raise ValueError("its shapes are not those that were solved")
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise WindowError(f"{path} is not a whole file of attention maps ({error})") from None
-        return cls(maps, {tuple(map(int, shape.split("x"))): count for shape, count in solved.items()})
+        return cls(maps, solved)
 
 
 def shape_name(shape: Shape) -> str:
     """A shape as it stands in a file, such as `6x6`."""
     return "x".join(map(str, shape))
+
+
+def _named_shape(name: str) -> Shape:
+    return tuple(map(int, name.split("x")))
 
 
 @torch.no_grad()

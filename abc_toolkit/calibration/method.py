@@ -106,17 +106,16 @@ def find_window(
     while conflicts and spare:
         best, fewest = None, len(conflicts)
         for line in spare:
-            rule = _placed(line.rule, window.rules, heads)
-            left = len(evidence.conflicts(window.with_rules([*window.rules, rule])))
-            if left < fewest:
-                best, fewest = rule, left
+            wider = _with_line(window, line.rule, heads[line.rule.site, line.rule.layer])
+            left = evidence.conflicts(wider)
+            if len(left) < fewest:
+                best, fewest, conflicts = wider, len(left), left
             if not left:
                 break
         if best is None:
             break
-        added.append(best)
-        window = window.with_rules([*window.rules, best])
-        conflicts = evidence.conflicts(window)
+        window = best
+        added.append(window.rules[-1])
     attention = {line.rule: line.attention for line in lines}
     return Found(window, tuple(added), evidence.describe(conflicts[0]) if conflicts else None, attention)
 
@@ -129,11 +128,20 @@ def _strongest(lines: Sequence[Line]) -> list[Line]:
     return list(kept.values())
 
 
-def _placed(rule: Rule, rules: Sequence[Rule], heads: Mapping[tuple[Site, int], int]) -> Rule:
-    """The rule in the head of its site and layer that holds the fewest lines, its own where several do."""
-    count = [0] * heads[rule.site, rule.layer]
-    for other in rules:
-        if (other.site, other.layer) == (rule.site, rule.layer):
-            count[other.head] += 1
-    best = min(range(len(count)), key=lambda head: (count[head] > 0, head != rule.head if count[head] else 0))
-    return replace(rule, head=best)
+def _with_line(window: Window, rule: Rule, num_heads: int) -> Window:
+    """The window and one line more, last of its rules.
+
+    It takes the head of its site and layer that holds the fewest lines, its own where several do. In a head that is
+    open everywhere it takes the place of that, as it would show nothing more beside it.
+    """
+    count = [0] * num_heads
+    for other in window.of(rule.site, rule.layer):
+        count[other.head] += not (_is_open(other) or other.fallback)
+    rule = replace(rule, head=min(range(num_heads), key=lambda head: (count[head], head != rule.head)))
+    place = (rule.site, rule.layer, rule.head)
+    kept = [other for other in window.rules if not (_is_open(other) and (other.site, other.layer, other.head) == place)]
+    return window.with_rules([*kept, rule])
+
+
+def _is_open(rule: Rule) -> bool:
+    return rule.key_segment is None and not rule.conditions and not rule.fallback

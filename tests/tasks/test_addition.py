@@ -1,3 +1,4 @@
+import itertools
 import re
 from collections import Counter
 
@@ -26,12 +27,18 @@ def total(text: str) -> int:
     return int(first) + int(second)
 
 
+def sums(source: str) -> list[int]:
+    """Sum of the two digits of every place, least significant first."""
+    first, second = (part[::-1] for part in source.split("+"))
+    digits = itertools.zip_longest(first, second, fillvalue="0")
+    return [int(a) + int(b) for a, b in digits]
+
+
 def carry_chain(source: str) -> int:
     """Most places in a row that pass a carry on."""
-    first, second = (part[::-1] for part in source.split("+"))
     longest = chain = carry = 0
-    for place in range(max(len(first), len(second))):
-        carry = int(int(first[place : place + 1] or 0) + int(second[place : place + 1] or 0) + carry > 9)
+    for digits in sums(source):
+        carry = int(digits + carry > 9)
         chain = (chain + 1) * carry
         longest = max(longest, chain)
     return longest
@@ -125,15 +132,19 @@ def test_carry_chains_are_long(task: Addition) -> None:
     def numbers(source: str) -> str:
         return "+".join(part.lstrip("0") for part in source.split("+"))
 
-    sources = evaluation_strings(task, 20, CARRY) if task.padding != "fixed" else evaluation_strings(task, 12, CARRY)
-    length = 12 if task.padding == "fixed" else 20
+    length = 12
+    sources = evaluation_strings(task, length, CARRY, 400)
     chains = [carry_chain(source) for source in sources]
     assert sum(chain == length for chain in chains) > 0.4 * len(chains)
-    # Chains that begin and end inside the operands.
-    assert len({chain for chain in chains if chain < length}) > 6
     assert {f"{'9' * length}+1", f"1+{'9' * length}"} < {numbers(source) for source in sources}
-    uniform = [carry_chain(source) for source in evaluation_strings(task, length, UNIFORM)]
-    assert sum(chains) / len(chains) > 2 * sum(uniform) / len(uniform)
+    # Digits that are none of these, and one more than all nines together.
+    ordinary = [source for source in sources if not re.search(r"9{12}|0{11}1|\b1\b", source)]
+    full = [source for source in ordinary if total(source) == 10**length]
+    assert len(full) > 0.05 * len(sources)
+    assert sum(total(source) == 10**length - 1 for source in ordinary) > 0.05 * len(sources)
+    # Chains that begin and end inside the operands: a carry, then nothing but nines.
+    inner = [re.search(r"[a-i]9{4,}[0-8a-i]", "".join("0123456789abcdefghi"[s] for s in sums(o)[1:])) for o in ordinary]
+    assert sum(map(bool, inner)) > 0.02 * len(sources)
 
 
 @ALL
@@ -174,3 +185,17 @@ def test_fixed_width_is_enforced() -> None:
     assert "13 digits" in refuse(FIXED, "1+1234567890123")
     with pytest.raises(ProblemError, match="13 digits does not fit the fixed width of 12"):
         FIXED.layout((13, 1))
+
+
+@pytest.mark.parametrize(("padding", "width"), [("longest", 4), ("none", 4), ("fixed", 12)])
+def test_training_on_the_numbers_below_a_limit(padding: str, width: int) -> None:
+    task = Addition(padding=padding, width=12, numbers_below=1050)
+    assert task.training_shapes() == ((4, 4),)
+    pairs = [source.split("+") for source in training_strings(task, (4, 4))]
+    assert {len(part) for pair in pairs for part in pair} == {width}
+    for position in (0, 1):
+        numbers = [int(pair[position]) for pair in pairs]
+        assert max(numbers) < 1050
+        assert sum(numbers) / len(numbers) == pytest.approx(1049 / 2, rel=0.05)
+        assert sum(number >= 1000 for number in numbers) == pytest.approx(len(numbers) * 50 / 1050, rel=0.25)
+    assert len(set(map(tuple, pairs))) > 0.99 * len(pairs)

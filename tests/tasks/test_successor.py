@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 
 import pytest
 
@@ -54,7 +55,9 @@ def test_sets_hold_what_they_say(task: Successor) -> None:
     assert all(re.fullmatch(r"[1-9]\d{6}", source) for source in strings(UNIFORM))
     carry = strings(CARRY)
     assert carry.count("9999999") > 100
-    assert {len(source) - len(source.rstrip("9")) for source in carry} == set(range(8))
+    nines = Counter(len(source) - len(source.rstrip("9")) for source in carry)
+    assert set(nines) == set(range(8))
+    assert sum(nines[n] for n in range(3, 7)) > 0.1 * len(carry)
     assert any(re.search(r"[0-8]9{3,}[0-8]", source) for source in carry)  # nines that no carry reaches
     zeros = strings(ZEROS)
     assert "0000000" in zeros
@@ -68,3 +71,12 @@ def test_training_holds_every_kind() -> None:
     assert {"000", "999", "099", "100"} < set(sources)
     assert sources.count("999") > 0.03 * len(sources)
     assert sum(source[0] == "0" for source in sources) > 0.08 * len(sources)
+
+
+@pytest.mark.parametrize(("padding", "width"), [("longest", 4), ("fixed", 30)])
+def test_training_on_the_numbers_below_a_limit(padding: str, width: int) -> None:
+    task = Successor(padding=padding, width=30, numbers_below=1050)
+    assert task.training_shapes() == ((4,),)
+    sources = training_strings(task, (4,), 20_000)
+    assert {len(source) for source in sources} == {width}
+    assert set(map(int, sources)) == set(range(1050))
