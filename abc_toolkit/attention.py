@@ -11,6 +11,21 @@ from abc_toolkit.layout import Positions
 from abc_toolkit.positions import AttentionPosition
 
 
+def linear(in_dim: int, out_dim: int, parts: int = 1) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights and no bias to start with.
+
+    Args:
+        in_dim: Width of its input.
+        out_dim: Width of each part of its output.
+        parts: Layers that are run as one, each initialised by itself.
+    """
+    layer = nn.Linear(in_dim, parts * out_dim)
+    for weight in layer.weight.chunk(parts):
+        nn.init.xavier_uniform_(weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Attention(nn.Module):
     """Multi-head attention for every site.
 
@@ -33,9 +48,9 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.position = position
-        self.query = nn.Linear(model_dim, model_dim)
-        self.key_value = nn.Linear(model_dim, 2 * model_dim)
-        self.output = nn.Linear(model_dim, model_dim)
+        self.query = linear(model_dim, model_dim)
+        self.key_value = linear(model_dim, model_dim, parts=2)
+        self.output = linear(model_dim, model_dim)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Unrotated keys and values `[batch, head, key, dim]` of a stream `[batch, key, model_dim]`."""

@@ -3,12 +3,13 @@
 Each phase writes a folder of its run and returns a small result; the next one finds what it needs in that folder.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,10 +29,10 @@ from abc_toolkit.evaluation import (
     parse_lengths,
     solve_problems,
 )
-from abc_toolkit.files import load_json, save_json, save_tensors, save_text
+from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
 from abc_toolkit.layout import raw_layout
 from abc_toolkit.module import Optimizer
-from abc_toolkit.positions import NoPE
+from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.run import (
     PHASES,
     PROGRESS,
@@ -41,7 +42,6 @@ from abc_toolkit.run import (
     build_model,
     describe,
     device_for,
-    process_rank,
     save_record,
     save_weights,
 )
@@ -57,6 +57,35 @@ _FIT, _CALIBRATE, _RETRAIN = range(100, 103)
 FIT_STOPPING = Stopping(exact_match=0.999, loss=1.0, decay_steps=0)
 RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=2e-4, decay_steps=800)
 RETRAIN_DATA = Data(batch_size=128)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What of the vanilla model's architecture the retrained model changes.
+
+    Attributes:
+        num_encoder_layers: Encoder depth; must be the window's.
+        num_decoder_layers: Decoder depth; must be the window's.
+        model_dim: Width of the streams.
+        num_heads: Attention heads a layer; must be the window's.
+        feedforward_dim: Width of the hidden layer of each feed-forward block.
+        norm: Layer normalisation before (`pre`) or after (`post`) each block.
+        dropout: Probability of dropping an activation or an attention weight while training.
+        position: Position method beside the window.
+    """
+
+    num_encoder_layers: int | None = None
+    num_decoder_layers: int | None = None
+    model_dim: int | None = None
+    num_heads: int | None = None
+    feedforward_dim: int | None = None
+    norm: Literal["pre", "post"] | None = None
+    dropout: float | None = None
+    position: PositionMethod = field(default_factory=NoPE)
+
+    def of(self, vanilla: Architecture) -> Architecture:
+        """The vanilla model's architecture with these changes."""
+        return replace(vanilla, **{name: value for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -107,7 +136,7 @@ class EvaluationResult:
 
 
 def fit(
-    task: Task = Addition(),  # noqa: B008, an immutable value
+    task: Task | None = None,
     *,
     run: Path | None = None,
     seed: int = 0,
@@ -122,7 +151,7 @@ def fit(
     """Trains the vanilla model until it interpolates: phase 1.
 
     Args:
-        task: What to learn.
+        task: What to learn; Addition if not given.
         run: Run folder; runs/TASK if not given.
         seed: Everything random follows from it.
         model: Sizes of the model and its position method.
@@ -139,6 +168,8 @@ def fit(
     Raises:
         UserError: If the run folder is not free, or training breaks.
     """
+    # No default instance above: on the command line its settings would be passed on to another task's class.
+    task = Addition() if task is None else task
     place = Run.of(run, task)
     _check_task(place, task)
     torch.manual_seed(seeded(seed, _FIT).initial_seed())
@@ -147,6 +178,7 @@ def fit(
         trained = train(
             task,
             network,
+            architecture=model,
             data=data,
             optimizer=optimizer,
             trainer=trainer,
@@ -157,6 +189,7 @@ def fit(
             title="fit",
         )
         settings = {
+            "seed": seed,
             "task": task,
             "model": model,
             "data": data,
@@ -222,7 +255,8 @@ def calibrate(
             raise UserError(
                 f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "
                 f"{asked} held-out problems and {100 * threshold:g} % are asked for; train it longer "
-                f"(abc fit --overwrite --trainer.max_steps N), or go on all the same with --force"
+                "(abc fit --overwrite --trainer.max_steps N)"
+                + (", or go on all the same with --force" if solved else "")
             )
         frame = Window(
             task=type(task).__name__,
@@ -252,7 +286,7 @@ def calibrate(
             "sufficient": found.conflict is None,
             "seconds": time.perf_counter() - start,
         }
-        settings = {"method": method, "problems": problems, "force": force}
+        settings = {"method": method, "problems": problems, "force": force, "accelerator": accelerator}
         save_record(folder, "calibrate", record["seed"], settings, results, {"task": task})
         _draw_calibration(folder, maps, found.window, task)
     report.print_window(found.window, found.attention, found.added)
@@ -270,7 +304,7 @@ def retrain(
     run: Path | None = None,
     seed: int | None = None,
     window: Path | None = None,
-    model: Architecture | None = None,
+    model: Changes = Changes(),
     data: Data = RETRAIN_DATA,
     optimizer: Optimizer = Optimizer(),  # noqa: B008
     stopping: Stopping = RETRAIN_STOPPING,
@@ -284,7 +318,7 @@ def retrain(
         run: Run folder; the newest in runs/ if not given.
         seed: Everything random follows from it; that of the fit if not given.
         window: Window file; that of the run's calibration if not given.
-        model: Sizes and position method; the vanilla model's sizes without positions if not given.
+        model: Sizes and position method; what is not given is the vanilla model's, but without positions.
         data: Training batches and validation problems.
         optimizer: Optimiser.
         stopping: When training has reached its end.
@@ -302,16 +336,16 @@ def retrain(
     task = place.task("fit")
     rules = place.window() if window is None else Window.load(window)
     _check_window(rules, window, place, task)
-    if model is None:
-        model = replace(place.architecture("fit"), position=NoPE())
+    sizes = model.of(place.architecture("fit"))
     seed = int(place.record("fit")["seed"]) if seed is None else seed
     torch.manual_seed(seeded(seed, _RETRAIN).initial_seed())
-    network = build_model(task, model, rules)
+    network = build_model(task, sizes, rules)
     with place.writing("retrain", resume, overwrite) as folder:
         save_text(folder / WINDOW, rules.to_json())
         trained = train(
             task,
             network,
+            architecture=sizes,
             data=data,
             optimizer=optimizer,
             trainer=trainer,
@@ -321,7 +355,8 @@ def retrain(
             resume=resume,
             title="retrain",
         )
-        own = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+        own = {"seed": seed, "model": sizes, "data": data, "optimizer": optimizer}
+        own |= {"stopping": stopping, "trainer": trainer}
         _save_training(folder, "retrain", network, seed, own, trained, {"task": task})
     summary = _training_summary("The model inside the window", trained, stopping)
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
@@ -333,7 +368,7 @@ def evaluate(
     run: Path | None = None,
     length: str = "1x,2x,5x,10x",
     samples: int = 1000,
-    sets: Sequence[str] = SETS,
+    sets: Sequence[str] | str = SETS,
     decode: Decode = "parallel",
     seed: int = 0,
     accelerator: str = "cpu",
@@ -345,7 +380,7 @@ def evaluate(
         run: Run folder; the newest in runs/ if not given.
         length: 60; 10x, times the longest training length; a list 1x,2x,10x; or a range 1x:10x.
         samples: Problems of each length and set.
-        sets: Which of uniform, unequal, carry, zeros.
+        sets: Which of uniform,unequal,carry,zeros.
         decode: parallel, or steps, which also gives accuracy by digit.
         seed: What the problems follow from.
         accelerator: cpu, gpu or auto.
@@ -375,6 +410,7 @@ def evaluate(
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
         settings = {"length": length, "samples": samples, "sets": sets, "decode": decode}
+        settings |= {"seed": seed, "accelerator": accelerator}
         results = {"rows": len(rows), "seconds": time.perf_counter() - start}
         save_record(folder, "evaluate", seed, settings, results, {"task": task})
         from abc_toolkit import figures
@@ -390,7 +426,7 @@ def evaluate(
 
 
 def run_all(
-    task: Task = Addition(),  # noqa: B008
+    task: Task | None = None,
     *,
     run: Path | None = None,
     seed: int = 0,
@@ -404,7 +440,7 @@ def run_all(
     """Does all four phases: fit, calibrate, retrain, evaluate. Takes every option of theirs as --PHASE.OPTION.
 
     Args:
-        task: What to learn.
+        task: What to learn; Addition if not given.
         run: Run folder; runs/TASK if not given.
         seed: Everything random follows from it.
         resume: Go on with an interrupted run; finished phases are kept.
@@ -420,6 +456,7 @@ def run_all(
     Raises:
         UserError: As the phases.
     """
+    task = Addition() if task is None else task
     place = Run.of(run, task)
     _check_task(place, task)
     settings = {
@@ -439,12 +476,13 @@ def run_all(
         )
     results: dict[str, Any] = {}
     for phase in PHASES:
-        if resume and place.has(phase):
+        if resume and not results and place.up_to_date(phase):
             report.remark(f"{phase}: finished before, kept.")
             continue
-        arguments: dict[str, Any] = {"run": place.path, "overwrite": overwrite}
+        interrupted = (place.partial(phase) / PROGRESS).exists()
+        arguments: dict[str, Any] = {"run": place.path, "overwrite": not interrupted if resume else overwrite}
         if phase in ("fit", "retrain"):
-            arguments["resume"] = resume and (place.partial(phase) / PROGRESS).exists()
+            arguments["resume"] = resume and interrupted
         results[phase] = COMMANDS[phase](**(settings[phase] | arguments))
     if "evaluate" not in results:
         raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
@@ -538,7 +576,7 @@ def _save_training(
     trained: Trained,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a finished training: weights, record, figure; its progress is no longer needed."""
+    """Writes a finished training: weights, record, figure."""
     if process_rank():
         return
     save_weights(folder, model)
@@ -546,7 +584,6 @@ def _save_training(
     from abc_toolkit import figures
 
     figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
-    (folder / PROGRESS).unlink(missing_ok=True)
 
 
 def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: Task) -> None:
@@ -557,8 +594,10 @@ def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: T
     layout = task.layout(shape)
     title = f"{task.name}: attention averaged over {maps.solved[shape]} problems of {shape_name(shape)}"
     figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], layout, window, None, title)
+    sizes = [(shape_name(shape), layout)]
     longer = task.evaluation_shapes(10 * task.max_length, UNIFORM, torch.Generator())[0]
-    sizes = [(shape_name(shape), layout), (shape_name(longer), task.layout(longer))]
+    with contextlib.suppress(ProblemError):  # a fixed width has no room for ten times the length
+        sizes.append((shape_name(longer), task.layout(longer)))
     figures.windows(folder / "window.png", window, sizes)
 
 
@@ -585,8 +624,8 @@ def _training_summary(what: str, trained: Trained, stopping: Stopping) -> str:
     summary = f"{what} solves {share} after {trained.steps} steps ({trained.seconds:.0f} s)."
     if not trained.reached:
         summary += (
-            f" That is short of the {100 * stopping.exact_match:g} % asked for: "
-            "train longer with --overwrite --trainer.max_steps N."
+            f" Asked for were {100 * stopping.exact_match:g} % and a loss of {stopping.loss:g} (it is "
+            f"{trained.loss:.2g}): train longer with --overwrite --trainer.max_steps N."
         )
     return summary
 

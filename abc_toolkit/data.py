@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import IterableDataset
 
+from abc_toolkit.errors import check_numbers
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import TRAINING
 from abc_toolkit.vocabulary import NUM_SPECIAL
@@ -31,6 +32,10 @@ class Data:
     batch_size: int = 64
     longer: float = 0.5
     validation_problems: int = 2560
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "data", ("batch_size", "validation_problems"), at_least=1)
+        check_numbers(self, "data", ("longer",), at_least=-100, at_most=100)
 
 
 def seeded(seed: int, *purpose: int) -> Generator:

@@ -98,12 +98,13 @@ def _length(text: str, spec: str, longest: int) -> int:
     return length
 
 
-def check_sets(sets: Sequence[str]) -> tuple[str, ...]:
-    """The evaluation sets' names.
+def check_sets(sets: Sequence[str] | str) -> tuple[str, ...]:
+    """The evaluation sets' names, which may be given as a text with commas.
 
     Raises:
         UserError: If there is none, or one that does not exist.
     """
+    sets = sets.split(",") if isinstance(sets, str) else sets
     unknown = [name for name in sets if name not in SETS]
     if unknown or not sets:
         named = repr(unknown[0]) if unknown else "an empty list"
@@ -182,9 +183,10 @@ def evaluate_models(
                 Row(task.name, set_name, length, tokens, total, right / total, low, high, decode, seed, weights)
             )
             if decode == "steps" and len(batches) == 1:
+                accuracies = digits.compute().reshape(-1).tolist()  # a metric makes one place into no list
                 digit_rows += [
                     {"weights": weights, "set": set_name, "length": length, "place": place, "accuracy": accuracy}
-                    for place, accuracy in enumerate(digits.compute().tolist())
+                    for place, accuracy in enumerate(accuracies)
                 ]
     return rows, digit_rows
 

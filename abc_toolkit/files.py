@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,13 +18,28 @@ from abc_toolkit.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends, and is removed when it fails."""
+    """A temporary path beside `path` that takes its name when the block ends, and is removed when it fails.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    if path.exists() and not path.is_file():  # renaming would replace a device by a file
+        raise UserError(f"{path} is no file: name a file to write")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    """What a user is told of a file or folder that cannot be written."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return UserError(f"{path} cannot be written ({reason}): free the disk or name another folder")
 
 
 def save_text(path: Path, text: str) -> None:
@@ -59,3 +76,8 @@ def load_json(path: Path) -> Any:
         raise UserError(f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole JSON file ({error}): make it again") from None
+
+
+def process_rank() -> int:
+    """Which of several processes of one command this is; the first, 0, writes files and speaks."""
+    return getattr(rank_zero_only, "rank", 0)

@@ -1,19 +1,34 @@
 """The command line: LightningCLI over the functions in `commands`. No logic of its own."""
 
 import os
+import re
+import signal
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Action
+from contextlib import contextmanager, suppress
+
+# Ctrl-C while the libraries load ends the program at once, without their tracebacks.
+with suppress(ValueError):  # outside the main thread it does not come here
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Threads that spin while they wait make tiny operations many times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionParser, Namespace
-from jsonargparse._actions import ActionConfigFile
+from jsonargparse import ActionParser, DefaultHelpFormatter, Namespace
+from jsonargparse._actions import (
+    ActionConfigFile,
+    _ActionConfigLoad,
+    _ActionHelpClassPath,
+    _ActionPrintConfig,
+    remove_actions,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import abc_toolkit.commands as commands
@@ -21,7 +36,21 @@ from abc_toolkit import report
 from abc_toolkit.errors import UserError
 from abc_toolkit.run import PHASES
 
+with suppress(ValueError):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED = ("task", "run", "seed", "resume", "overwrite")
+# What a user reads in place of what jsonargparse says.
+WORDING = (
+    (r'Parser key "([^"]+)":', r"--\1:"),
+    (r"<class 'int'>", "whole number"),
+    (r"<class 'float'>", "number"),
+    (r"<class 'bool'>", "true or false"),
+    (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
+    (r"(?:an?|Expected a) typing\.Literal\[(.*?)\]", r"Expected one of \1"),
+    (r"argument COMMAND: invalid choice: (\S+) \(choose from (.*)\)", r"there is no command \1; choose from \2"),
+    (r"unrecognized arguments:", "unknown options or arguments:"),
+)
 
 
 class ConfigFile(ActionConfigFile):
@@ -41,32 +70,106 @@ def _own_section(parser: "Parser", value: str) -> str:
         raise UserError(f"--config {value} cannot be read: {' '.join(str(error).split())}") from None
     if not path.is_file() and path.suffix in (".yaml", ".yml", ".json"):
         raise UserError(f"--config {value}: there is no such file")
-    if not isinstance(content, dict) or parser.command in (None, "run") or not set(content) & set(PHASES):
+    if not isinstance(content, dict) or parser.command in (None, "run") or not set(content) & {*PHASES, *SHARED}:
         return value
     own = {key: content[key] for key in SHARED if key in content and key in parser.shared}
-    return yaml.safe_dump(own | (content.get(parser.command) or {}))
+    rest = {key: part for key, part in content.items() if key not in (*PHASES, *SHARED)}
+    return yaml.safe_dump(own | rest | (content.get(parser.command) or {}))
+
+
+class Formatter(DefaultHelpFormatter):
+    """Help in a user's words: what an option does, its choices, its default."""
+
+    def _get_help_string(self, action: Action) -> str:
+        notes = []
+        if names := _class_names(action):
+            notes.append(", ".join(names))
+        if default := _plain_default(action.default):
+            notes.append(f"default: {default}")
+        return (action.help or "") + (f" ({'; '.join(notes)})" if notes else "")
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return re.sub(r", --\S+\+ .*", "", super()._format_action_invocation(action))  # the form that appends to a list
+
+
+def _class_names(action: Action | None) -> list[str]:
+    """The classes of this toolkit that an option chooses from, by name."""
+    kind = getattr(action, "_typehint", None)
+    if not isinstance(kind, type) or not kind.__module__.startswith("abc_toolkit."):
+        return []
+    package = kind.__module__.rpartition(".")[0]
+
+    def below(kind: type) -> Iterator[type]:
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    return sorted({c.__name__ for c in below(kind) if c.__module__.startswith(package) and not isabstract(c)})
+
+
+def _plain_default(default: Any) -> str:
+    if isinstance(default, Namespace | Mapping) and "class_path" in default:
+        return default["class_path"].rpartition(".")[2]
+    if isinstance(default, list | tuple):
+        return ",".join(map(str, default))
+    if default is None or default is False or default == SUPPRESS:
+        return ""
+    return "true" if default is True else str(default)
 
 
 class Parser(LightningArgumentParser):
-    """LightningCLI's parser, whose errors are one line."""
+    """LightningCLI's parser, whose help and errors are worded for a user."""
 
     command: str | None = None
     shared: tuple[str, ...] = ()
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, formatter_class=Formatter, **keywords)
+
+    def add_subcommands(self, required: bool = True, dest: str = "subcommand", **kwargs: Any) -> Any:
+        return super().add_subcommands(required, dest, title="commands", description=None, metavar="COMMAND", **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program with exit status 2."""
-        text = " ".join(str(ex if isinstance(ex, UserError) else message).split())
+        """Ends the program with exit status 2 and one line."""
+        text = str(ex) if isinstance(ex, UserError) else self._reworded(message)
         command = f"abc {self.command}" if self.command else "abc"
-        report.remark(f"{command}: error: {text} (see {command} --help)")
+        report.remark(f"{command}: error: {' '.join(text.split())} (see {command} --help)")
         raise SystemExit(2)
 
+    def _reworded(self, message: str) -> str:
+        unknown = re.match(r'Parser key "([\w.]+)":\s.*dot import path string: (\S+)', message, re.DOTALL)
+        if unknown:
+            names = _class_names(next((action for action in self._actions if action.dest == unknown[1]), None))
+            choose = f"choose from {', '.join(names)}" if names else "name a class by its import path"
+            near = [f"; did you mean {name}?" for name in get_close_matches(unknown[2].capitalize(), names, n=1)]
+            return f"--{unknown[1]} {unknown[2]} does not exist: {choose}{''.join(near)}"
+        for pattern, words in WORDING:
+            message = re.sub(pattern, words, message)
+        return message
+
     def format_help(self, *arguments: Any, **keywords: Any) -> str:
-        """Help without the name of every option's environment variable, which follows from the option's."""
-        self._default_env, kept = False, self._default_env
-        try:
+        with self._shown_to_users():
             return super().format_help(*arguments, **keywords)
+
+    @contextmanager
+    def _shown_to_users(self) -> Iterator[None]:
+        """Leaves out of the help what follows from the rest: variables of the environment, groups given as files.
+
+        Only while it is printed: what is hidden for good is also missing from `--print_config`.
+        """
+        phases = tuple(f"{phase}." for phase in PHASES)
+        hidden = [a for a in self._actions if isinstance(a, _ActionConfigLoad) and a.dest not in PHASES]
+        hidden += [a for a in self._actions if a.dest.startswith(phases)]
+        kept, kept_env = [action.help for action in hidden], self._default_env
+        self._default_env = False
+        for action in hidden:
+            action.help = SUPPRESS
+        try:
+            yield
         finally:
-            self._default_env = kept
+            self._default_env = kept_env
+            for action, text in zip(hidden, kept, strict=True):
+                action.help = text
 
 
 class Commands:
@@ -85,11 +188,12 @@ class CommandLine(LightningCLI):
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         environment = {"default_env": True, "env_prefix": "ABC"}
+        own = {"description": DESCRIPTION, "usage": "abc COMMAND [options]"} | environment
         super().__init__(
             trainer_class=Commands,  # type: ignore[arg-type]
             save_config_callback=None,
             parser_class=Parser,
-            parser_kwargs={"description": DESCRIPTION} | environment | {name: dict(environment) for name in COMMANDS},
+            parser_kwargs=own | {name: dict(environment) for name in COMMANDS},
             args=arguments,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -100,16 +204,15 @@ class CommandLine(LightningCLI):
         return {name: set() for name in COMMANDS}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; later ones win.")
-        return parser
+        return Parser(**kwargs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = self.init_parser(**kwargs)
-        assert isinstance(parser, Parser)
+        operands = " [PROBLEM ...]" if subcommand == "solve" else ""
+        parser = Parser(usage=f"abc {subcommand} [options]{operands}", **kwargs)
         parser.command = subcommand
+        parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; later ones win.")
         if subcommand == "solve":
-            parser.add_argument("problems", nargs="*", type=str, help="Problems, such as 123+989.")
+            parser.add_argument("problems", nargs="*", type=str, metavar="PROBLEM", help="Problems, such as 123+989.")
             parser.add_argument("--file", type=str, help="File with a problem on each line; - for standard input.")
             parser.add_argument("--check", action="store_true", help="Add whether each answer is right.")
         skip: set[str | int] = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PHASES}
@@ -117,14 +220,17 @@ class CommandLine(LightningCLI):
         parser.shared = tuple(name for name in SHARED if name in added)
         if subcommand == "run":
             for phase in PHASES:
-                settings = Parser()
+                settings = Parser(description="")
                 settings.add_function_arguments(getattr(klass, phase), as_group=False, skip={*SHARED})
-                for action in settings._actions:
-                    action.help = SUPPRESS
+                remove_actions(settings, _ActionHelpClassPath)
                 parser.add_argument(f"--{phase}", action=ActionParser(settings))
         for action in parser._actions:
             if getattr(action, "_typehint", None) is bool:  # a flag alone means true
                 action.nargs, action.const = "?", True
+            elif isinstance(action, _ActionPrintConfig):
+                action.help = "Print all settings as they would be used, as YAML for --config, and exit."
+            elif isinstance(action, _ActionConfigLoad) and action.dest in PHASES:
+                action.help = f"File of settings of {action.dest}; --{action.dest}.OPTION gives one of them."
         self._subcommand_method_arguments[subcommand] = added
         return parser
 
@@ -142,7 +248,17 @@ class CommandLine(LightningCLI):
             return
         if subcommand == "run":
             arguments |= {f"{phase}_settings": arguments.pop(phase) for phase in PHASES}
-        getattr(Commands, subcommand)(**arguments)
+        try:
+            getattr(Commands, subcommand)(**arguments)
+        except KeyboardInterrupt:
+            report.remark(f"Interrupted. {_how_to_go_on(subcommand, 'resume' in arguments)}")
+            raise SystemExit(130) from None
+
+
+def _how_to_go_on(command: str, resumable: bool) -> str:
+    if resumable:
+        return f"Go on where it was with 'abc {command} --resume', the other options as before."
+    return f"Nothing was changed: start again with 'abc {command}', the options as before."
 
 
 def _solve(arguments: Mapping[str, Any]) -> None:
@@ -155,19 +271,20 @@ def _solve(arguments: Mapping[str, Any]) -> None:
             raise UserError(f"--file {source} cannot be read: {error}") from None
         problems += [line.strip() for line in text.splitlines() if line.strip()]
     answers = commands.solve(problems, run=arguments["run"], weights=arguments["weights"])
-    if not arguments["check"]:
-        print("\n".join(answers))
-        return
-    verdicts = commands.check_answers(problems, answers, run=arguments["run"])
-    for answer, right in zip(answers, verdicts, strict=True):
-        print(f"{answer}\t{'right' if right else 'wrong'}")
+    if arguments["check"]:
+        verdicts = commands.check_answers(problems, answers, run=arguments["run"])
+        answers = [
+            f"{answer}\t{'right' if right else 'wrong'}" for answer, right in zip(answers, verdicts, strict=True)
+        ]
+    print("\n".join(answers), flush=True)
 
 
 COMMANDS = tuple(name for name in vars(Commands) if not name.startswith("_"))
 DESCRIPTION = (
     "Attention Bias Calibration: train a transformer on short arithmetic, read a window off its attention, retrain "
-    "inside the window, and use it at any length. 'abc run' does all of it; "
-    "'abc COMMAND --help' tells what a command takes."
+    "inside the window, and use it at any length. 'abc run' does all of it; 'abc COMMAND --help' tells what a command "
+    "takes. Every option can also be set in the environment: ABC_FIT__SEED=3 is 'abc fit --seed 3', "
+    "ABC_FIT__TRAINER__MAX_STEPS=100 is 'abc fit --trainer.max_steps 100'."
 )
 
 
@@ -179,11 +296,14 @@ def main(arguments: list[str] | None = None) -> int:
         report.remark(f"abc: error: {error}")
         return 2
     except KeyboardInterrupt:
-        report.remark("Interrupted. Nothing is lost: give the same command with --resume to go on where it was.")
+        report.remark("Interrupted.")
         return 130
-    except BrokenPipeError:  # the reader of the output has gone
-        sys.stderr.close()
-        return 1
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # with that, the reader of the output has gone and wants no more
+            report.remark(f"abc: error: {error}")
+        with suppress(OSError):  # or Python would try to flush the output once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1 if isinstance(error, BrokenPipeError) else 2
     return 0
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
-from abc_toolkit.errors import UserError
+from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import ExactMatch
 from abc_toolkit.tasks import Problems, Shape, Task
@@ -40,6 +41,10 @@ class Optimizer:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     averaging: float = 0.98
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "optimizer", ("learning_rate", "epsilon", "weight_decay", "warmup_steps"))
+        check_numbers(self, "optimizer", ("beta1", "beta2", "averaging"), below=1)
 
 
 class TrainingModule(lightning.LightningModule):
@@ -119,7 +124,8 @@ class TrainingModule(lightning.LightningModule):
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
             weight_decay=settings.weight_decay,
-            fused=True,
+            # Gradients that are unscaled inside a fused step cannot be clipped before it.
+            fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -5,11 +5,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from abc_toolkit.calibration.window import Rule, Window
+from abc_toolkit.files import process_rank
 from abc_toolkit.positions import SITES
 
 T = TypeVar("T")
@@ -49,15 +59,28 @@ def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBa
         TimeElapsedColumn(),
         TextColumn("{task.fields[loss]}  {task.fields[exact_match]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+    with _progress(*columns, shown=shown) as progress:
         yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", exact_match=""))
 
 
 def track(items: Sequence[T], title: str) -> Iterable[T]:
     """The items, with a bar that counts them."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _progress(*columns, transient=True) as progress:
         yield from progress.track(items, description=title)
+
+
+@contextmanager
+def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Iterator[Progress]:
+    """Bars on a terminal alone, and gone when what they count fails, so that its message stands by itself."""
+    console = Console(stderr=True)
+    disabled = process_rank() > 0 or not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=transient, disable=disabled) as progress:
+        try:
+            yield progress
+        except BaseException:
+            progress.live.transient = True
+            raise
 
 
 def print_window(window: Window, attention: Mapping[Rule, float], added: Sequence[Rule]) -> None:
@@ -101,6 +124,7 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(
         title=f"Exact match on {first['task']}, % [95 % interval], greedy decoding, seed {first['seed']}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )
     for heading in ("length", "tokens", "set", "samples"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
@@ -124,6 +148,8 @@ def _share(row: Mapping[str, Any]) -> str:
 
 def done(what: str, folder: Path, following: str | None) -> None:
     """The end of a command: what came of it, where its files are, what to type next."""
+    if process_rank():
+        return
     lines = [what, f"Files: {folder}"]
     if following is not None:
         lines.append(f"Next:  {following}")

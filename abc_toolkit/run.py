@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,13 +20,12 @@ from typing import Any, Literal, get_args
 
 import torch
 import yaml
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from abc_toolkit.calibration.window import Window, Windowed
 from abc_toolkit.errors import UserError
-from abc_toolkit.files import load_json, save_json, save_tensors, save_text, sha256
+from abc_toolkit.files import cannot_write, load_json, process_rank, save_json, save_tensors, save_text, sha256
 from abc_toolkit.tasks import Task
 from abc_toolkit.transformer import Architecture, Transformer
 
@@ -51,6 +50,12 @@ class Run:
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        for phase in PHASES:  # one that was killed while it took the place of an older one
+            old = self._old(phase)
+            if old.exists() and not self.folder(phase).exists():
+                os.replace(old, self.folder(phase))
 
     @classmethod
     def of(cls, path: Path | str | None, task: Task) -> "Run":
@@ -91,9 +96,20 @@ class Run:
         """The folder of a phase that is under way or was interrupted."""
         return self.path / f".{phase}.partial"
 
+    def _old(self, phase: Phase) -> Path:
+        return self.path / f".{phase}.old"
+
     def has(self, phase: Phase) -> bool:
         """Whether a phase is finished."""
         return (self.folder(phase) / RECORD).is_file()
+
+    def up_to_date(self, phase: Phase) -> bool:
+        """Whether a phase is finished, none before it was finished later, and it is not being replaced."""
+        if not self.has(phase) or (self.partial(phase) / PROGRESS).exists():
+            return False
+        before = [self.folder(other) / RECORD for other in PHASES[: PHASES.index(phase)] if self.has(other)]
+        own = (self.folder(phase) / RECORD).stat().st_mtime_ns
+        return all(record.stat().st_mtime_ns <= own for record in before)
 
     @contextmanager
     def writing(self, phase: Phase, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
@@ -113,16 +129,21 @@ class Run:
         self._prepare(phase, resume, overwrite)
         try:
             yield partial
-            old = partial.with_name(f".{phase}.old")
+            old = self._old(phase)
+            shutil.rmtree(old, ignore_errors=True)
             if folder.exists():
                 os.replace(folder, old)
             os.replace(partial, folder)
             shutil.rmtree(old, ignore_errors=True)
+            (folder / PROGRESS).unlink(missing_ok=True)  # needed until the folder has its name
         except OSError as error:
-            raise UserError(_cannot_write(partial, error)) from error
+            raise cannot_write(partial, error) from error
         finally:
             if partial.exists() and not (partial / PROGRESS).exists():
                 shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # what else was made on the way and stayed empty
+                self.path.rmdir()
+                RUNS.rmdir()
 
     def _prepare(self, phase: Phase, resume: bool, overwrite: bool) -> None:
         partial, folder = self.partial(phase), self.folder(phase)
@@ -145,7 +166,7 @@ class Run:
             (partial / "writable").touch()
             (partial / "writable").unlink()
         except OSError as error:
-            raise UserError(_cannot_write(partial, error)) from error
+            raise cannot_write(partial, error) from error
 
     def record(self, phase: Phase) -> dict[str, Any]:
         """What a finished phase recorded.
@@ -209,7 +230,7 @@ def build_model(task: Task, architecture: Architecture, window: Window | None) -
     Raises:
         UserError: If the window does not fit the architecture.
     """
-    position = architecture.position
+    position = architecture.positions
     if window is not None:
         window.check_fits(architecture.num_encoder_layers, architecture.num_decoder_layers, architecture.num_heads)
         position = Windowed(window, position)
@@ -241,7 +262,7 @@ def save_record(
         facts: What else belongs into the record and is no argument.
     """
     described = {name: describe(value) for name, value in settings.items()}
-    save_text(folder / CONFIG, yaml.safe_dump({"seed": seed} | described, sort_keys=False))
+    save_text(folder / CONFIG, yaml.safe_dump(described, sort_keys=False))
     record = {"schema": SCHEMA, "phase": phase, "seed": seed} | described | {"results": dict(results)}
     record |= {name: describe(value) for name, value in (facts or {}).items()}
     record["versions"] = {name: version(name) for name in ("abc_toolkit", "torch", "lightning")}
@@ -307,21 +328,14 @@ def _commit() -> str | None:
         return None
 
 
-def _cannot_write(path: Path, error: OSError) -> str:
-    return f"{path} cannot be written ({error.strerror or error}): free the disk or choose another folder with --run"
-
-
-def process_rank() -> int:
-    """Which of several processes of one command this is; the first, 0, writes the files."""
-    return getattr(rank_zero_only, "rank", 0)
-
-
 def device_for(accelerator: str) -> torch.device:
     """The device that a command runs a model on: `cpu`, `gpu` or `auto`.
 
     Raises:
         UserError: If a GPU is asked for and there is none.
     """
+    if accelerator not in ("cpu", "gpu", "auto"):
+        raise UserError(f"--accelerator {accelerator}: choose cpu, gpu or auto")
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("there is no GPU here: use --accelerator cpu")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")

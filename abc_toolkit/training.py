@@ -2,15 +2,14 @@
 
 import logging
 import os
-import pickle
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -21,12 +20,12 @@ from torch.utils.data import DataLoader
 
 from abc_toolkit import report
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
-from abc_toolkit.errors import UserError
-from abc_toolkit.files import save_json
+from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.files import cannot_write, save_json
 from abc_toolkit.module import Optimizer, TrainingModule
-from abc_toolkit.run import PROGRESS
+from abc_toolkit.run import PROGRESS, describe
 from abc_toolkit.tasks import Task
-from abc_toolkit.transformer import Transformer
+from abc_toolkit.transformer import Architecture, Transformer
 
 HISTORY = "training.json"
 
@@ -42,7 +41,7 @@ class TrainerSettings:
         devices: Number of devices, or which.
         num_nodes: Number of machines.
         strategy: How several devices share the work, such as `ddp`.
-        precision: Such as `32-true`, `bf16-mixed`.
+        precision: Of the arithmetic; weights are kept in 32 bits.
         gradient_clip: Largest norm of the gradient; 0 for no limit.
         logger: A logger by class path, such as `lightning.pytorch.loggers.CSVLogger`; `false` for none.
         log_every: Steps between the losses that are logged and drawn.
@@ -56,12 +55,17 @@ class TrainerSettings:
     devices: int | str | list[int] = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     gradient_clip: float = 1.0
     logger: Logger | bool = False
     log_every: int = 10
     threads: int = 1
     progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        counts = ("max_steps", "validate_every", "num_nodes", "log_every")
+        check_numbers(self, "trainer", counts, at_least=1)
+        check_numbers(self, "trainer", ("gradient_clip", "threads"))
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ class Stopping:
     exact_match: float = 0.999
     loss: float = 1.0
     decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "stopping", ("exact_match",), at_most=1)
+        check_numbers(self, "stopping", ("loss", "decay_steps"))
 
 
 @dataclass(frozen=True)
@@ -114,20 +122,36 @@ class Watch(Callback):
         folder: Receives the progress.
         log_every: Steps between recorded losses.
         seed: The run's seed.
+        settings: What the weights follow from besides the code; a training is resumed under the same alone.
         bar: Shows the progress.
     """
 
-    def __init__(self, stopping: Stopping, folder: Path, log_every: int, seed: int, bar: report.TrainingBar) -> None:
+    def __init__(
+        self,
+        stopping: Stopping,
+        folder: Path,
+        log_every: int,
+        seed: int,
+        settings: Mapping[str, Any],
+        bar: report.TrainingBar,
+    ) -> None:
         self.stopping = stopping
         self.folder = folder
         self.log_every = log_every
         self.seed = seed
+        self.settings = settings
         self.bar = bar
+        self.began = False
+        self.ended = False
         self.reached = False
         self.step_seconds = 0.0
-        self._steps_began = 0.0
+        self._steps_began = time.perf_counter()
         self.train: list[dict[str, float]] = []
         self.validation: list[dict[str, float]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
+        self.began = True
+        trainer.should_stop = self.ended  # it had only to be written down when it was interrupted
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         torch.manual_seed(seeded(self.seed, trainer.global_step, trainer.global_rank).initial_seed())
@@ -166,23 +190,41 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         # Lightning validates before it ends an epoch, so what is saved holds this epoch's validation.
+        self.ended = trainer.should_stop
         temporary = self.folder / f".{PROGRESS}.tmp"
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            os.replace(temporary, self.folder / PROGRESS)
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self.folder / PROGRESS)
+        except (OSError, RuntimeError) as error:  # PyTorch's own writer raises the latter
+            temporary.unlink(missing_ok=True)
+            raise cannot_write(self.folder / PROGRESS, error) from error
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "validation": self.validation, "reached": self.reached}
+        return {
+            "train": self.train,
+            "validation": self.validation,
+            "reached": self.reached,
+            "ended": self.ended,
+            "settings": self.settings,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
-        self.reached = bool(state_dict["reached"])
+        self.reached, self.ended = bool(state_dict["reached"]), bool(state_dict["ended"])
+        changed = [name for name, value in self.settings.items() if state_dict["settings"].get(name) != value]
+        if changed:
+            raise UserError(
+                f"the interrupted training had another {' and '.join(changed)}: give the same to resume it, or start "
+                "afresh with --overwrite"
+            )
 
 
 def train(
     task: Task,
     model: Transformer,
     *,
+    architecture: Architecture,
     data: Data,
     optimizer: Optimizer,
     trainer: TrainerSettings,
@@ -197,6 +239,7 @@ def train(
     Args:
         task: What it learns.
         model: The model, fresh.
+        architecture: What the model was built from.
         data: Batches and validation.
         optimizer: Optimiser.
         trainer: Lightning's settings.
@@ -213,7 +256,9 @@ def train(
     held_out = validation_problems(task, seed, data.validation_problems)
     module = TrainingModule(task, model, optimizer, stopping.decay_steps, seed)
     with report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar, _quiet():
-        watch = Watch(stopping, folder, trainer.log_every, seed, bar)
+        settings = {"seed": seed, "task": task, "data": data, "optimizer": optimizer, "stopping": stopping}
+        settings |= {"model": architecture, "window": model.position}
+        watch = Watch(stopping, folder, trainer.log_every, seed, describe(settings), bar)
         lightning_trainer = _lightning_trainer(trainer, watch)
         batches = TrainingBatches(
             task, data, seed, lightning_trainer.global_rank, lambda: lightning_trainer.global_step
@@ -226,16 +271,21 @@ def train(
                 ckpt_path=str(folder / PROGRESS) if resume else None,
                 weights_only=True,
             )
+            if not watch.validation or watch.validation[-1]["step"] != lightning_trainer.global_step:
+                # The last steps were too few for a validation of their own.
+                lightning_trainer.validate(module, DataLoader(held_out, batch_size=None), verbose=False)  # type: ignore[arg-type]
         except SystemExit:  # Lightning's answer to Ctrl-C, which it ignores from then on
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
-        except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            if resume and not watch.train:
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"{folder / PROGRESS} cannot be resumed ({reason}): start afresh with --overwrite"
-                ) from error
+        except UserError:
             raise
+        except Exception as error:  # a broken file makes the loader raise almost anything
+            if not resume or watch.began:
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"{folder / PROGRESS} cannot be resumed ({reason}): start afresh with --overwrite"
+            ) from error
     model.load_state_dict(module.averaged.state_dict())
     model.cpu().eval()
     last = watch.validation[-1]
@@ -262,21 +312,21 @@ def _lightning_trainer(settings: TrainerSettings, watch: Watch) -> Trainer:
             devices=settings.devices,
             num_nodes=settings.num_nodes,
             strategy=settings.strategy,
-            precision=settings.precision,  # type: ignore[arg-type]
+            precision=settings.precision,
             gradient_clip_val=settings.gradient_clip or None,
             logger=settings.logger,
             max_steps=settings.max_steps,
             max_epochs=-1,
             limit_train_batches=settings.validate_every,
             num_sanity_val_steps=0,
-            log_every_n_steps=settings.log_every,
+            log_every_n_steps=min(settings.log_every, settings.validate_every),  # more than that makes it warn
             callbacks=[watch],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from None
 
 

@@ -4,13 +4,14 @@ Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from abc_toolkit.attention import Attention
+from abc_toolkit.attention import Attention, linear
+from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import PositionMethod, Sinusoidal
 from abc_toolkit.tasks import Problems
@@ -31,7 +32,7 @@ class Architecture:
         feedforward_dim: Width of the hidden layer of each feed-forward block.
         norm: Layer normalisation before (`pre`) or after (`post`) each block.
         dropout: Probability of dropping an activation or an attention weight while training.
-        position: Position method.
+        position: Position method; sinusoids of place and segment with base 100 if not given.
     """
 
     num_encoder_layers: int = 0
@@ -41,7 +42,21 @@ class Architecture:
     feedforward_dim: int = 256
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
-    position: PositionMethod = field(default_factory=lambda: Sinusoidal(("place", "segment"), base=100.0))
+    position: PositionMethod | None = None
+
+    @property
+    def positions(self) -> PositionMethod:
+        """The position method, given or not."""
+        # No default instance: on the command line its settings would be passed on to another method's class.
+        return Sinusoidal(("place", "segment"), base=100.0) if self.position is None else self.position
+
+    def __post_init__(self) -> None:
+        sizes = ("num_decoder_layers", "model_dim", "num_heads", "feedforward_dim")
+        check_numbers(self, "model", sizes, at_least=1)
+        check_numbers(self, "model", ("num_encoder_layers",))
+        check_numbers(self, "model", ("dropout",), below=1)
+        if self.model_dim % self.num_heads:
+            raise UserError(f"--model.num_heads {self.num_heads} does not divide --model.model_dim {self.model_dim}")
 
 
 class FeedForward(nn.Sequential):
@@ -49,7 +64,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, architecture: Architecture) -> None:
         dim, hidden = architecture.model_dim, architecture.feedforward_dim
-        super().__init__(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(architecture.dropout), nn.Linear(hidden, dim))
+        super().__init__(linear(dim, hidden), nn.ReLU(), nn.Dropout(architecture.dropout), linear(hidden, dim))
 
 
 class Block(nn.Module):
@@ -159,7 +174,13 @@ class LayerCache:
         self._values: Tensor | None = None
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps keys and values `[batch, head, new, dim]`; returns all that are held."""
+        """Keeps keys and values `[batch, head, new, dim]`; returns all that are held.
+
+        Raises:
+            ValueError: If they are more than the layout has room for.
+        """
+        if self.held + k.shape[2] > self.length:
+            raise ValueError(f"the layout has {self.length} target tokens; no further one can be decoded")
         if self._keys is None or self._values is None:
             shape = (k.shape[0], k.shape[1], self.length, k.shape[3])
             self._keys, self._values = k.new_empty(shape), v.new_empty(shape)
@@ -180,7 +201,7 @@ class Transformer(nn.Module):
 
     def __init__(self, num_tokens: int, architecture: Architecture, position: PositionMethod | None = None) -> None:
         super().__init__()
-        self.position = architecture.position if position is None else position
+        self.position = architecture.positions if position is None else position
         dim = architecture.model_dim
         self.embedding = nn.Embedding(num_tokens, dim)
         self.embedding_scale = dim**0.5
@@ -194,16 +215,8 @@ class Transformer(nn.Module):
         final_norm = architecture.norm == "pre"
         self.encoder_norm = nn.LayerNorm(dim) if final_norm and self.encoder else nn.Identity()
         self.decoder_norm = nn.LayerNorm(dim) if final_norm else nn.Identity()
-        self.output = nn.Linear(dim, num_tokens)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-        nn.init.normal_(self.embedding.weight, std=self.embedding_scale**-1)
+        self.output = linear(dim, num_tokens)
+        nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
 
     def embed(self, tokens: Tensor, positions: Positions) -> Tensor:
         """Embeddings `[batch, length, model_dim]` of token ids `[batch, length]`."""

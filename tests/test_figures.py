@@ -19,6 +19,7 @@ from torch import Tensor
 
 from abc_toolkit import figures
 from abc_toolkit.calibration.window import Condition, Rule, Window
+from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.tasks.addition import Addition
 
@@ -117,7 +118,7 @@ def test_a_failure_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Figure, "savefig", break_off)
     path = tmp_path / "training.png"
     path.write_text("an older figure")
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(UserError, match=r"training.png cannot be written \(the disk is full\)"):
         figures.training(path, RECORD)
     assert path.read_text() == "an older figure"
     assert list(tmp_path.iterdir()) == [path]

@@ -279,13 +279,7 @@ def test_validation_under_inference_mode_does_not_spoil_training(generator: torc
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("NoPE", marks=pytest.mark.xfail(reason="the cache takes a key beyond its length", strict=True)),
-        "sinusoidal",
-    ],
-)
+@pytest.mark.parametrize("name", ["NoPE", "sinusoidal"])
 def test_stepping_beyond_the_layout_fails(name: str, generator: torch.Generator) -> None:
     problems, layout, prefix = draw(generator, (1, 1))
     model = make("pre", 0, name)
@@ -316,13 +310,11 @@ def learned(model: Transformer) -> list[Tensor]:
     return [parameter for name, parameter in model.named_parameters() if "slopes" in name]
 
 
-@pytest.mark.xfail(reason="_initialise takes every parameter, the position method's too", strict=True)
 def test_a_method_initialises_its_own_parameters() -> None:
     parameters = learned(Transformer(13, BASE, LearnedMethod()))
     assert len(parameters) == 1 + 2 * LAYERS
     assert all((parameter == 7).all() for parameter in parameters)
 
 
-@pytest.mark.xfail(reason="WindowedAttention is no module, so its inner method's parameters are lost", strict=True)
 def test_parameters_of_a_method_inside_a_window_are_the_models() -> None:
     assert len(learned(Transformer(13, BASE, Windowed(window(1), LearnedMethod())))) == 1 + 2 * LAYERS

@@ -11,6 +11,7 @@ from torch import Tensor
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Line, heads_of
 from abc_toolkit.calibration.window import Condition, Rule, site_positions
+from abc_toolkit.errors import check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape
@@ -30,8 +31,8 @@ class Places(CalibrationMethod):
         lines_per_segment: Lines that a head may keep in each key segment. Of two neighbouring lines in one head
             a model without positions cannot tell which key is which.
         min_attention: Mean attention that a line needs, between 0 and 1.
-        min_support: Share of the longest possible line that a line's cells need to make up, in every shape: lines
-            of a cell or two in a corner can have any mean.
+        min_support: Share of the longest possible line that a line's cells need to make up, in every shape that has
+            room for it: lines of a cell or two in a corner can have any mean.
         max_offset: Largest offset and largest fixed place or index that is tried.
         layers: `each` finds every layer's own lines; `last` gives those of the last layer to every layer, as the
             paper does.
@@ -51,6 +52,11 @@ class Places(CalibrationMethod):
     closed_rows: Literal["zero", "first"] = "zero"
     bias: Literal["zero", "difference"] = "zero"
     complete: bool = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "method", ("lines_per_segment",), at_least=1)
+        check_numbers(self, "method", ("max_offset",))
+        check_numbers(self, "method", ("min_attention", "min_support"), at_most=1)
 
     def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
         """Every candidate line with enough support in every site, layer and head, strongest first."""
@@ -81,14 +87,11 @@ class Places(CalibrationMethod):
             for query_segment in asking:
                 for condition in self._conditions():
                     rule = Rule(site, 0, 0, key_segment, (condition,), query_segment=query_segment)
-                    cells, support = [], 1.0
-                    for q_positions, k_positions in pairs:
-                        line = rule.holds(q_positions, k_positions)
-                        if site == "decoder":
-                            line = line.tril()
-                        cells.append(line)
-                        support = min(support, _support(line, q_positions, k_positions, query_segment))
-                    if support < self.min_support:
+                    cells = [rule.holds(*pair) for pair in pairs]
+                    if site == "decoder":
+                        cells = [line.tril() for line in cells]
+                    support = _support(rule, cells, pairs)
+                    if support < self.min_support or not any(line.any() for line in cells):
                         continue
                     # Where two relations have the same cells in every shape, the first, by place, stands for both.
                     signature = b"".join(line.numpy().tobytes() for line in cells)
@@ -146,8 +149,18 @@ class Places(CalibrationMethod):
         return rules
 
 
-def _support(line: Tensor, q_positions: Positions, k_positions: Positions, query_segment: str | None) -> float:
-    """A line's cells over those of the longest line that its site has room for."""
-    num_queries = len(q_positions) if query_segment is None else int(q_positions.within(query_segment).sum())
-    num_keys = max(int(k_positions.within(name).sum()) for name in k_positions.names)
-    return int(line.sum()) / min(num_queries, num_keys)
+def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Positions, Positions]]) -> float:
+    """A line's cells over those of the longest line that its site has room for, in the shape where that is least.
+
+    Shapes in which its key segment is shorter than another do not count, unless it always is: there, a line through
+    all of a short operand would look like one in a corner.
+    """
+    shares: dict[bool, list[float]] = {False: [], True: []}
+    for line, (q_positions, k_positions) in zip(cells, pairs, strict=True):
+        num_queries = len(q_positions)
+        if rule.query_segment is not None:
+            num_queries = int(q_positions.within(rule.query_segment).sum())
+        lengths = {name: int(k_positions.within(name).sum()) for name in k_positions.names}
+        longest = max(lengths.values())
+        shares[lengths[rule.key_segment or ""] == longest].append(int(line.sum()) / min(num_queries, longest))
+    return min(1.0, *(shares[True] or shares[False]))

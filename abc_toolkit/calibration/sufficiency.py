@@ -2,12 +2,14 @@
 
 What a window shows to a prediction is given a number, its *view*: two predictions with equal views get equal logits
 from every model without positions inside the window, whatever its weights. A view is computed layer by layer as the
-model itself runs: a token's view becomes a hash of its own view and, for each head, of the unordered collection of
-the views it attends to (with their biases), because a softmax without positions cannot tell its keys apart. So a key
-brings along what it saw in the layers below, and two problems with equal views and different next tokens prove that
-the window lacks a line.
+model itself runs: a token's view becomes a hash of its own view and, for each head, of the shares that each view has
+among those it attends to (with their biases). A softmax without positions tells its keys apart by nothing else: it
+knows neither their order nor their number, only their proportions, and of their biases only the differences. So a
+key brings along what it saw in the layers below, and two problems with equal views and different next tokens prove
+that the window lacks a line.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +21,11 @@ from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.vocabulary import BOS, EOS
 
+_MOST_KEYS = 4096
+# A share of n keys, 1/n, as an integer: a multiple that all n have in common, modulo 2^64, over n.
+_COMMON = math.lcm(*range(1, _MOST_KEYS + 1))
+_SHARES = torch.tensor([0, *((_COMMON // n + 2**63) % 2**64 - 2**63 for n in range(1, _MOST_KEYS + 1))])
+
 Clash = tuple[tuple[Problems, int, int], ...]
 
 
@@ -29,7 +36,7 @@ class Conflict:
     Attributes:
         sources: The two problems.
         places: Which token of each target is predicted, 0 = the first.
-        tokens: The tokens that are needed.
+        tokens: The tokens that are needed, in words where they are no characters.
     """
 
     sources: tuple[str, str]
@@ -39,10 +46,8 @@ class Conflict:
     def describe(self) -> str:
         """The conflict in words."""
         (first, second), (i, j), (a, b) = self.sources, self.places, self.tokens
-        return (
-            f"{first} needs {a!r} as token {i} and {second} needs {b!r} as token {j}, "
-            "but all that the window shows is the same"
-        )
+        needs = f"{first} needs {a} at place {i} and {second} needs {b} at place {j}"
+        return f"{needs}, but all that the window shows is the same"
 
 
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
@@ -63,13 +68,16 @@ def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Te
     bias = window.site_bias(site, layer, layout)
     if site == "decoder":
         bias = bias.masked_fill(~torch.ones_like(bias[0], dtype=torch.bool).tril(), -torch.inf)
+    is_open = bias > -torch.inf
+    shares = _SHARES[is_open.sum(dim=-1)]
+    bias = (bias - bias.amax(dim=-1, keepdim=True)).double()
     result = _mix(stream)
     for head, head_bias in enumerate(bias):
         seen = torch.zeros_like(stream)
-        for number, value in enumerate(head_bias[head_bias > -torch.inf].unique()):
+        for value in head_bias[is_open[head]].unique():
             open_cells = (head_bias == value).long()
-            seen = seen + _mix(keys + number * 7919) @ open_cells.T
-        result = result + _mix(seen + 104729 * (head + 1))
+            seen = seen + _mix(keys + value.view(torch.int64)) @ open_cells.T
+        result = result + _mix(seen * shares[head] + 104729 * (head + 1))
     return _mix(result)
 
 

@@ -4,14 +4,15 @@ A rule speaks of segments and coordinates, never of a matrix cell, so that it me
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import COORDINATES, Layout, Positions
@@ -24,7 +25,7 @@ class WindowError(UserError):
     """A window does not fit, or its file is not one; the message is one line that says why."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Condition:
     """`query coordinate - key coordinate = equals`, or, without a query coordinate, `key coordinate = equals`.
 
@@ -37,6 +38,15 @@ class Condition:
     key: str
     equals: int
     query: str | None = None
+
+    def __post_init__(self) -> None:
+        for coordinate in (self.key, *(() if self.query is None else (self.query,))):
+            if coordinate not in COORDINATES:
+                raise WindowError(
+                    f"a condition names the coordinate {coordinate!r}; there are {', '.join(COORDINATES)}"
+                )
+        if type(self.equals) is not int:
+            raise WindowError(f"a condition compares a coordinate with {self.equals!r}, which is no integer")
 
     def holds(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         """Where it holds, boolean `[query, key]`."""
@@ -53,8 +63,8 @@ class Condition:
             return f"own place {'-' if self.equals > 0 else '+'} {abs(self.equals)}"
         if self.query is None:
             return f"{self.key} {self.equals}"
-        sign = "-" if self.equals >= 0 else "+"
-        return f"{self.key} = query's {self.query} {sign} {abs(self.equals)}"
+        offset = "" if self.equals == 0 else f" {'-' if self.equals > 0 else '+'} {abs(self.equals)}"
+        return f"{self.key} = query's {self.query}{offset}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,20 @@ class Rule:
     bias: float = 0.0
     query_segment: str | None = None
     fallback: bool = False
+
+    def __post_init__(self) -> None:
+        where = f"a rule of layer {self.layer!r} and head {self.head!r}"
+        if self.site not in SITES:
+            raise WindowError(f"{where} names the site {self.site!r}; there are {', '.join(SITES)}")
+        if type(self.layer) is not int or type(self.head) is not int or min(self.layer, self.head) < 0:
+            raise WindowError(f"{where}: both must be integers from 0")
+        if type(self.bias) not in (int, float) or not math.isfinite(self.bias):
+            raise WindowError(f"{where} has the bias {self.bias!r}, which is no finite number")
+        for segment in (self.key_segment, self.query_segment):
+            if segment is not None and not isinstance(segment, str):
+                raise WindowError(f"{where} names the segment {segment!r}, which is no name")
+        if type(self.fallback) is not bool:
+            raise WindowError(f"{where} has fallback {self.fallback!r}, which is neither true nor false")
 
     def holds(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         """The cells of the line, boolean `[query, key]`."""
@@ -122,8 +146,26 @@ class Window:
     num_decoder_layers: int
     num_heads: int
     rules: tuple[Rule, ...]
-    calibration: dict[str, Any]
+    calibration: dict[str, Any] = field(hash=False)
     weights: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_encoder_layers", 0), ("num_decoder_layers", 1), ("num_heads", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise WindowError(f"its {name} is {value!r}; it must be an integer from {least}")
+        if (
+            not isinstance(self.task, str)
+            or not isinstance(self.weights, str)
+            or not isinstance(self.calibration, dict)
+        ):
+            raise WindowError("its task and weights must be strings and its calibration an object")
+        for rule in self.rules:
+            where = f"a rule of {rule.site} layer {rule.layer} head {rule.head}"
+            if rule.layer >= self.layers(rule.site) or rule.head >= self.num_heads:
+                raise WindowError(
+                    f"{where} is outside the window's {self.layers(rule.site)} layers of {self.num_heads} heads"
+                )
 
     def of(self, site: Site, layer: int) -> tuple[Rule, ...]:
         """The rules of one site and layer."""
@@ -141,15 +183,15 @@ class Window:
         """Dense bias `[head, query, key]` of one site and layer: minus infinity where closed."""
         shape = (self.num_heads, len(q_positions), len(k_positions))
         bias = torch.full(shape, -torch.inf, device=q_positions.segment.device)
-        past = k_positions.coordinates["raw"][None, :] <= q_positions.coordinates["raw"][:, None]
-        for rule in sorted(self.of(site, layer), key=lambda rule: rule.fallback):
-            cells = rule.holds(q_positions, k_positions)
-            if rule.fallback:
-                is_open = bias[rule.head] > -torch.inf
-                if site == "decoder":  # a key that the causal mask closes does not count
-                    is_open &= past
-                cells = cells & ~is_open.any(dim=-1, keepdim=True)
-            bias[rule.head] = torch.where(cells, bias[rule.head].clamp(min=rule.bias), bias[rule.head])
+        rules = self.of(site, layer)
+        for rule in (rule for rule in rules if not rule.fallback):
+            _open(bias[rule.head], rule.holds(q_positions, k_positions), rule.bias)
+        is_open = bias > -torch.inf
+        if site == "decoder":  # a key that the causal mask closes does not count
+            is_open &= k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None]
+        empty_rows = ~is_open.any(dim=-1, keepdim=True)
+        for rule in (rule for rule in rules if rule.fallback):
+            _open(bias[rule.head], rule.holds(q_positions, k_positions) & empty_rows[rule.head], rule.bias)
         return bias
 
     def site_bias(self, site: Site, layer: int, layout: Layout) -> Tensor:
@@ -191,7 +233,7 @@ class Window:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise WindowError(f"it is not JSON ({error})") from None
         if not isinstance(data, dict) or "schema" not in data:
             raise WindowError("it is not a window: it names no schema")
@@ -202,11 +244,9 @@ class Window:
             for rule in data.pop("rules"):
                 conditions = tuple(Condition(**condition) for condition in rule.pop("conditions"))
                 rules.append(Rule(conditions=conditions, **rule))
-            window = cls(rules=tuple(rules), **data)
+            return cls(rules=tuple(rules), **data)
         except (TypeError, KeyError, AttributeError) as error:
-            raise WindowError(f"it is not a whole window ({error})") from None
-        window._check()
-        return window
+            raise WindowError(f"it is not a whole window ({' '.join(str(error).split())})") from None
 
     @classmethod
     def load(cls, path: Path) -> "Window":
@@ -219,26 +259,13 @@ class Window:
             return cls.from_json(path.read_text())
         except FileNotFoundError:
             raise WindowError(f"there is no window at {path}") from None
-        except (WindowError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise WindowError(f"{path} cannot be used: {error}") from None
 
-    def _check(self) -> None:
-        for rule in self.rules:
-            where = f"the rule {rule.site} layer {rule.layer} head {rule.head}"
-            if rule.site not in SITES:
-                raise WindowError(f"{where} names a site that does not exist; sites are {', '.join(SITES)}")
-            if not isinstance(rule.layer, int) or not 0 <= rule.layer < self.layers(rule.site):
-                raise WindowError(f"{where} names a layer that the window does not have")
-            if not isinstance(rule.head, int) or not 0 <= rule.head < self.num_heads:
-                raise WindowError(f"{where} names a head that the window does not have")
-            if not isinstance(rule.bias, int | float):
-                raise WindowError(f"{where} has a bias that is not a number")
-            for condition in rule.conditions:
-                for coordinate in (condition.key, condition.query):
-                    if coordinate is not None and coordinate not in COORDINATES:
-                        raise WindowError(f"{where} names the coordinate {coordinate!r}, which no layout has")
-                if not isinstance(condition.equals, int):
-                    raise WindowError(f"{where} compares a coordinate with {condition.equals!r}, not an integer")
+
+def _open(bias: Tensor, cells: Tensor, value: float) -> None:
+    """Opens cells of one head's bias `[query, key]` in place; where they are open already, the larger bias holds."""
+    bias.copy_(torch.where(cells, bias.clamp(min=value), bias))
 
 
 def site_positions(site: Site, layout: Layout) -> tuple[Positions, Positions]:
@@ -270,10 +297,11 @@ class Windowed(PositionMethod):
         return WindowedAttention(self.window, site, layer, self.inner.at(site, layer, num_heads, head_dim))
 
 
-class WindowedAttention(AttentionPosition):
+class WindowedAttention(nn.Module, AttentionPosition):
     """`Windowed` in one site and layer."""
 
     def __init__(self, window: Window, site: Site, layer: int, inner: AttentionPosition) -> None:
+        super().__init__()
         self.window = window
         self.site: Site = site
         self.layer = layer
@@ -282,6 +310,12 @@ class WindowedAttention(AttentionPosition):
         self.transforms = inner.transforms
         # Layouts are made once a shape and live on; a bias is kept as long as the positions it is for.
         self._kept: WeakKeyDictionary[Positions, WeakKeyDictionary[Positions, Tensor]] = WeakKeyDictionary()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_kept": WeakKeyDictionary()})
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return self.inner.rotate(q, k, q_positions, k_positions)

@@ -14,9 +14,14 @@ from abc_toolkit.tasks.base import (
     DigitTask,
     ProblemError,
     Shape,
+    any_length,
+    carried,
+    check_numbers_below,
     choose_rows,
     digits_below,
+    fixed_width,
     keep_places,
+    pad,
     random_run,
     uniform_digits,
     with_zeros,
@@ -50,31 +55,32 @@ class Addition(DigitTask):
     def operator(self) -> str:
         return "+"
 
-    def _widths(self, shape: Shape) -> tuple[int, int]:
-        if self.padding == "none":
-            return shape[0], shape[1]
-        width = max(shape)
-        if self.padding == "fixed":
-            if width > self.width:
-                raise ProblemError(f"an operand of {width} digits does not fit the fixed width of {self.width}")
-            width = self.width
-        return width, width
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers_below(self.numbers_below, self.max_length)
 
-    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
-        first, second = self._widths(shape)
-        return ("operand 1", first), ("operator", 1), ("operand 2", second)
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        return shape
+
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        if self.padding == "none":
+            return shape
+        width = max(shape)
+        return (fixed_width(width, self.width) if self.padding == "fixed" else width,) * 2
 
     def answer_length(self, shape: Shape) -> int:
-        return max(self._widths(shape)) + 1
+        return max(self.widths(shape)) + 1
 
     def training_shapes(self) -> tuple[Shape, ...]:
         if self.numbers_below is not None:
-            digits = len(str(self.numbers_below - 1))
-            return ((digits, digits),)
+            return ((self.max_length, self.max_length),)
         lengths = range(1, self.max_length + 1)
         if self.padding == "none":
-            return tuple((n, m) for n in lengths for m in lengths)
+            return tuple(sorted(((n, m) for n in lengths for m in lengths), key=max))
         return tuple((n, n) for n in lengths)
+
+    def num_problems(self, shape: Shape) -> int:
+        return min(super().num_problems(shape), (self.numbers_below or self.base ** max(shape)) ** 2)
 
     def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
         if set_name != UNEQUAL or self.padding != "none" or length == 1:
@@ -85,7 +91,7 @@ class Addition(DigitTask):
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
         if self.numbers_below is None:
             return super().training_operands(generator, batch, shape)
-        return [digits_below(generator, batch, self.numbers_below, width) for width in self._widths(shape)]
+        return [digits_below(generator, batch, self.numbers_below, length) for length in shape]
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         first = uniform_digits(generator, batch, shape[0])
@@ -100,12 +106,12 @@ class Addition(DigitTask):
             first, second = self._carries(generator, first, second)
         elif set_name == ZEROS:
             first, second = with_zeros(generator, first), with_zeros(generator, second)
-        return [_pad(digits, width) for digits, width in zip((first, second), self._widths(shape), strict=True)]
+        return [first, second]
 
     def _carries(self, generator: Generator, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         batch = len(first)
         width = max(first.shape[1], second.shape[1])
-        a, b = _pad(first, width), _pad(second, width)
+        a, b = pad(first, width), pad(second, width)
         one = torch.zeros_like(a)
         one[:, 0] = 1
         nines = torch.full_like(a, 9)
@@ -118,22 +124,14 @@ class Addition(DigitTask):
         below[:, -1] = False
         long_a = torch.where(below, 9, a)
         long_b = torch.where(run, 9 - a, torch.where(below, b.clamp(min=1), b))
-        state = generator.get_state()
-        a = choose_rows(generator, nines, one, a, long_a)
-        generator.set_state(state)  # the same choice for both operands
-        b = choose_rows(generator, one, nines, complement, long_b)
+        kinds = ((nines, one), (one, nines), (a, complement), (long_a, long_b))
+        a, b = choose_rows(generator, *(torch.cat(pair, dim=1) for pair in kinds)).chunk(2, dim=1)
         return a[:, : first.shape[1]], b[:, : second.shape[1]]
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         width = max(operand.shape[1] for operand in operands)
-        first, second = (_pad(operand, width) for operand in operands)
-        sums = first + second
-        carry = torch.zeros(len(sums), dtype=torch.long)
-        digits = []
-        for column in sums.unbind(1):
-            carry, digit = divmod_ten(column + carry)
-            digits.append(digit)
-        return torch.stack([*digits, carry], dim=1)
+        first, second = (pad(operand, width) for operand in operands)
+        return carried(first + second)
 
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = text.split("+")
@@ -141,19 +139,10 @@ class Addition(DigitTask):
             raise ProblemError(f"{text!r} is not an addition: write two numbers with one '+' between them, as in 123+9")
         first, second = (self.digits(part, f"operand {i} of {text!r}") for i, part in enumerate(parts, 1))
         shape = (len(first), len(second))
-        widths = self._widths(shape)
+        widths = self.widths(shape)
         return shape, f"{first.zfill(widths[0])}+{second.zfill(widths[1])}"
 
     def solve(self, source: str) -> str:
         first, second = source.split("+")
-        return str(int(first) + int(second)).zfill(max(len(first), len(second)) + 1)[::-1]
-
-
-def divmod_ten(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Tens and units of small non-negative integers."""
-    tens = values // 10
-    return tens, values - 10 * tens
-
-
-def _pad(digits: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(digits, (0, width - digits.shape[1]))
+        with any_length():
+            return str(int(first) + int(second)).zfill(max(len(first), len(second)) + 1)[::-1]

@@ -1,10 +1,12 @@
 """The contract of a task, and what tasks on digit strings share."""
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args, get_origin
 
 import torch
 from torch import Generator, Tensor
@@ -133,13 +135,30 @@ class Task(abc.ABC):
 class DigitTask(Task):
     """A task whose operands are digit strings and whose target is a digit string, least significant first.
 
-    A subclass names its segments, draws its operands and computes its answer; operands are tensors
-    `[batch, width]` of digit values, least significant first.
+    A subclass names its segments, draws its operands and computes its answer; operands are tensors of digit values,
+    least significant first: `[batch, length]` as they are drawn, `[batch, width]` once they are padded.
     """
 
+    def __post_init__(self) -> None:
+        if self.max_length < 1:
+            raise UserError(f"max_length {self.max_length}: give at least 1")
+        for field in fields(self):
+            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+            if choices and getattr(self, field.name) not in choices:
+                raise UserError(f"{field.name} {getattr(self, field.name)!r}: choose one of {', '.join(choices)}")
+
     @abc.abstractmethod
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        """Digits of each operand before it is padded."""
+
+    @abc.abstractmethod
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        """Digits of each operand as it stands in the source."""
+
     def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
         """Name and length of each segment of the source. Those named `operand ...` hold digits."""
+        operands = [(f"operand {i}", width) for i, width in enumerate(self.widths(shape), 1)]
+        return operands if len(operands) == 1 else [operands[0], ("operator", 1), operands[1]]
 
     @abc.abstractmethod
     def answer_length(self, shape: Shape) -> int:
@@ -147,14 +166,20 @@ class DigitTask(Task):
 
     @abc.abstractmethod
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
-        """Operands of one of `SETS`, `[batch, width]` each."""
+        """Operands of one of `SETS`, `[batch, length]` each."""
 
     @abc.abstractmethod
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         """Answer digits `[batch, answer_length]` of operands `[batch, width]`."""
 
+    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+        """One shape; for `unequal`, where no second operand can have another length, eight lengths up to it."""
+        if set_name != UNEQUAL:
+            return ((length,),)
+        return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
+
     def num_problems(self, shape: Shape) -> int:
-        return self.base ** sum(length for name, length in self.segments(shape) if name.startswith("operand"))
+        return self.base ** sum(self.operand_lengths(shape))
 
     @property
     def operator(self) -> str:
@@ -162,13 +187,13 @@ class DigitTask(Task):
         return ""
 
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
-        """Operands of the mixture that is trained on, `[batch, width]` each.
+        """Operands of the mixture that is trained on, `[batch, length]` each.
 
         Half of the rows are uniform over all digit strings, so that leading zeros occur; the other half is made up of
         the evaluation sets' kinds in equal parts.
         """
-        widths = [length for name, length in self.segments(shape) if name.startswith("operand")]
-        draws = [[torch.randint(0, self.base, (batch, width), generator=generator) for width in widths]]
+        lengths = self.operand_lengths(shape)
+        draws = [[torch.randint(0, self.base, (batch, length), generator=generator) for length in lengths]]
         draws += [self.draw(generator, batch, shape, name) for name in SETS]
         kind = (torch.randint(0, 2 * len(SETS), (batch,), generator=generator) - len(SETS) + 1).clamp(min=0)
         rows = torch.arange(batch)
@@ -180,15 +205,13 @@ class DigitTask(Task):
         return self.problems(shape, self.training_operands(generator, batch, shape))
 
     def problems(self, shape: Shape, operands: Sequence[Tensor]) -> Problems:
-        """Strings of operands `[batch, width]`, and their answers."""
+        """Strings of operands `[batch, length]`, and their answers."""
         batch = len(operands[0])
-        parts = []
-        remaining = list(operands)
-        for name, _ in self.segments(shape):
-            if name.startswith("operand"):
-                parts.append(remaining.pop(0).flip(1) + NUM_SPECIAL)
-            else:
-                parts.append(self.vocabulary.encode(self.operator).expand(batch, -1))
+        operands = [pad(digits, width) for digits, width in zip(operands, self.widths(shape), strict=True)]
+        operator = self.vocabulary.encode(self.operator).expand(batch, -1)
+        parts = [operands[0].flip(1) + NUM_SPECIAL]
+        for digits in operands[1:]:
+            parts += [operator, digits.flip(1) + NUM_SPECIAL]
         end = torch.full((batch, 1), EOS)
         target = torch.cat([self.compute(operands) + NUM_SPECIAL, end], dim=1)
         return Problems(shape, torch.cat(parts, dim=1), target)
@@ -215,23 +238,75 @@ class DigitTask(Task):
         return text
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _cached_layout(source: tuple[tuple[str, int], ...], answer_length: int) -> Layout:
-    return digit_layout(source, answer_length)
+    with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
+        return digit_layout(source, answer_length)
 
 
-def uniform_digits(generator: Generator, batch: int, length: int, base: int = 10) -> Tensor:
+@contextmanager
+def any_length() -> Iterator[None]:
+    """Lifts Python's limit on the digits of integers that are read or written, for an oracle's sake."""
+    if not hasattr(sys, "set_int_max_str_digits"):  # before Python 3.10.7 there is no limit
+        yield
+        return
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(limit)
+
+
+def pad(digits: Tensor, width: int) -> Tensor:
+    """Digits `[batch, length]` with zeros at the places up to a width."""
+    return torch.nn.functional.pad(digits, (0, width - digits.shape[1]))
+
+
+def carried(columns: Tensor) -> Tensor:
+    """Decimal digits `[batch, width + 1]` of numbers given by what falls on each place, `[batch, width]`."""
+    carry = torch.zeros_like(columns[:, 0])
+    digits = []
+    for column in columns.unbind(1):
+        total = column + carry
+        carry = total // 10
+        digits.append(total - 10 * carry)
+    return torch.stack([*digits, carry], dim=1)
+
+
+def fixed_width(length: int, width: int) -> int:
+    """The width that an operand of a length is padded to.
+
+    Raises:
+        ProblemError: If it is longer than that.
+    """
+    if length > width:
+        raise ProblemError(f"an operand of {length} digits does not fit the fixed width of {width}")
+    return width
+
+
+def uniform_digits(generator: Generator, batch: int, length: int) -> Tensor:
     """Numbers of exactly `length` digits, `[batch, length]`; the leading digit is zero only in numbers of one digit."""
-    digits = torch.randint(0, base, (batch, length), generator=generator)
+    digits = torch.randint(0, 10, (batch, length), generator=generator)
     if length > 1:
-        digits[:, -1] = torch.randint(1, base, (batch,), generator=generator)
+        digits[:, -1] = torch.randint(1, 10, (batch,), generator=generator)
     return digits
 
 
-def digits_below(generator: Generator, batch: int, limit: int, width: int) -> Tensor:
-    """Digits `[batch, width]` of numbers that are uniform over all below a limit."""
+def digits_below(generator: Generator, batch: int, limit: int, length: int) -> Tensor:
+    """Digits `[batch, length]` of numbers that are uniform over all below a limit."""
     numbers = torch.randint(0, limit, (batch, 1), generator=generator)
-    return numbers // 10 ** torch.arange(width).clamp(max=18) % 10 * (torch.arange(width) <= 18)
+    return numbers // 10 ** torch.arange(length).clamp(max=18) % 10  # 10^19 is beyond 64 bits
+
+
+def check_numbers_below(limit: int | None, max_length: int) -> None:
+    """Raises:
+    UserError: If a limit on training numbers does not go with the longest training length.
+    """
+    if limit is not None and not 1 <= limit <= 10 ** min(max_length, 18):
+        raise UserError(
+            f"numbers_below {limit}: give a number from 1 to {10 ** min(max_length, 18)}, or a larger max_length"
+        )
 
 
 def keep_places(digits: Tensor, lengths: Tensor) -> Tensor:

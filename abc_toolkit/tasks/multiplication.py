@@ -7,15 +7,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.tasks.addition import divmod_ten
 from abc_toolkit.tasks.base import (
     CARRY,
-    UNEQUAL,
     ZEROS,
     DigitTask,
     ProblemError,
     Shape,
+    any_length,
+    carried,
     choose_rows,
+    fixed_width,
     random_run,
     uniform_digits,
     with_zeros,
@@ -46,27 +47,17 @@ class Multiplication(DigitTask):
     def operator(self) -> str:
         return "*"
 
-    def _width(self, shape: Shape) -> int:
-        if self.padding != "fixed":
-            return shape[0]
-        if shape[0] > self.width:
-            raise ProblemError(f"an operand of {shape[0]} digits does not fit the fixed width of {self.width}")
-        return self.width
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        return shape[0], 1
 
-    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
-        return ("operand 1", self._width(shape)), ("operator", 1), ("operand 2", 1)
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        return fixed_width(shape[0], self.width) if self.padding == "fixed" else shape[0], 1
 
     def answer_length(self, shape: Shape) -> int:
-        return self._width(shape) + 1
+        return self.widths(shape)[0] + 1
 
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n,) for n in range(1, self.max_length + 1))
-
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        """One shape; for `unequal`, where the second operand's length is fixed, eight first lengths up to it."""
-        if set_name != UNEQUAL:
-            return ((length,),)
-        return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         length = shape[0]
@@ -80,16 +71,10 @@ class Multiplication(DigitTask):
             second = torch.randint(2, 10, (batch, 1), generator=generator)
         elif set_name == ZEROS:
             first, second = with_zeros(generator, first), with_zeros(generator, second)
-        return [torch.nn.functional.pad(first, (0, self._width(shape) - length)), second]
+        return [first, second]
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
-        products = operands[0] * operands[1]
-        carry = torch.zeros(len(products), dtype=torch.long)
-        digits = []
-        for column in products.unbind(1):
-            carry, digit = divmod_ten(column + carry)
-            digits.append(digit)
-        return torch.stack([*digits, carry], dim=1)
+        return carried(operands[0] * operands[1])
 
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = text.split("*")
@@ -99,8 +84,9 @@ class Multiplication(DigitTask):
         if len(second) != 1:
             raise ProblemError(f"operand 2 of {text!r} has {len(second)} digits: this task multiplies by one digit")
         shape = (len(first),)
-        return shape, f"{first.zfill(self._width(shape))}*{second}"
+        return shape, f"{first.zfill(self.widths(shape)[0])}*{second}"
 
     def solve(self, source: str) -> str:
         first, second = source.split("*")
-        return str(int(first) * int(second)).zfill(len(first) + 1)[::-1]
+        with any_length():
+            return str(int(first) * int(second)).zfill(len(first) + 1)[::-1]

@@ -15,7 +15,7 @@ class Parity(DigitTask):
     """Tells whether a bit string holds an odd number of ones.
 
     As a scratchpad, the target holds the exclusive or of the bits so far, from the last bit to the first, and the
-    answer is its last bit: `10110` has the target `01101`, the answer is 1. As a label, the target is the answer
+    answer is its last bit: `10110` has the target `01001`, the answer is 1. As a label, the target is the answer
     alone: `10110` has the target `1`. A shape is the number of bits.
 
     Attributes:
@@ -29,20 +29,17 @@ class Parity(DigitTask):
     max_length: int = 20
     form: Literal["scratchpad", "label"] = "scratchpad"
 
-    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
-        return (("operand 1", shape[0]),)
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        return shape
+
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        return shape
 
     def answer_length(self, shape: Shape) -> int:
         return shape[0] if self.form == "scratchpad" else 1
 
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n,) for n in range(1, self.max_length + 1))
-
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        """One shape; for `unequal`, where there is no second operand to differ from, eight shapes up to it."""
-        if set_name != UNEQUAL:
-            return ((length,),)
-        return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         bits = torch.randint(0, 2, (batch, shape[0]), generator=generator)

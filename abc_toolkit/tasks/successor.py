@@ -9,14 +9,16 @@ from torch import Generator, Tensor
 
 from abc_toolkit.tasks.base import (
     CARRY,
-    UNEQUAL,
     ZEROS,
     DigitTask,
-    ProblemError,
     Shape,
+    any_length,
+    check_numbers_below,
     choose_rows,
     digits_below,
+    fixed_width,
     keep_places,
+    pad,
     random_run,
     uniform_digits,
     with_zeros,
@@ -34,7 +36,7 @@ class Successor(DigitTask):
         padding: `longest` and `none` leave the operand as it is written; `fixed` pads it with zeros on the left
             to `width`, as the paper does.
         width: Width that `fixed` pads to.
-        numbers_below: Where given, training operand are uniform over the numbers below it, as in the paper, in place
+        numbers_below: Where given, training numbers are uniform over the numbers below it, as in the paper, in place
             of the mixture of lengths and kinds.
     """
 
@@ -45,34 +47,31 @@ class Successor(DigitTask):
     width: int = 60
     numbers_below: int | None = None
 
-    def _width(self, shape: Shape) -> int:
-        if self.padding != "fixed":
-            return shape[0]
-        if shape[0] > self.width:
-            raise ProblemError(f"an operand of {shape[0]} digits does not fit the fixed width of {self.width}")
-        return self.width
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers_below(self.numbers_below, self.max_length)
 
-    def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
-        return (("operand 1", self._width(shape)),)
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        return shape
+
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        return (fixed_width(shape[0], self.width) if self.padding == "fixed" else shape[0],)
 
     def answer_length(self, shape: Shape) -> int:
-        return self._width(shape) + 1
+        return self.widths(shape)[0] + 1
 
     def training_shapes(self) -> tuple[Shape, ...]:
         if self.numbers_below is not None:
-            return ((len(str(self.numbers_below - 1)),),)
+            return ((self.max_length,),)
         return tuple((n,) for n in range(1, self.max_length + 1))
 
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        """One shape; for `unequal`, where there is no second operand to differ from, eight shapes up to it."""
-        if set_name != UNEQUAL:
-            return ((length,),)
-        return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
+    def num_problems(self, shape: Shape) -> int:
+        return min(super().num_problems(shape), self.numbers_below or self.base ** shape[0])
 
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
         if self.numbers_below is None:
             return super().training_operands(generator, batch, shape)
-        return [digits_below(generator, batch, self.numbers_below, self._width(shape))]
+        return [digits_below(generator, batch, self.numbers_below, shape[0])]
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         digits = uniform_digits(generator, batch, shape[0])
@@ -84,10 +83,10 @@ class Successor(DigitTask):
             digits = choose_rows(generator, nines, ends_in_nines, inner_run)
         elif set_name == ZEROS:
             digits = with_zeros(generator, digits)
-        return [torch.nn.functional.pad(digits, (0, self._width(shape) - shape[0]))]
+        return [digits]
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
-        digits = torch.nn.functional.pad(operands[0], (0, 1))
+        digits = pad(operands[0], operands[0].shape[1] + 1)
         # A carry reaches a place where every digit below it is nine.
         nines_below = torch.nn.functional.pad((digits[:, :-1] == 9).long().cumprod(1), (1, 0), value=1)
         return (digits + nines_below) % 10
@@ -95,7 +94,8 @@ class Successor(DigitTask):
     def parse(self, text: str) -> tuple[Shape, str]:
         digits = self.digits(text, f"the number {text!r}" if text else "the number")
         shape = (len(digits),)
-        return shape, digits.zfill(self._width(shape))
+        return shape, digits.zfill(self.widths(shape)[0])
 
     def solve(self, source: str) -> str:
-        return str(int(source) + 1).zfill(len(source) + 1)[::-1]
+        with any_length():
+            return str(int(source) + 1).zfill(len(source) + 1)[::-1]

@@ -43,7 +43,6 @@ class TaskCase:
         grammar: Regular expression of the texts that are problems.
         examples: Problems by hand.
         wrong: Texts that are no problems, with what the message has to name.
-        faults: Checks that fail today, with the reason. Mending one makes its mark fail: take it out.
     """
 
     task: Task
@@ -51,7 +50,6 @@ class TaskCase:
     grammar: str
     examples: tuple[Example, ...]
     wrong: Mapping[str, str] = field(default_factory=dict)
-    faults: Mapping[str, str] = field(default_factory=dict)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -97,14 +95,8 @@ class TaskContract:
     cases: ClassVar[dict[str, TaskCase]]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "case" not in metafunc.fixturenames:
-            return
-        params = []
-        for name, case in self.cases.items():
-            fault = case.faults.get(metafunc.function.__name__)
-            marks = [] if fault is None else [pytest.mark.xfail(reason=fault, strict=True)]
-            params.append(pytest.param(case, id=name, marks=marks))
-        metafunc.parametrize("case", params)
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", [pytest.param(case, id=name) for name, case in self.cases.items()])
 
     @pytest.mark.parametrize("set_name", [TRAINING, *SETS])
     def test_problems_are_right(self, case: TaskCase, set_name: str) -> None:
