@@ -122,14 +122,15 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
     table = Table(
-        title=f"Exact match on {first['task']}, % [95 % interval], greedy decoding, seed {first['seed']}",
+        title=f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems each, "
+        f"seed {first['seed']}",
         title_justify="left",
         box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )
-    for heading in ("length", "tokens", "set", "samples"):
+    for heading in ("length", "tokens", "set"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for model in models:
-        table.add_column(WEIGHTS_NAMES[model], justify="right")
+        table.add_column(WEIGHTS_NAMES[model], justify="right", no_wrap=True)
     cells = {(row["length"], row["set"], row["weights"]): row for row in rows}
     before = None
     for length, name in dict.fromkeys((row["length"], row["set"]) for row in rows):
@@ -138,7 +139,7 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
         shown = [cells[length, name, model] for model in models]
         heading = (str(length), str(shown[0]["tokens"])) if before != length else ("", "")
         before = length
-        table.add_row(*heading, name, str(shown[0]["samples"]), *(_share(row) for row in shown))
+        table.add_row(*heading, name, *(_share(row) for row in shown))
     Console().print(table)
 
 

