@@ -238,7 +238,7 @@ class CommandLine(LightningCLI):
         """Every phase draws from generators of its own; nothing global is seeded here."""
 
     def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate(self.config)
 
     def _run_subcommand(self, subcommand: str) -> None:
         arguments = self.config_init[subcommand].as_dict()

@@ -230,6 +230,7 @@ def train(
     trainer: TrainerSettings,
     stopping: Stopping,
     seed: int,
+    draws: int,
     folder: Path,
     resume: bool,
     title: str,
@@ -244,7 +245,8 @@ def train(
         optimizer: Optimiser.
         trainer: Lightning's settings.
         stopping: The stopping rule.
-        seed: Everything random follows from it.
+        seed: The run's seed, which messages name.
+        draws: The phase's own seed, from which everything random follows.
         folder: Receives the progress and the history (`training.json`).
         resume: Whether to go on from the progress in the folder.
         title: Heads the progress bar.
@@ -253,15 +255,15 @@ def train(
         UserError: If the loss is not finite, or the progress cannot be loaded.
     """
     start = time.perf_counter()
-    held_out = validation_problems(task, seed, data.validation_problems)
+    held_out = validation_problems(task, draws, data.validation_problems)
     module = TrainingModule(task, model, optimizer, stopping.decay_steps, seed)
     with report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar, _quiet():
         settings = {"seed": seed, "task": task, "data": data, "optimizer": optimizer, "stopping": stopping}
         settings |= {"model": architecture, "window": model.position}
-        watch = Watch(stopping, folder, trainer.log_every, seed, describe(settings), bar)
+        watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar)
         lightning_trainer = _lightning_trainer(trainer, watch)
         batches = TrainingBatches(
-            task, data, seed, lightning_trainer.global_rank, lambda: lightning_trainer.global_step
+            task, data, draws, lightning_trainer.global_rank, lambda: lightning_trainer.global_step
         )
         try:
             lightning_trainer.fit(

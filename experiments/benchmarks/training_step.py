@@ -59,6 +59,7 @@ def toolkit(steps: int) -> float:
         trained = train(
             task,
             model,
+            architecture=Architecture(),
             data=Data(),
             optimizer=Optimizer(),
             trainer=settings,

@@ -1,0 +1,192 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from abc_toolkit.calibration import Paper, Places
+from abc_toolkit.calibration.capture import AttentionMaps
+from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, find_window, heads_of
+from abc_toolkit.calibration.sufficiency import Evidence
+from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
+from abc_toolkit.layout import Layout
+from abc_toolkit.positions import SITES
+from abc_toolkit.tasks import Addition, Parity, Shape, Successor, Task
+
+OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
+FIRST = (Condition("place", 0),)
+NEVER, NOR_THIS = ((Condition("place", place),) for place in (98, 99))  # open for no training problem
+
+
+def cross(head: int, conditions: tuple[Condition, ...], segment: str = "operand 1", layer: int = 0) -> Rule:
+    return Rule("cross", layer, head, segment, conditions)
+
+
+@dataclass(frozen=True)
+class Fixed(CalibrationMethod):
+    """Finds what it is told."""
+
+    found: tuple[Rule, ...] = ()
+    more: tuple[Rule, ...] = ()
+    complete: bool = True
+
+    def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
+        assert {shape: len(layout.source) for shape, layout in layouts.items()} == {
+            shape: own["cross.0"].shape[-1] for shape, own in maps.maps.items()
+        }
+        return list(self.found)
+
+    def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
+        return [Line(rule, 1 / (2 + number), 1.0) for number, rule in enumerate(self.more)]
+
+
+def maps_of(task: Task, heads: int, layers: int = 1, encoder: int = 0, shapes: Sequence[Shape] = ()) -> AttentionMaps:
+    maps = {}
+    for shape in shapes or task.training_shapes()[-2:]:
+        layout = task.layout(shape)
+        sizes = {site: tuple(map(len, site_positions(site, layout))) for site in SITES}
+        own = {"encoder": encoder, "decoder": layers, "cross": layers}
+        maps[shape] = {
+            f"{site}.{layer}": torch.full((heads, *sizes[site]), 0.01) for site in SITES for layer in range(own[site])
+        }
+    return AttentionMaps(maps, dict.fromkeys(maps, 1))
+
+
+def find(task: Task, method: CalibrationMethod, heads: int = 3, maps: AttentionMaps | None = None) -> Found:
+    maps = maps or maps_of(task, heads)
+    layers = len([name for name in maps.maps[maps.longest] if name.startswith("cross.")])
+    frame = Window(type(task).__name__, 0, layers, heads, (), {"method": "own"}, "ab")
+    return find_window(method, maps, task, frame, torch.Generator().manual_seed(0))
+
+
+TASK = Successor(max_length=4)
+OPEN = Rule("cross", 0, 1)
+FALLBACK = Rule("cross", 0, 1, None, (Condition("raw", 0),), fallback=True)
+# What is found, what else there is, which head the line comes to, what else is left: own place - 1 is needed.
+PLACES: dict[str, tuple[list[Rule], list[Rule], list[Rule]]] = {
+    "its own head is empty": ([cross(0, OWN)], [cross(2, BELOW)], [cross(0, OWN), cross(2, BELOW)]),
+    "another head is empty": ([cross(0, OWN)], [cross(0, BELOW)], [cross(0, OWN), cross(1, BELOW)]),
+    "the emptiest of all": (
+        [cross(0, OWN), cross(0, NEVER), cross(1, NEVER), cross(1, NOR_THIS), cross(2, NEVER)],
+        [cross(0, BELOW)],
+        [cross(0, OWN), cross(0, NEVER), cross(1, NEVER), cross(1, NOR_THIS), cross(2, NEVER), cross(2, BELOW)],
+    ),
+    "its own head, all being alike": (
+        [cross(0, OWN), cross(1, NEVER), cross(2, NEVER)],
+        [cross(2, BELOW)],
+        [cross(0, OWN), cross(1, NEVER), cross(2, NEVER), cross(2, BELOW)],
+    ),
+    "in place of an open head": (
+        [cross(0, OWN), OPEN, replace(OPEN, head=2)],
+        [cross(0, BELOW)],
+        [cross(0, OWN), replace(OPEN, head=2), cross(1, BELOW)],
+    ),
+    "a fallback is no line": (
+        [cross(0, OWN), FALLBACK, replace(OPEN, layer=0, head=2, query_segment="end")],
+        [cross(1, BELOW)],
+        [cross(0, OWN), FALLBACK, replace(OPEN, layer=0, head=2, query_segment="end"), cross(1, BELOW)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_missing_line_is_added(case: str) -> None:
+    found, more, expected = PLACES[case]
+    result = find(TASK, Fixed(tuple(found), tuple(more)))
+    assert result.window.rules == tuple(expected)
+    assert result.added == (expected[-1],)
+    assert result.conflict is None
+    assert Evidence(TASK, torch.Generator().manual_seed(1)).conflicts(result.window) == []
+
+
+def test_what_is_known_of_the_window_stays() -> None:
+    result = find(TASK, Fixed((cross(0, OWN),), (cross(0, BELOW),)))
+    assert result.window == replace(result.window, task="Successor", calibration={"method": "own"}, weights="ab")
+    assert result.attention == {cross(0, BELOW): 0.5}
+
+
+def test_nothing_is_added_where_nothing_is_missing() -> None:
+    rules = (cross(0, OWN), cross(1, BELOW))
+    result = find(TASK, Fixed(rules, (cross(2, FIRST),)))
+    assert (result.window.rules, result.added, result.conflict) == (rules, (), None)
+
+
+def test_the_line_that_suffices_is_preferred_to_stronger_ones() -> None:
+    # The stronger ones tell some problems apart, by chance or in part.
+    junk = [cross(1, FIRST), cross(1, TWO_BELOW), cross(2, (Condition("index", 0),))]
+    result = find(TASK, Fixed((cross(0, OWN),), (*junk, cross(0, BELOW))), heads=6)
+    assert result.added == (cross(1, BELOW),)
+
+
+def test_the_head_that_attends_most_along_a_line_lends_it() -> None:
+    result = find(TASK, Fixed((cross(0, OWN), cross(1, OWN)), (cross(3, BELOW), cross(2, BELOW))), heads=4)
+    assert result.added == (cross(3, BELOW),)
+
+
+def test_several_lines_are_added() -> None:
+    task = Addition(max_length=2)
+    own = (cross(0, OWN), cross(1, OWN, "operand 2"))
+    more = (cross(0, BELOW), cross(1, BELOW, "operand 2"))
+    result = find(task, Fixed(own, more), heads=4)
+    assert result.conflict is None
+    assert result.window.rules[:2] == own
+    assert set(result.added) == {cross(2, BELOW), cross(3, BELOW, "operand 2")} or set(result.added) == {
+        cross(3, BELOW),
+        cross(2, BELOW, "operand 2"),
+    }
+    assert set(result.window.rules) == {*own, *result.added}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_what_no_line_mends_is_named(complete: bool) -> None:
+    more = Rule("decoder", 0, 0, "start") if complete else cross(0, BELOW)
+    result = find(TASK, Fixed((cross(0, OWN),), (more,), complete))
+    assert result.window.rules == (cross(0, OWN),)
+    assert result.added == ()
+    conflict = result.conflict
+    assert conflict is not None
+    for source, place, token in zip(conflict.sources, conflict.places, conflict.tokens, strict=True):
+        target = TASK.solve(source)
+        assert token == (target[place] if place < len(target) else "the end")
+
+
+def test_what_helps_in_part_is_added_and_the_rest_named() -> None:
+    task = Addition(max_length=2)
+    result = find(task, Fixed((cross(0, OWN),), (cross(0, OWN, "operand 2"),)))
+    assert result.added == (cross(1, OWN, "operand 2"),)
+    assert result.conflict is not None
+
+
+def test_places_is_completed_and_paper_is_not() -> None:
+    # In both maps the line that is missing is too weak to be found.
+    maps = maps_of(TASK, 2)
+    for shape, own in maps.maps.items():
+        layout = TASK.layout(shape)
+        for head in range(2):
+            own["cross.0"][head] += 0.5 * cross(head, OWN).holds(layout.target, layout.source)
+        own["cross.0"][1] += 0.1 * cross(1, BELOW).holds(layout.target, layout.source)
+    result = find(TASK, Places(), 2, maps)
+    assert {cross(0, OWN), cross(1, OWN)} < set(result.window.rules)
+    assert result.added == (cross(1, BELOW),)
+    assert result.conflict is None
+    assert result.attention[cross(1, BELOW)] == pytest.approx(0.11)
+    short = find(TASK, Places(complete=False), 2, maps)
+    assert short.added == ()
+    assert short.conflict is not None
+    paper = find(TASK, Paper(kappa_cross=1.5, kappa_self=9.0, cross_directions=("anti-diagonal",)), 2, maps)
+    assert paper.added == ()
+    diagonal = (Condition("raw_from_end", 0, "raw"),)
+    assert {r.conditions for r in paper.window.rules if r.site == "cross"} == {diagonal}
+    assert paper.conflict is not None
+
+
+def test_parity_needs_no_more_than_its_own_bit() -> None:
+    assert find(Parity(max_length=5), Fixed((cross(0, OWN),))).conflict is None
+    assert find(Parity(max_length=5), Fixed()).conflict is not None
+
+
+def test_heads_of_every_site() -> None:
+    maps = maps_of(TASK, 3, layers=2, encoder=1)
+    expected = {("encoder", 0): 3, **{(site, layer): 3 for site in ("decoder", "cross") for layer in (0, 1)}}
+    assert heads_of(maps) == expected
+    assert list(heads_of(maps_of(TASK, 2))) == [("decoder", 0), ("cross", 0)]

@@ -1,0 +1,408 @@
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from abc_toolkit import commands
+from abc_toolkit.run import PHASES
+from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.base import DigitTask
+
+Abc = Callable[..., tuple[int, str, str]]
+COMMANDS = ("run", *PHASES, "solve")
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+PARITY = ("--task", "Parity", "--task.max_length", "3")
+TINY = (
+    *PARITY,
+    *("--trainer.max_steps", "20", "--trainer.validate_every", "10", "--data.validation_problems", "8"),
+    *("--model.model_dim", "16", "--model.feedforward_dim", "16", "--stopping.loss", "0"),
+)
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _refused(result: tuple[int, str, str], text: str) -> None:
+    status, out, err = result
+    assert status == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert re.search(text, err), err
+
+
+def test_four_commands_in_an_empty_folder_with_no_argument(
+    abc: Abc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {
+        "ABC_FIT__TASK": "{class_path: Parity, init_args: {max_length: 3}}",
+        "ABC_FIT__TRAINER__MAX_STEPS": "60",
+        "ABC_RETRAIN__TRAINER__MAX_STEPS": "60",
+        "ABC_CALIBRATE__FORCE": "true",
+        "ABC_EVALUATE__SAMPLES": "8",
+        "ABC_FIT__SEED": "3",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for command, words in [("fit", ()), ("calibrate", ()), ("retrain", ()), ("evaluate", ("--length", "10x"))]:
+        status, out, err = abc(command, *words)
+        assert status == 0, err
+        assert f"Files: {Path('runs', 'parity', command)}" in err
+        assert "Next:  abc " in err
+        assert bool(out) == (command in ("calibrate", "evaluate"))
+    rows = json.loads(Path("runs/parity/evaluate/results.json").read_text())
+    keys = "task set length tokens samples exact_match low high decode seed weights"
+    assert all(set(row) == set(keys.split()) for row in rows)
+    assert {row["length"] for row in rows} == {30}
+    assert {row["weights"] for row in rows} == {"fit", "retrain"}
+    for phase in PHASES:
+        record = json.loads(Path("runs/parity", phase, "record.json").read_text())
+        assert record["seed"] == (0 if phase == "evaluate" else 3)
+        assert set(record["versions"]) == {"abc_toolkit", "torch", "lightning", "python"}
+        assert re.fullmatch(r"[0-9a-f]{40}\+?", record["commit"] or "0" * 40)
+        assert Path("runs/parity", phase, "config.yaml").is_file()
+        assert list(Path("runs/parity", phase).glob("*.png"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_worded_for_a_user(command: str, abc: Abc) -> None:
+    status, out, err = abc(command, "--help")
+    assert status == 0
+    assert err == ""
+    for noise in (
+        "<class",
+        "typing.",
+        "Path to a configuration file",
+        "Lightning Trainer",
+        "ENV:",
+        "null",
+        "known sub",
+    ):
+        assert noise not in out
+    assert len(out.splitlines()) < 160
+    assert ("--resume" in out) == (command in ("run", "fit", "retrain"))
+    assert ("--overwrite" in out) == (command != "solve")
+    assert ("--trainer.max_steps" in out) == (command in ("fit", "retrain"))
+    assert "--run RUN" in out
+
+
+def test_help_names_every_command(abc: Abc) -> None:
+    status, out, _ = abc("--help")
+    assert status == 0
+    assert "ABC_FIT__SEED" in out
+    assert all(re.search(rf"^    {command} ", out, re.MULTILINE) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_printed_settings_are_a_configuration(command: str, abc: Abc, tmp_path: Path) -> None:
+    changes = {
+        "run": ("--fit.trainer.max_steps", "9", "--retrain.model.dropout", "0.5", "--evaluate.length", "7"),
+        "fit": (*TINY, "--seed", "4", "--model.position", "Cyclic", "--model.position.period", "5"),
+        "calibrate": ("--method", "Paper", "--method.kappa_self", "2.0", "--problems", "7"),
+        "retrain": ("--seed", "4", "--model.num_heads", "8", "--stopping.loss", "0.5"),
+        "evaluate": ("--sets", "uniform,carry", "--decode", "steps"),
+        "solve": ("--weights", "fit"),
+    }
+    status, first, err = abc(command, *changes[command], "--print_config")
+    assert status == 0, err
+    assert first != abc(command, "--print_config")[1]
+    (tmp_path / "all.yaml").write_text(first)
+    assert abc(command, "--config", str(tmp_path / "all.yaml"), "--print_config") == (0, first, "")
+
+
+def test_each_command_takes_its_own_section_and_later_files_win(abc: Abc, tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "task": {"class_path": "Parity", "init_args": {"max_length": 4}},
+                "seed": 5,
+                "run": "somewhere",
+                "fit": {"trainer": {"max_steps": 9, "validate_every": 3}},
+                "calibrate": {"problems": 6},
+                "retrain": {"trainer": {"max_steps": 7}},
+                "evaluate": {"length": "8"},
+            }
+        )
+    )
+    (tmp_path / "later.yaml").write_text(yaml.safe_dump({"seed": 6, "fit": {"trainer": {"max_steps": 12}}}))
+    files = [word for name in ("experiment.yaml", "later.yaml") for word in ("--config", str(tmp_path / name))]
+
+    def settings(command: str) -> dict[str, Any]:
+        status, out, err = abc(command, *files, "--print_config")
+        assert status == 0, err
+        return yaml.safe_load(out)
+
+    fit, whole = settings("fit"), settings("run")
+    assert fit["task"]["init_args"] == {"max_length": 4, "form": "scratchpad"}
+    assert (fit["seed"], fit["run"]) == (6, "somewhere")
+    assert (fit["trainer"]["max_steps"], fit["trainer"]["validate_every"]) == (12, 3)
+    assert settings("calibrate")["problems"] == 6
+    assert settings("retrain")["trainer"]["max_steps"] == 7
+    assert settings("evaluate")["length"] == "8"
+    assert settings("solve")["run"] == "somewhere"
+    assert whole["fit"]["trainer"] == fit["trainer"]
+    assert (whole["seed"], whole["calibrate"]["problems"]) == (6, 6)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_read_by_every_command(path: Path, abc: Abc) -> None:
+    for command in COMMANDS:
+        status, _, err = abc(command, "--config", str(path), "--print_config")
+        assert status == 0, err
+
+
+def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
+    before = {phase: (pipeline / phase / "weights.safetensors").read_bytes() for phase in ("fit", "retrain")}
+    results = (pipeline / "evaluate" / "results.json").read_text()
+    window = (pipeline / "calibrate" / "window.json").read_text()
+    for phase in PHASES:
+        words = (phase, "--run", str(pipeline), "--config", str(pipeline / phase / "config.yaml"), "--overwrite")
+        status, _, err = abc(*words)
+        assert status == 0, err
+    assert before == {phase: (pipeline / phase / "weights.safetensors").read_bytes() for phase in before}
+    assert (pipeline / "evaluate" / "results.json").read_text() == results
+    assert (pipeline / "calibrate" / "window.json").read_text() == window
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("nosuch", "no command 'nosuch'; choose from 'run', 'fit'"),
+        ("fit --task Additon", "--task Additon does not exist.*Parity.*did you mean Addition"),
+        ("fit --task addition", "did you mean Addition"),
+        ("fit --task abc_toolkit.tasks.Nosuch", "Nosuch"),
+        ("fit --task os.path", "subclass of Task"),
+        ("fit --nosuch 3", "--nosuch"),
+        ("fit --trainer.nosuch 3", "--trainer.nosuch"),
+        ("fit --task.nosuch 3", "nosuch"),
+        ("fit --seed ten", "--seed: Expected a whole number"),
+        ("fit --seed 1.5", "--seed: Expected a whole number"),
+        ("fit --model.norm mid", "--model.norm: Expected one of 'pre', 'post'"),
+        ("fit --trainer.precision 8", "--trainer.precision: Expected one of"),
+        ("fit --model.position Nosuch", "--model.position Nosuch does not exist: choose from Cyclic"),
+        ("fit --trainer.logger Nosuch", "--trainer.logger Nosuch does not exist"),
+        ("fit --trainer.max_steps 0", "--trainer.max_steps 0: give at least 1"),
+        ("fit --data.batch_size=-3", "--data.batch_size -3: give at least 1"),
+        ("fit --model.num_heads 3", "--model.num_heads 3 does not divide --model.model_dim 64"),
+        ("fit --task.max_length 0", "max_length 0: give at least 1"),
+        ("fit --overwrite perhaps", "--overwrite: Expected a true or false"),
+        ("run --fit.trainer.max_steps 0", "--trainer.max_steps 0"),
+        ("run --evaluate.length 0x", "'0x'"),
+        ("fit --config nosuch.yaml", "there is no such file"),
+        ("fit --config broken.yaml", "broken.yaml cannot be read"),
+        ("fit --config unknown.yaml", "nosuch"),
+        ("run --config unknown.yaml", "nosuch"),
+        ("fit --run runs/parity", "is a run of parity: name another folder"),
+        ("fit --run runs/parity --task Parity", "parity with other settings"),
+        ("fit --run runs/parity --task Parity --task.max_length 3", "is there already: add --overwrite"),
+        ("fit --run runs/parity --resume --task Parity --task.max_length 3", "nothing to resume"),
+        ("run --run runs/parity --task Parity --task.max_length 3", "holds fit, calibrate, retrain, evaluate already"),
+        ("run --run runs/parity --task Parity --task.max_length 3 --resume", "nothing to resume"),
+        ("calibrate", "is there already: add --overwrite"),
+        ("calibrate --overwrite --problems 0", "--problems 0: give at least 1"),
+        ("calibrate --overwrite --method Nosuch", "--method Nosuch does not exist: choose from Paper, Places"),
+        ("calibrate --overwrite --size 3x3", "give --export FILE"),
+        ("calibrate --overwrite --export m.safetensors --size 0x3", "--size '0x3'"),
+        ("calibrate --overwrite --export nowhere/m.safetensors", "nowhere/m.safetensors cannot be written"),
+        ("calibrate --overwrite --export /dev/full", "/dev/full is no file"),
+        ("retrain", "is there already"),
+        ("retrain --overwrite --window nosuch.json", "no window at nosuch.json"),
+        ("retrain --overwrite --model.num_heads 8", "the window is for 2 heads and the model has 8"),
+        ("retrain --overwrite --model.num_encoder_layers 2", "0 encoder layers and the model has 2"),
+        ("retrain --overwrite --model.num_decoder_layers 3", "2 decoder layers and the model has 3"),
+        ("evaluate", "is there already"),
+        *((f"evaluate --overwrite --length {length}", f"{length!r}") for length in ("0x", "-3", "ten", "0", "1,,2")),
+        ("evaluate --overwrite --length=", "--length ''"),
+        ("evaluate --overwrite --length 6:3", "runs backwards; write 3:6"),
+        ("evaluate --overwrite --length 9999999x", "at most"),
+        ("evaluate --overwrite --samples 0", "--samples 0: give at least 1"),
+        ("evaluate --overwrite --samples -4", "--samples -4: give at least 1"),
+        ("evaluate --overwrite --sets uniform,nosuch", "'nosuch' names no evaluation set"),
+        ("evaluate --overwrite --decode nosuch", "--decode: Expected one of 'parallel', 'steps'"),
+        ("evaluate --overwrite --accelerator nosuch", "choose cpu, gpu or auto"),
+        ("evaluate --run nowhere", "no run at nowhere"),
+        ("solve 10a", "'a'"),
+        ("solve 101 1+1", "problem 2 .*[+]"),
+        ("solve --file nowhere", "--file nowhere cannot be read"),
+        ("solve --weights nosuch 101", "choose retrain or fit"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_changes_nothing(
+    words: str, text: str, abc: Abc, pipeline: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.yaml").write_text("a: [1,\nb: {")
+    (tmp_path / "unknown.yaml").write_text("nosuch: 3\nfit: {nosuch: 3}\n")
+    before = _contents(tmp_path)
+    _refused(abc(*words.split()), text)
+    assert _contents(tmp_path) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "broken.yaml", "unknown.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("task", "problem", "text"),
+    [
+        ("Addition", "12", "operator|[+]"),
+        ("Addition", "+12", "empty"),
+        ("Addition", "12+", "empty"),
+        ("Addition", "1*2", r"\*"),
+        ("Addition", "1+2+3", r"\+"),
+        ("Addition", "1-2", "-"),
+        ("Multiplication", "12*34", "one digit"),
+        ("Multiplication", "12*", "empty|one digit"),
+        ("Multiplication", "12+3", r"\+"),
+        ("Successor", "1x", "x"),
+        ("Successor", "", "empty"),
+        ("Parity", "102", "2"),
+        ("Parity", "", "empty"),
+    ],
+)
+def test_problems_of_another_kind_are_refused(
+    task: str, problem: str, text: str, abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from abc_toolkit import tasks
+
+    monkeypatch.setattr(commands.Run, "task", lambda *_: getattr(tasks, task)())
+    _refused(abc("solve", problem), f"problem 1 .*({text})")
+
+
+@pytest.mark.parametrize("phase", ["fit", "calibrate", "retrain"])
+def test_commands_out_of_order_name_the_one_that_is_missing(
+    phase: str, abc: Abc, pipeline: Path, tmp_path: Path
+) -> None:
+    command = COMMANDS[COMMANDS.index(phase) + 1] if phase != "retrain" else "solve"
+    words = (command, "101") if command == "solve" else (command, "--overwrite")
+    (pipeline / phase).rename(tmp_path / "away")
+    before = _contents(tmp_path)
+    _refused(abc(*words), f"holds no finished '{phase}': do 'abc {phase} ")
+    assert _contents(tmp_path) == before
+
+
+def test_with_no_run_every_command_says_how_to_start(abc: Abc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (("calibrate",), ("retrain",), ("evaluate",), ("solve", "1+1")):
+        _refused(abc(*words), "there is no run in runs/: start with 'abc fit'")
+    assert os.listdir(tmp_path) == []
+
+
+def test_solve_takes_problems_from_arguments_a_file_and_standard_input(
+    abc: Abc, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = ["101", "11", "0", "1", "110", "111", "10"]
+    expected = "0\n0\n0\n1\n0\n1\n1\n"
+    assert abc("solve", *problems) == (0, expected, "")
+    (tmp_path / "problems").write_text("\n".join(problems) + "\n\n")
+    assert abc("solve", "--file", "problems") == (0, expected, "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(problems)))
+    assert abc("solve") == (0, expected, "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("101"))
+    assert abc("solve", "--file", "-", "11") == (0, "0\n0\n", "")
+    _, out, _ = abc("solve", "--check", *problems)
+    assert out == "".join(f"{answer}\tright\n" for answer in expected.split())
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    _refused(abc("solve"), "there is no problem to solve")
+
+
+def test_solve_cannot_reach_the_oracle(abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def oracle(*_: Any) -> None:
+        raise AssertionError("the oracle was asked")
+
+    expected = abc("solve", "101", "111", "10")
+    with monkeypatch.context() as patch:
+        for kind in (DigitTask, Parity):
+            for name in ("solve", "compute"):
+                patch.setattr(kind, name, oracle, raising=False)
+        assert abc("solve", "101", "111", "10") == expected
+        with pytest.raises(AssertionError, match="the oracle was asked"):
+            abc("solve", "101", "--check")
+    path = pipeline / "retrain" / "weights.safetensors"
+    weights = load_file(path)
+    save_file(weights | {name: torch.zeros_like(weights[name]) for name in ("output.weight", "output.bias")}, path)
+    status, out, _ = abc("solve", "--check", "101", "111", "10", "1")
+    assert status == 0
+    assert out.count("wrong") == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "text"),
+    [
+        (("fit", *TINY, "--run", "new"), "train", "abc fit --resume"),
+        (("retrain", "--overwrite"), "train", "abc retrain --resume"),
+        (("calibrate", "--overwrite"), "capture", "start again with 'abc calibrate'"),
+        (("evaluate", "--overwrite"), "evaluate_models", "start again with 'abc evaluate'"),
+        (("run", *PARITY, "--run", "new"), "train", "abc run --resume"),
+        (("solve", "101"), "solve_problems", "start again with 'abc solve'"),
+    ],
+)
+def test_an_interrupted_command_says_how_to_go_on(
+    words: tuple[str, ...], target: str, text: str, abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, target, interrupt)
+    before = _contents(Path())
+    status, out, err = abc(*words)
+    assert (status, out, len(err.splitlines())) == (130, "", 1), err
+    assert text in err
+    assert _contents(Path()) == before
+
+
+def _start(*words: str, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "abc_toolkit.main", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_training_that_was_stopped_from_outside_is_resumed(sent: signal.Signals, abc: Abc, tmp_path: Path) -> None:
+    words = [*TINY, "--trainer.max_steps", "3000", "--model.dropout", "0.1"]
+    process = _start("fit", *words, "--run", "stopped", folder=tmp_path)
+    until = time.monotonic() + 60
+    while not (tmp_path / "stopped" / ".fit.partial" / "progress.ckpt").exists():
+        assert time.monotonic() < until
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    if sent == signal.SIGINT:
+        assert (process.returncode, out, len(err.splitlines())) == (130, "", 1), err
+        assert "abc fit --resume" in err
+    progress = torch.load(tmp_path / "stopped" / ".fit.partial" / "progress.ckpt", weights_only=True)
+    words += ["--trainer.max_steps", str(progress["global_step"] + 10)]
+    _refused(abc("fit", *words, "--run", str(tmp_path / "stopped")), "was interrupted: go on with --resume")
+    for run, options in [("stopped", ("--resume",)), ("whole", ())]:
+        status, _, err = abc("fit", *words, "--run", str(tmp_path / run), *options)
+        assert status == 0, err
+    weights = [(tmp_path / run / "fit" / "weights.safetensors").read_bytes() for run in ("stopped", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_output_that_nobody_reads_or_that_does_not_fit(pipeline: Path) -> None:
+    problems = ["101"] * 50_000
+    Path("problems").write_text("\n".join(problems[:3]))
+    with _start("solve", "--file", "problems", folder=Path()) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # before anything is written
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+    command = [sys.executable, "-m", "abc_toolkit.main", "solve", "101"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr

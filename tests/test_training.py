@@ -1,0 +1,274 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from abc_toolkit import commands
+from abc_toolkit.commands import Changes, fit, retrain
+from abc_toolkit.data import Data
+from abc_toolkit.errors import UserError
+from abc_toolkit.module import Optimizer, TrainingModule
+from abc_toolkit.run import PROGRESS, WEIGHTS
+from abc_toolkit.tasks import Parity
+from abc_toolkit.training import Stopping, Trained, TrainerSettings, Watch
+from abc_toolkit.transformer import Architecture
+
+TASK = Parity(max_length=3)
+SETTINGS: dict[str, Any] = {
+    "model": Architecture(num_encoder_layers=1, model_dim=16, num_heads=2, feedforward_dim=32, dropout=0.1),
+    "data": Data(batch_size=8, validation_problems=8),
+    "stopping": Stopping(exact_match=0.0, loss=100.0, decay_steps=13),
+    "trainer": TrainerSettings(max_steps=30, validate_every=10, log_every=5, accelerator="cpu"),
+}
+
+
+def _fit(path: Path, **changes: Any) -> Trained:
+    return fit(TASK, run=path, **(SETTINGS | changes)).trained
+
+
+def _weights(path: Path, phase: str = "fit") -> bytes:
+    return (path / phase / WEIGHTS).read_bytes()
+
+
+def _interrupted(function: Callable[..., Any], target: Any, name: str, patched: Any, **settings: Any) -> None:
+    """Calls a function, with something patched that interrupts it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, name, patched)
+        with pytest.raises(KeyboardInterrupt):
+            function(**settings)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _interrupt_after(own: Callable[..., None]) -> Callable[..., None]:
+    def interrupted(*arguments: Any) -> None:
+        own(*arguments)
+        raise KeyboardInterrupt
+
+    return interrupted
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole")
+    _fit(path)
+    return path
+
+
+def test_the_same_seed_gives_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    torch.manual_seed(99)
+    _fit(tmp_path / "again")
+    assert _weights(tmp_path / "again") == _weights(whole)
+    _fit(tmp_path / "other", seed=1)
+    assert _weights(tmp_path / "other") != _weights(whole)
+
+
+# The rate decays from step 10 on, so that training ends at step 23, within an epoch.
+@pytest.mark.parametrize("step", [12, 20, 22])
+def test_an_interrupted_training_ends_with_the_same_weights(step: int, whole: Path, tmp_path: Path) -> None:
+    own = TrainingModule.training_step
+
+    def interrupted(self: TrainingModule, *arguments: Any) -> Any:
+        if self.global_step == step:
+            raise KeyboardInterrupt
+        return own(self, *arguments)
+
+    _interrupted(_fit, TrainingModule, "training_step", interrupted, path=tmp_path)
+    assert os.listdir(tmp_path) == [".fit.partial"]
+    assert _fit(tmp_path, resume=True).steps == 23
+    assert _weights(tmp_path) == _weights(whole)
+    histories = [json.loads((path / "fit" / "training.json").read_text()) for path in (tmp_path, whole)]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("function", ["save_weights", "save_record"])
+def test_a_training_interrupted_as_it_is_written_down_takes_no_further_step(
+    function: str, whole: Path, tmp_path: Path
+) -> None:
+    _interrupted(_fit, commands, function, _interrupt, path=tmp_path)
+    assert _fit(tmp_path, resume=True).steps == 23
+    assert _weights(tmp_path) == _weights(whole)
+
+
+def test_an_interrupted_retrain_ends_with_the_same_weights(pipeline: Path) -> None:
+    settings = SETTINGS | {"model": Changes(dropout=0.1), "run": pipeline}
+    retrain(**settings, overwrite=True)
+    expected = _weights(pipeline, "retrain")
+    epoch = _interrupt_after(Watch.on_train_epoch_end)
+    _interrupted(retrain, Watch, "on_train_epoch_end", epoch, **settings, overwrite=True)
+    assert _weights(pipeline, "retrain") == expected
+    (pipeline / "retrain" / WEIGHTS).write_bytes(b"old")
+    with pytest.raises(UserError, match="another model"):
+        retrain(**(settings | {"model": Changes()}), resume=True)
+    retrain(**settings, resume=True)
+    assert _weights(pipeline, "retrain") == expected
+
+
+@pytest.fixture(scope="module")
+def progress(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("progress")
+    _interrupted(_fit, Watch, "on_train_epoch_end", _interrupt_after(Watch.on_train_epoch_end), path=path)
+    return (path / ".fit.partial" / PROGRESS).read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.9, 0.999, "foreign"])
+def test_broken_progress_is_named_and_kept(kept: float | str, progress: bytes, tmp_path: Path) -> None:
+    length = len(progress)
+    content = b"foreign" if isinstance(kept, str) else progress[: int(kept * length) if 0 < kept < 1 else int(kept)]
+    folder = tmp_path / ".fit.partial"
+    folder.mkdir()
+    (folder / PROGRESS).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{PROGRESS} cannot be resumed \(.+\): start afresh with --overwrite"):
+        _fit(tmp_path, resume=True)
+    assert (folder / PROGRESS).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"optimizer": Optimizer(learning_rate=1e-4)}, "optimizer"),
+        ({"model": replace(SETTINGS["model"], dropout=0.0)}, "model"),
+        ({"data": Data(batch_size=9, validation_problems=8)}, "data"),
+    ],
+)
+def test_a_training_is_resumed_under_its_own_settings_alone(
+    changes: dict[str, Any], named: str, progress: bytes, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".fit.partial"
+    folder.mkdir()
+    (folder / PROGRESS).write_bytes(progress)
+    with pytest.raises(UserError, match=f"had another {named}"):
+        _fit(tmp_path, resume=True, **changes)
+    assert (folder / PROGRESS).read_bytes() == progress
+
+
+def test_a_full_disk_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"progress\.ckpt cannot be written \(No space left on device\)"):
+        _fit(tmp_path / "run")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_training(
+    loss: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = torch.nn.functional.cross_entropy
+    calls = []
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return own(*arguments) + (loss if len(calls) == 4 else 0)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", broken)
+    with pytest.raises(UserError, match=rf"the loss is {loss} at step 3 \(seed 7\)"):
+        _fit(tmp_path / "run", seed=7)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_seed_in_a_message_is_the_one_that_was_given(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"at step \d+ \(seed 5\)"):
+        _fit(tmp_path, seed=5, optimizer=Optimizer(learning_rate=1e30, warmup_steps=0))
+
+
+def test_training_that_ends_within_an_epoch_is_validated_at_its_end(tmp_path: Path) -> None:
+    for max_steps in (3, 14):
+        trainer = replace(SETTINGS["trainer"], max_steps=max_steps)
+        trained = _fit(tmp_path / str(max_steps), trainer=trainer, stopping=Stopping(exact_match=1.0, loss=0.0))
+        history = json.loads((tmp_path / str(max_steps) / "fit" / "training.json").read_text())
+        assert trained.steps == max_steps == history["validation"][-1]["step"]
+        assert trained.loss == history["validation"][-1]["loss"]
+        assert not trained.reached
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_logger_and_a_precision_of_choice(precision: Any, tmp_path: Path) -> None:
+    trainer = replace(SETTINGS["trainer"], precision=precision, logger=CSVLogger(tmp_path / "logs"))
+    _fit(tmp_path, trainer=trainer)
+    rows = list(csv.DictReader(next((tmp_path / "logs").rglob("metrics.csv")).read_text().splitlines()))
+    assert [row["step"] for row in rows if row["loss"]] == ["5", "10", "15", "20"]
+    assert all(0 <= float(row["exact_match"]) <= 1 for row in rows if row["exact_match"])
+    assert any(row["exact_match"] for row in rows)
+
+
+def test_two_processes_share_a_training_and_one_writes(tmp_path: Path) -> None:
+    settings = {"run": "run", "task": "Parity", "task.max_length": 3, "data.validation_problems": 8}
+    trainer = {"max_steps": 6, "validate_every": 3, "devices": 2, "accelerator": "cpu", "strategy": "ddp"}
+    settings |= {f"trainer.{name}": value for name, value in trainer.items()}
+    words = ["fit", *(f"--{name}={value}" for name, value in settings.items())]
+    command = [sys.executable, "-m", "abc_toolkit.main", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("The vanilla model solves") == 1
+    assert len(done.stderr.splitlines()) == 3, done.stderr
+    record = json.loads((tmp_path / "run" / "fit" / "record.json").read_text())
+    assert record["results"]["steps"] == 6
+    assert record["trainer"]["devices"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (TrainerSettings, {"max_steps": 0}),
+        (TrainerSettings, {"max_steps": -1}),
+        (TrainerSettings, {"validate_every": 0}),
+        (TrainerSettings, {"log_every": 0}),
+        (TrainerSettings, {"num_nodes": 0}),
+        (TrainerSettings, {"threads": -1}),
+        (TrainerSettings, {"gradient_clip": -1.0}),
+        (Stopping, {"exact_match": 1.1}),
+        (Stopping, {"exact_match": float("nan")}),
+        (Stopping, {"loss": -1.0}),
+        (Stopping, {"decay_steps": -1}),
+        (Data, {"batch_size": 0}),
+        (Data, {"validation_problems": 0}),
+        (Data, {"longer": float("inf")}),
+        (Optimizer, {"learning_rate": -1e-3}),
+        (Optimizer, {"learning_rate": float("inf")}),
+        (Optimizer, {"beta1": 1.0}),
+        (Optimizer, {"beta2": -0.1}),
+        (Optimizer, {"epsilon": -1.0}),
+        (Optimizer, {"weight_decay": -1.0}),
+        (Optimizer, {"warmup_steps": -1}),
+        (Optimizer, {"averaging": 1.0}),
+        (Architecture, {"num_encoder_layers": -1}),
+        (Architecture, {"num_decoder_layers": 0}),
+        (Architecture, {"model_dim": 0}),
+        (Architecture, {"num_heads": 0}),
+        (Architecture, {"num_heads": 3}),
+        (Architecture, {"feedforward_dim": 0}),
+        (Architecture, {"dropout": 1.0}),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(kind: type, wrong: dict[str, float]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=rf"^--\w+\.{name} {value:g}"):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"devices": 0}, {"devices": -1}, {"accelerator": "nosuch"}, {"accelerator": "cuda"}, {"strategy": "nosuch"}],
+)
+def test_a_trainer_that_cannot_be_set_up_is_told_in_one_line(wrong: dict[str, Any], tmp_path: Path) -> None:
+    if wrong.get("accelerator") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"^the trainer cannot be set up: .+") as caught:
+        _fit(tmp_path / "run", trainer=replace(SETTINGS["trainer"], **wrong))
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
