@@ -476,6 +476,8 @@ def run_all(
             f"{place.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
             "or name another --run"
         )
+    if resume and all(place.up_to_date(phase) for phase in PHASES):
+        raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
     results: dict[str, Any] = {}
     for phase in PHASES:
         if resume and not results and place.up_to_date(phase):
@@ -486,8 +488,6 @@ def run_all(
         if phase in ("fit", "retrain"):
             arguments["resume"] = resume and interrupted
         results[phase] = COMMANDS[phase](**(settings[phase] | arguments))
-    if "evaluate" not in results:
-        raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
     return results["evaluate"]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from inspect import isabstract
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import ActionParser, DefaultHelpFormatter, Namespace
@@ -94,8 +94,9 @@ class Formatter(DefaultHelpFormatter):
 
 def _class_names(action: Action | None) -> list[str]:
     """The classes of this toolkit that an option chooses from, by name."""
-    kind = getattr(action, "_typehint", None)
-    if not isinstance(kind, type) or not kind.__module__.startswith("abc_toolkit."):
+    typehint = getattr(action, "_typehint", None)
+    kind = next((kind for kind in get_args(typehint) or (typehint,) if isinstance(kind, type)), object)
+    if not kind.__module__.startswith("abc_toolkit."):
         return []
     package = kind.__module__.rpartition(".")[0]
 
@@ -137,12 +138,17 @@ class Parser(LightningArgumentParser):
         raise SystemExit(2)
 
     def _reworded(self, message: str) -> str:
-        unknown = re.match(r'Parser key "([\w.]+)":\s.*dot import path string: (\S+)', message, re.DOTALL)
-        if unknown:
-            names = _class_names(next((action for action in self._actions if action.dest == unknown[1]), None))
-            choose = f"choose from {', '.join(names)}" if names else "name a class by its import path"
-            near = [f"; did you mean {name}?" for name in get_close_matches(unknown[2].capitalize(), names, n=1)]
-            return f"--{unknown[1]} {unknown[2]} does not exist: {choose}{''.join(near)}"
+        key = re.match(r'Parser key "([\w.]+)":', message)
+        names = _class_names(next((action for action in self._actions if key and action.dest == key[1]), None))
+        choose = f"choose from {', '.join(names)}" if names else "name a class by its import path"
+        unknown = re.search(r"path string: (\S+)", message)
+        if names and not unknown:
+            unknown = re.search(r"value: ([\w.]+)\Z", message)
+        if key and unknown:
+            near = [f"; did you mean {name}?" for name in get_close_matches(unknown[1].capitalize(), names, n=1)]
+            return f"--{key[1]} {unknown[1]} does not exist: {choose}{''.join(near)}"
+        if key and (nested := re.search(r"NestedArg\(key='(\w+)'", message)):
+            return f"--{key[1]}.{nested[1]} needs --{key[1]} before it: {choose}"
         for pattern, words in WORDING:
             message = re.sub(pattern, words, message)
         return message
@@ -238,18 +244,24 @@ class CommandLine(LightningCLI):
         """Every phase draws from generators of its own; nothing global is seeded here."""
 
     def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate(self.config)
+        try:
+            self.config_init = self.parser.instantiate(self.config)
+        except UserError:
+            raise
+        except (TypeError, ValueError) as error:  # for optional settings, what failed and what it is not
+            reason = re.search(r"Errors:\s+- (.*)", str(error))
+            raise UserError(reason[1] if reason else " ".join(str(error).split())) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         arguments = self.config_init[subcommand].as_dict()
         arguments.pop("config", None)
-        if subcommand == "solve":
-            _solve(arguments)
-            return
         if subcommand == "run":
             arguments |= {f"{phase}_settings": arguments.pop(phase) for phase in PHASES}
         try:
-            getattr(Commands, subcommand)(**arguments)
+            if subcommand == "solve":
+                _solve(arguments)
+            else:
+                getattr(Commands, subcommand)(**arguments)
         except KeyboardInterrupt:
             report.remark(f"Interrupted. {_how_to_go_on(subcommand, 'resume' in arguments)}")
             raise SystemExit(130) from None

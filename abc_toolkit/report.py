@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +89,7 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
 
     Args:
         window: The window.
-        attention: Mean attention along each line, where it is known.
+        attention: Mean attention along each line, by its rule with bias 0, where it is known.
         added: The lines that were added because the window was not sufficient without them.
     """
     table = Table(title=f"Window for {window.task}: {len(window.rules)} lines", title_justify="left")
@@ -104,7 +105,8 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
                     + (" (added: needed)" if rule in added else "")
                     for rule in rules
                 ]
-                means = [f"{attention[rule]:.2f}" if rule in attention else "" for rule in rules]
+                measured = [attention.get(replace(rule, bias=0.0)) for rule in rules]
+                means = ["" if mean is None else f"{mean:.2f}" for mean in measured]
                 first = head == 0
                 table.add_row(
                     SITE_NAMES[site] if first else "",
@@ -122,8 +124,8 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
     table = Table(
-        title=f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems each, "
-        f"seed {first['seed']}",
+        title=f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems "
+        f"each, seed {first['seed']}",
         title_justify="left",
         box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )

@@ -31,7 +31,6 @@ from abc_toolkit.transformer import Architecture, Transformer
 
 Phase = Literal["fit", "calibrate", "retrain", "evaluate"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-BEFORE: Mapping[Phase, Phase] = {"calibrate": "fit", "retrain": "calibrate", "evaluate": "retrain"}
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 WINDOW = "window.json"

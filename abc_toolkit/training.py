@@ -74,7 +74,8 @@ class Stopping:
 
     Attributes:
         exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
-        loss: Mean cross-entropy of a token of held-out problems that must be reached as well.
+        loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, that must be reached
+            as well.
         decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends; 0
             ends it at once.
     """
@@ -95,7 +96,7 @@ class Trained:
     Attributes:
         steps: Steps that were taken.
         exact_match: Exact match on held-out problems at the end.
-        loss: Mean cross-entropy of a token of held-out problems at the end.
+        loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, at the end.
         validated_on: Number of held-out problems.
         reached: Whether the stopping rule was met.
         step_seconds: Wall time of the steps alone, since the last start, with validation and saving left out.

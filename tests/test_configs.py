@@ -1,6 +1,7 @@
 """The shipped configurations: every command takes each of them, and the paper's own way runs, made small."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ from abc_toolkit.main import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _no_arguments_of_pytest(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["abc"])
 
 
 def printed(arguments, capsys):

@@ -60,7 +60,7 @@ class Found:
         window: The window.
         added: Rules that were added because it was not sufficient without them.
         conflict: Two problems that it cannot tell apart; `None` where none was found.
-        attention: Mean attention along the lines that the method measured, by rule.
+        attention: Mean attention along the lines that the method measured, by their rules with bias 0.
     """
 
     window: Window

@@ -65,6 +65,7 @@ def toolkit(steps: int) -> float:
             trainer=settings,
             stopping=Stopping(exact_match=1.0, loss=0.0),
             seed=0,
+            draws=0,
             folder=Path(folder),
             resume=False,
             title="",

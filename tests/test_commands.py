@@ -1,0 +1,135 @@
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from abc_toolkit import commands
+from abc_toolkit.calibration import Window
+from abc_toolkit.calibration.capture import AttentionMaps
+from abc_toolkit.commands import Changes
+from abc_toolkit.errors import UserError
+from abc_toolkit.positions import NoPE, Sinusoidal
+from abc_toolkit.run import PHASES, PROGRESS, Run
+from abc_toolkit.tasks import Parity
+from abc_toolkit.training import TrainerSettings
+from abc_toolkit.transformer import Architecture
+
+
+def test_retraining_changes_what_it_is_told_to_alone() -> None:
+    vanilla = Architecture(num_heads=2, dropout=0.2, position=Sinusoidal(("place",)))
+    assert Changes().of(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
+    assert Changes(model_dim=32, norm="post").of(vanilla).model_dim == 32
+    with pytest.raises(UserError, match="num_heads 2 does not divide"):
+        Changes(model_dim=33).of(vanilla)
+
+
+def _count(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, bool, bool]]:
+    """Replaces the phases by ones that are recorded and only renew their record."""
+    done: list[tuple[str, bool, bool]] = []
+
+    def phase(name: Any) -> Any:
+        def run(**settings: Any) -> str:
+            done.append((name, settings.get("resume", False), settings["overwrite"]))
+            with Run(path).writing(name, settings.get("resume", False), settings["overwrite"]) as folder:
+                (folder / "record.json").write_text("{}")
+            return name
+
+        return run
+
+    monkeypatch.setattr(commands, "COMMANDS", {name: phase(name) for name in PHASES})
+    monkeypatch.setattr(commands, "_check_task", lambda *_: None)
+    return done
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        # fit was interrupted
+        ("fit*", [("fit", True, False), *((phase, False, True) for phase in PHASES[1:])]),
+        # retrain was interrupted
+        ("fit calibrate retrain*", [("retrain", True, False), ("evaluate", False, True)]),
+        # as before, in a run that was being overwritten: what is there of retrain and evaluate is older
+        ("retrain evaluate fit calibrate retrain*", [("retrain", True, False), ("evaluate", False, True)]),
+        # calibrate was killed in a run that was being overwritten
+        ("calibrate retrain evaluate fit", [(phase, False, True) for phase in PHASES[1:]]),
+    ],
+)
+def test_a_run_is_resumed_where_it_stopped(
+    state: str, expected: list[tuple[str, bool, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    for word in state.split():
+        folder = tmp_path / (f".{word[:-1]}.partial" if word.endswith("*") else word)
+        folder.mkdir()
+        (folder / (PROGRESS if word.endswith("*") else "record.json")).touch()
+        time.sleep(0.01)
+    done = _count(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"go on with --resume"):
+        commands.run_all(Parity(), run=tmp_path)
+    commands.run_all(Parity(), run=tmp_path, resume=True)
+    assert done == expected
+    assert all(run.up_to_date(phase) for phase in PHASES)
+    with pytest.raises(UserError, match="nothing to resume"):
+        commands.run_all(Parity(), run=tmp_path, resume=True)
+    done.clear()
+    commands.run_all(Parity(), run=tmp_path, overwrite=True)
+    assert done == [(phase, False, True) for phase in PHASES]
+
+
+def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> None:
+    untrained = TrainerSettings(max_steps=1, accelerator="cpu")
+    sizes = Architecture(model_dim=16, num_heads=2, feedforward_dim=16)
+    commands.fit(Parity(max_length=3), run=pipeline, model=sizes, trainer=untrained, overwrite=True)
+    before = (pipeline / "calibrate" / "window.json").read_text()
+    with pytest.raises(UserError, match=r"does not interpolate: it solves .* %"):
+        commands.calibrate(run=pipeline, overwrite=True)
+    assert (pipeline / "calibrate" / "window.json").read_text() == before
+    with pytest.raises(UserError, match="was fitted again after its window was calibrated"):
+        commands.retrain(run=pipeline, overwrite=True)
+
+
+@pytest.mark.parametrize("size", [None, "4x3", "5x9"])
+def test_the_window_is_exported_as_matrices(size: str | None, pipeline: Path) -> None:
+    result = commands.calibrate(run=pipeline, problems=64, overwrite=True, export=Path("m.safetensors"), size=size)
+    matrices = load_file("m.safetensors")
+    assert set(matrices) == {f"{site}.{layer}" for site in ("decoder", "cross") for layer in range(2)}
+    queries, keys = map(int, (size or "4x3").split("x"))
+    assert matrices["cross.0"].shape == (2, queries, keys)
+    if size != "5x9":  # the size of the longest training problems
+        expected = result.window.matrices(Parity(max_length=3).layout((3,)))
+        assert all(torch.equal(matrices[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "Addition"}, "the window is for Addition and the run in .* is of Parity"),
+        ({"schema": 99}, "its schema is not"),
+        ({"num_heads": 4}, "the window is for 4 heads and the model has 2"),
+        ({"num_decoder_layers": 3}, "the window is for 3 decoder layers and the model has 2"),
+        ({"rules": [{"site": "nowhere"}]}, "cannot be used"),
+        ({"rules": 3}, "cannot be used"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_refused(change: dict[str, Any], message: str, pipeline: Path) -> None:
+    window = json.loads((pipeline / "calibrate" / "window.json").read_text())
+    Path("other.json").write_text(json.dumps(window | change))
+    before = sorted(os.listdir(pipeline))
+    with pytest.raises(UserError, match=message):
+        commands.retrain(run=pipeline, window=Path("other.json"), overwrite=True)
+    assert sorted(os.listdir(pipeline)) == before
+
+
+def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> None:
+    result = commands.calibrate(run=pipeline, problems=64, overwrite=True)
+    assert Window.load(pipeline / "calibrate" / "window.json") == result.window
+    saved = AttentionMaps.load(pipeline / "calibrate" / "attention_maps.safetensors")
+    assert saved.solved == result.maps.solved
+    (pipeline / "calibrate" / "attention_maps.safetensors").write_bytes(b"\x00" * 50)
+    with pytest.raises(UserError, match=r"attention_maps\.safetensors is not a whole file"):
+        AttentionMaps.load(pipeline / "calibrate" / "attention_maps.safetensors")
