@@ -405,6 +405,8 @@ def evaluate(
     models = {"fit": place.load_model("fit")}
     if place.has("retrain"):
         models["retrain"] = place.load_model("retrain")
+        if not place.up_to_date("retrain"):
+            report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
     else:
         report.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
     with place.writing("evaluate", overwrite=overwrite) as folder:

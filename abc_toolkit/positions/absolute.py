@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from abc_toolkit.errors import check_numbers
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions.base import PositionMethod
 
@@ -38,6 +39,9 @@ class Sinusoidal(PositionMethod):
 
     coordinates: tuple[Coordinate, ...] = ("raw",)
     base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "model.position", ("base",), at_least=1)
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         return x + self.table(positions, x.shape[-1]).to(x.dtype)
@@ -71,6 +75,10 @@ class Cyclic(Sinusoidal):
     """
 
     period: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "model.position", ("period",), at_least=1)
 
     def values(self, positions: Positions, coordinate: Coordinate) -> Tensor:
         return super().values(positions, coordinate) % self.period
