@@ -53,7 +53,10 @@ from abc_toolkit.transformer import Architecture, Transformer
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
 DIGITS = "digit_accuracy.json"
-_FIT, _CALIBRATE, _RETRAIN = range(100, 103)
+# What the seeds of the phases are drawn for.
+_PURPOSES: Mapping[Phase, int] = {"fit": 100, "calibrate": 101, "retrain": 102}
+# The held-out problems that calibration asks are others than those that ended the training.
+SAMPLING_SLACK = 0.002
 FIT_STOPPING = Stopping(exact_match=0.999, loss=1.0, decay_steps=0)
 RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=2e-4, decay_steps=800)
 RETRAIN_DATA = Data(batch_size=128)
@@ -172,36 +175,11 @@ def fit(
     task = Addition() if task is None else task
     place = Run.of(run, task)
     _check_task(place, task)
-    torch.manual_seed(seeded(seed, _FIT).initial_seed())
-    network = build_model(task, model, None)
-    with place.writing("fit", resume, overwrite) as folder:
-        trained = train(
-            task,
-            network,
-            architecture=model,
-            data=data,
-            optimizer=optimizer,
-            trainer=trainer,
-            stopping=stopping,
-            seed=seed,
-            draws=seeded(seed, _FIT).initial_seed(),
-            folder=folder,
-            resume=resume,
-            title="fit",
-        )
-        settings = {
-            "seed": seed,
-            "task": task,
-            "model": model,
-            "data": data,
-            "optimizer": optimizer,
-            "stopping": stopping,
-            "trainer": trainer,
-        }
-        _save_training(folder, "fit", network, seed, settings, trained)
-    summary = _training_summary("The vanilla model", trained, stopping)
+    settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+    result = _train(place, "fit", task, None, seed, settings, resume, overwrite)
+    summary = _training_summary("The vanilla model", result.trained, stopping)
     report.done(summary, place.folder("fit"), _next(place, "calibrate"))
-    return TrainingResult(place, network, trained)
+    return result
 
 
 def calibrate(
@@ -245,14 +223,14 @@ def calibrate(
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
     with place.writing("calibrate", overwrite=overwrite) as folder:
-        batches = validation_problems(task, seeded(record["seed"], _CALIBRATE).initial_seed(), problems)
+        batches = validation_problems(task, seeded(record["seed"], _PURPOSES["calibrate"]).initial_seed(), problems)
         batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
         work = list(chunks(task, batches, device))
         maps = capture(model.to(device), report.track(work, "averaging attention"))
         model.cpu()
         solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
         exact_match, threshold = solved / asked, record["stopping"]["exact_match"]
-        if (exact_match < threshold - 0.002 and not force) or not solved:
+        if (exact_match < threshold - SAMPLING_SLACK and not force) or not solved:
             raise UserError(
                 f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "
                 f"{asked} held-out problems and {100 * threshold:g} % are asked for; train it longer "
@@ -268,7 +246,7 @@ def calibrate(
             calibration=describe(method),
             weights=place.weights_hash("fit"),
         )
-        found = find_window(method, maps, task, frame, seeded(record["seed"], _CALIBRATE, 1))
+        found = find_window(method, maps, task, frame, seeded(record["seed"], _PURPOSES["calibrate"], 1))
         if found.conflict is not None:
             message = f"the window is not sufficient: {found.conflict.describe()}"
             if isinstance(method, Places) and not force:
@@ -339,30 +317,11 @@ def retrain(
     _check_window(rules, window, place, task)
     sizes = model.of(place.architecture("fit"))
     seed = int(place.record("fit")["seed"]) if seed is None else seed
-    torch.manual_seed(seeded(seed, _RETRAIN).initial_seed())
-    network = build_model(task, sizes, rules)
-    with place.writing("retrain", resume, overwrite) as folder:
-        save_text(folder / WINDOW, rules.to_json())
-        trained = train(
-            task,
-            network,
-            architecture=sizes,
-            data=data,
-            optimizer=optimizer,
-            trainer=trainer,
-            stopping=stopping,
-            seed=seed,
-            draws=seeded(seed, _RETRAIN).initial_seed(),
-            folder=folder,
-            resume=resume,
-            title="retrain",
-        )
-        own = {"seed": seed, "model": sizes, "data": data, "optimizer": optimizer}
-        own |= {"stopping": stopping, "trainer": trainer}
-        _save_training(folder, "retrain", network, seed, own, trained, {"task": task})
-    summary = _training_summary("The model inside the window", trained, stopping)
+    settings = {"model": sizes, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+    result = _train(place, "retrain", task, rules, seed, settings, resume, overwrite)
+    summary = _training_summary("The model inside the window", result.trained, stopping)
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
-    return TrainingResult(place, network, trained)
+    return result
 
 
 def evaluate(
@@ -571,23 +530,32 @@ def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> 
         )
 
 
-def _save_training(
-    folder: Path,
-    phase: Phase,
-    model: Transformer,
+def _train(
+    place: Run,
+    phase: Literal["fit", "retrain"],
+    task: Task,
+    window: Window | None,
     seed: int,
     settings: Mapping[str, Any],
-    trained: Trained,
-    facts: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a finished training: weights, record, figure."""
-    if process_rank():
-        return
-    save_weights(folder, model)
-    save_record(folder, phase, seed, settings, asdict(trained), facts)
-    from abc_toolkit import figures
+    resume: bool,
+    overwrite: bool,
+) -> TrainingResult:
+    """Trains a fresh model and writes the phase's folder."""
+    draws = seeded(seed, _PURPOSES[phase]).initial_seed()
+    torch.manual_seed(draws)
+    model = build_model(task, settings["model"], window)
+    with place.writing(phase, resume, overwrite) as folder:
+        trained = train(task, model, **settings, seed=seed, draws=draws, folder=folder, resume=resume, title=phase)
+        if not process_rank():
+            if window is not None:
+                save_text(folder / WINDOW, window.to_json())
+            save_weights(folder, model)
+            arguments = {"seed": seed} | ({"task": task} if phase == "fit" else {}) | dict(settings)
+            save_record(folder, phase, seed, arguments, asdict(trained), {"task": task})
+            from abc_toolkit import figures
 
-    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
+            figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
+    return TrainingResult(place, model, trained)
 
 
 def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: Task) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import IterableDataset
 
-from abc_toolkit.errors import check_numbers
+from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import TRAINING
 from abc_toolkit.vocabulary import NUM_SPECIAL
@@ -83,7 +83,7 @@ def draw(
     """Problems of one shape and set, on one side of the hold-out.
 
     Raises:
-        ValueError: If the shape has no problem on that side.
+        UserError: If the shape has too few problems on that side.
     """
     sources, targets, count = [], [], 0
     factor = 2 * HELD_OUT_SHARE if for_validation else 1
@@ -95,8 +95,9 @@ def draw(
         count += len(problems)
         if count >= batch:
             return Problems(shape, torch.cat(sources)[:batch], torch.cat(targets)[:batch])
-    raise ValueError(
-        f"problems of shape {shape} cannot be drawn: too few are {'held out' if for_validation else 'left'}"
+    raise UserError(
+        f"{task} has too few problems of shape {shape} that are {'held out' if for_validation else 'trained on'}: "
+        "give it larger lengths or limits"
     )
 
 

@@ -223,9 +223,9 @@ class Watch(Callback):
 
 def train(
     task: Task,
-    model: Transformer,
+    network: Transformer,
     *,
-    architecture: Architecture,
+    model: Architecture,
     data: Data,
     optimizer: Optimizer,
     trainer: TrainerSettings,
@@ -240,8 +240,8 @@ def train(
 
     Args:
         task: What it learns.
-        model: The model, fresh.
-        architecture: What the model was built from.
+        network: The model, fresh.
+        model: What it was built from.
         data: Batches and validation.
         optimizer: Optimiser.
         trainer: Lightning's settings.
@@ -257,10 +257,10 @@ def train(
     """
     start = time.perf_counter()
     held_out = validation_problems(task, draws, data.validation_problems)
-    module = TrainingModule(task, model, optimizer, stopping.decay_steps, seed)
+    module = TrainingModule(task, network, optimizer, stopping.decay_steps, seed)
     with report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar, _quiet():
         settings = {"seed": seed, "task": task, "data": data, "optimizer": optimizer, "stopping": stopping}
-        settings |= {"model": architecture, "window": model.position}
+        settings |= {"model": model, "window": network.position}
         watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar)
         lightning_trainer = _lightning_trainer(trainer, watch)
         batches = TrainingBatches(
@@ -289,8 +289,8 @@ def train(
             raise UserError(
                 f"{folder / PROGRESS} cannot be resumed ({reason}): start afresh with --overwrite"
             ) from error
-    model.load_state_dict(module.averaged.state_dict())
-    model.cpu().eval()
+    network.load_state_dict(module.averaged.state_dict())
+    network.cpu().eval()
     last = watch.validation[-1]
     history = {"train": watch.train, "validation": watch.validation, "threshold": stopping.exact_match}
     if lightning_trainer.is_global_zero:

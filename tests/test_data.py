@@ -15,6 +15,7 @@ from abc_toolkit.data import (
     seeded,
     validation_problems,
 )
+from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
 
 DEFAULTS = [Successor(), Addition(), Multiplication(), Parity()]
@@ -137,7 +138,7 @@ def test_small_problems_are_all_trained_on(task: Task, digits: int, count: int) 
     shape = next(shape for shape in task.training_shapes() if max(shape) == digits)
     assert task.num_problems(shape) == count
     assert len(values(task, draw(task, seeded(3), 20 * count, shape, for_validation=False))) == count
-    with pytest.raises(ValueError, match="too few are held out"):
+    with pytest.raises(UserError, match="too few problems .* held out"):
         draw(task, seeded(3), 1, shape, for_validation=True)
 
 

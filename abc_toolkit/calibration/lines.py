@@ -68,10 +68,8 @@ class Places(CalibrationMethod):
             for layer in (layer for own, layer in sites if own == site):
                 weights = [maps.maps[shape][f"{site}.{layer}"] for shape in maps.maps]
                 for relation, cells, support in relations:
-                    total = torch.stack([(w * c).sum(dim=(1, 2)) for w, c in zip(weights, cells, strict=True)]).sum(
-                        dim=0
-                    )
-                    means = total / sum(int(c.sum()) for c in cells)
+                    sums = [(w * c).sum(dim=(1, 2)) for w, c in zip(weights, cells, strict=True)]
+                    means = torch.stack(sums).sum(dim=0) / sum(int(c.sum()) for c in cells)
                     for head, mean in enumerate(means.tolist()):
                         found.append(Line(replace(relation, layer=layer, head=head), mean, support))
         return sorted(found, key=lambda line: -line.attention)
@@ -135,9 +133,8 @@ class Places(CalibrationMethod):
         rules = []
         for (site, layer), num_heads in heads_of(maps).items():
             for head in range(num_heads):
-                own = [
-                    line for line in kept if (line.rule.site, line.rule.layer, line.rule.head) == (site, layer, head)
-                ]
+                place = (site, layer, head)
+                own = [line for line in kept if (line.rule.site, line.rule.layer, line.rule.head) == place]
                 own.sort(key=lambda line: -line.attention)
                 for line in own:
                     bias = line.attention - own[0].attention if self.bias == "difference" else 0.0

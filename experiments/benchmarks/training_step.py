@@ -59,7 +59,7 @@ def toolkit(steps: int) -> float:
         trained = train(
             task,
             model,
-            architecture=Architecture(),
+            model=Architecture(),
             data=Data(),
             optimizer=Optimizer(),
             trainer=settings,
