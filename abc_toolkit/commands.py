@@ -30,7 +30,7 @@ from abc_toolkit.evaluation import (
     solve_problems,
 )
 from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
-from abc_toolkit.layout import raw_layout
+from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.run import (
@@ -202,8 +202,8 @@ def calibrate(
         force: Calibrate even if the model does not interpolate, or keep a window that is not sufficient.
         export: Also write the window to this safetensors file as the paper's M x N matrices, minus infinity where
             closed.
-        size: Size of the exported matrices, such as 61x123: target tokens by source tokens; that of the longest
-            training shape if not given.
+        size: Size of the exported matrices, such as 61x123: target tokens, the first ones if a problem has more, by
+            source tokens; that of the longest training shape if not given.
         accelerator: cpu, gpu or auto.
         overwrite: Replace a calibration that is there.
 
@@ -574,21 +574,32 @@ def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: T
 
 
 def _export(path: Path, size: str | None, window: Window, task: Task, maps: AttentionMaps) -> None:
-    """Writes the window's matrices for the shape whose strings have the size asked for."""
-    if size is None:
-        layout = task.layout(maps.longest)
-    else:
-        numbers = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
+    """Writes the window's matrices for the problems whose strings have the size asked for."""
+    layout = task.layout(maps.longest)
+    if size is not None:
+        numbers = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
         if not numbers:
             raise UserError(f"--size {size!r}: write target tokens x source tokens, such as 61x123")
-        layout = raw_layout(int(numbers[1]), int(numbers[2]))
-        for length in range(1, max(map(int, numbers.groups())) + 1):
-            shape = task.evaluation_shapes(length, UNIFORM, torch.Generator())[0]
-            candidate = task.layout(shape)
-            if (len(candidate.target), len(candidate.source)) == tuple(map(int, numbers.groups())):
-                layout = candidate
+        layout = _layout_of_size(task, window, int(numbers[1]), int(numbers[2]))
     lengths = f"{len(layout.target)}x{len(layout.source)}"
     save_tensors(path, window.matrices(layout), {"task": window.task, "size": lengths})
+
+
+def _layout_of_size(task: Task, window: Window, target_length: int, source_length: int) -> Layout:
+    """Layout of the first target tokens of the problems with a source of the length, or of bare strings."""
+    with contextlib.suppress(ProblemError):  # beyond a fixed width
+        for length in range(1, source_length + 1):
+            layout = task.layout(task.evaluation_shapes(length, UNIFORM, torch.Generator())[0])
+            if len(layout.source) == source_length and len(layout.target) >= target_length:
+                return Layout(layout.source, layout.target[:target_length], layout.prefix[:target_length])
+            if len(layout.source) > source_length:
+                break
+    if any(rule.key_segment is not None for rule in window.rules):
+        raise UserError(
+            f"--size {target_length}x{source_length}: no problem of {task.name} has so many target and source tokens, "
+            "and the window's lines are those of operands; choose the size of a problem"
+        )
+    return raw_layout(target_length, source_length)
 
 
 def _training_summary(what: str, trained: Trained, stopping: Stopping) -> str:

@@ -93,16 +93,24 @@ def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> 
         commands.retrain(run=pipeline, overwrite=True)
 
 
-@pytest.mark.parametrize("size", [None, "4x3", "5x9"])
+@pytest.mark.parametrize("size", [None, "4x3", "5x9", "2x3"])
 def test_the_window_is_exported_as_matrices(size: str | None, pipeline: Path) -> None:
     result = commands.calibrate(run=pipeline, problems=64, overwrite=True, export=Path("m.safetensors"), size=size)
     matrices = load_file("m.safetensors")
     assert set(matrices) == {f"{site}.{layer}" for site in ("decoder", "cross") for layer in range(2)}
     queries, keys = map(int, (size or "4x3").split("x"))
     assert matrices["cross.0"].shape == (2, queries, keys)
-    if size != "5x9":  # the size of the longest training problems
-        expected = result.window.matrices(Parity(max_length=3).layout((3,)))
-        assert all(torch.equal(matrices[name], expected[name]) for name in expected)
+    # Of a problem with as many bits as there are keys, the first queries; self-attention has as many keys as queries.
+    expected = result.window.matrices(Parity().layout((keys,)))
+    for name, matrix in expected.items():
+        cut = matrix[:, :queries, : queries if name.startswith("decoder") else None]
+        assert torch.equal(matrices[name], cut)
+
+
+def test_a_size_that_no_problem_has_is_not_exported(pipeline: Path) -> None:
+    with pytest.raises(UserError, match="--size 9x3: no problem of parity has so many"):
+        commands.calibrate(run=pipeline, problems=64, overwrite=True, export=Path("m.safetensors"), size="9x3")
+    assert not Path("m.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_small_problems_are_all_trained_on(task: Task, digits: int, count: int) 
     shape = next(shape for shape in task.training_shapes() if max(shape) == digits)
     assert task.num_problems(shape) == count
     assert len(values(task, draw(task, seeded(3), 20 * count, shape, for_validation=False))) == count
-    with pytest.raises(UserError, match="too few problems .* held out"):
+    with pytest.raises(UserError, match=r"too few problems .* held out"):
         draw(task, seeded(3), 1, shape, for_validation=True)
 
 
