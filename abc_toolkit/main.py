@@ -49,6 +49,7 @@ WORDING = (
     (r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1"),
     (r"(?:an?|Expected a) typing\.Literal\[(.*?)\]", r"Expected one of \1"),
     (r"argument COMMAND: invalid choice: (\S+) \(choose from (.*)\)", r"there is no command \1; choose from \2"),
+    (r'expected "subcommand" to be one of .*', "a command is missing: run, fit, calibrate, retrain, evaluate or solve"),
     (r"unrecognized arguments:", "unknown options or arguments:"),
 )
 
@@ -193,6 +194,10 @@ class CommandLine(LightningCLI):
     """One subcommand a function; its typed arguments are the flags, its docstring the help."""
 
     def __init__(self, arguments: list[str] | None = None) -> None:
+        words = sys.argv[1:] if arguments is None else arguments
+        named = [word for word in words if word in COMMANDS][:1]
+        # Options are listed for the command that is named alone: listing all takes as long as loading PyTorch.
+        self._wanted = named or ([] if {"-h", "--help"} & set(words) else COMMANDS)
         environment = {"default_env": True, "env_prefix": "ABC"}
         own = {"description": DESCRIPTION, "usage": "abc COMMAND [options]"} | environment
         super().__init__(
@@ -216,6 +221,8 @@ class CommandLine(LightningCLI):
         operands = " [PROBLEM ...]" if subcommand == "solve" else ""
         parser = Parser(usage=f"abc {subcommand} [options]{operands}", **kwargs)
         parser.command = subcommand
+        if subcommand not in self._wanted:
+            return parser
         parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; later ones win.")
         if subcommand == "solve":
             parser.add_argument("problems", nargs="*", type=str, metavar="PROBLEM", help="Problems, such as 123+989.")
