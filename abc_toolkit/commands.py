@@ -63,7 +63,7 @@ RETRAIN_DATA = Data(batch_size=128)
 
 
 @dataclass(frozen=True)
-class Changes:
+class ArchitectureChanges:
     """What of the vanilla model's architecture the retrained model changes.
 
     Attributes:
@@ -283,7 +283,7 @@ def retrain(
     run: Path | None = None,
     seed: int | None = None,
     window: Path | None = None,
-    model: Changes = Changes(),
+    model: ArchitectureChanges = ArchitectureChanges(),
     data: Data = RETRAIN_DATA,
     optimizer: Optimizer = Optimizer(),  # noqa: B008
     stopping: Stopping = RETRAIN_STOPPING,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from abc_toolkit import commands
 from abc_toolkit.calibration import Window
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.commands import Changes
+from abc_toolkit.commands import ArchitectureChanges
 from abc_toolkit.errors import UserError
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.run import PHASES, PROGRESS, Run
@@ -22,10 +22,10 @@ from abc_toolkit.transformer import Architecture
 
 def test_retraining_changes_what_it_is_told_to_alone() -> None:
     vanilla = Architecture(num_heads=2, dropout=0.2, position=Sinusoidal(("place",)))
-    assert Changes().of(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
-    assert Changes(model_dim=32, norm="post").of(vanilla).model_dim == 32
+    assert ArchitectureChanges().of(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
+    assert ArchitectureChanges(model_dim=32, norm="post").of(vanilla).model_dim == 32
     with pytest.raises(UserError, match="num_heads 2 does not divide"):
-        Changes(model_dim=33).of(vanilla)
+        ArchitectureChanges(model_dim=33).of(vanilla)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, bool, bool]]:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from abc_toolkit import commands
-from abc_toolkit.commands import Changes, fit, retrain
+from abc_toolkit.commands import ArchitectureChanges, fit, retrain
 from abc_toolkit.data import Data
 from abc_toolkit.errors import UserError
 from abc_toolkit.module import Optimizer, TrainingModule
@@ -102,7 +102,7 @@ def test_a_training_interrupted_as_it_is_written_down_takes_no_further_step(
 
 
 def test_an_interrupted_retrain_ends_with_the_same_weights(pipeline: Path) -> None:
-    settings = SETTINGS | {"model": Changes(dropout=0.1), "run": pipeline}
+    settings = SETTINGS | {"model": ArchitectureChanges(dropout=0.1), "run": pipeline}
     retrain(**settings, overwrite=True)
     expected = _weights(pipeline, "retrain")
     epoch = _interrupt_after(Watch.on_train_epoch_end)
@@ -110,7 +110,7 @@ def test_an_interrupted_retrain_ends_with_the_same_weights(pipeline: Path) -> No
     assert _weights(pipeline, "retrain") == expected
     (pipeline / "retrain" / WEIGHTS).write_bytes(b"old")
     with pytest.raises(UserError, match="another model"):
-        retrain(**(settings | {"model": Changes()}), resume=True)
+        retrain(**(settings | {"model": ArchitectureChanges()}), resume=True)
     retrain(**settings, resume=True)
     assert _weights(pipeline, "retrain") == expected
 
