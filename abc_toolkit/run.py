@@ -74,7 +74,10 @@ class Run:
                 raise UserError(f"there is no run at {path}: name one with --run, or start one with 'abc fit'")
         else:
             runs = [cls(folder) for folder in (RUNS.iterdir() if RUNS.is_dir() else ()) if folder.is_dir()]
+            interrupted = [run for run in runs if run.partial("fit").exists()]
             runs = [run for run in runs if any(run.has(phase) for phase in PHASES)]
+            if not runs and interrupted:
+                raise UserError(f"{interrupted[0].path} holds an interrupted fit: finish it with 'abc fit --resume'")
             if not runs:
                 raise UserError(f"there is no run in {RUNS}/: start with 'abc fit', or name a run with --run")
             run = max(runs, key=cls._changed)

@@ -178,3 +178,10 @@ def test_weights_of_another_model_are_refused(pipeline: Path) -> None:
 def test_an_unknown_accelerator_is_named() -> None:
     with pytest.raises(UserError, match="choose cpu, gpu or auto"):
         device_for("nosuch")
+
+
+def test_a_run_whose_fit_was_interrupted_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "parity" / ".fit.partial").mkdir(parents=True)
+    with pytest.raises(UserError, match="parity holds an interrupted fit: finish it with 'abc fit --resume'"):
+        Run.newest(None, "fit")
