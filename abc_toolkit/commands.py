@@ -566,10 +566,10 @@ def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: T
     layout = task.layout(shape)
     title = f"{task.name}: attention averaged over {maps.solved[shape]} problems of {shape_name(shape)}"
     figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], layout, window, None, title)
-    sizes = [(shape_name(shape), layout)]
+    sizes = [(f"shape {shape_name(shape)}", layout)]
     longer = task.evaluation_shapes(10 * task.max_length, UNIFORM, torch.Generator())[0]
     with contextlib.suppress(ProblemError):  # a fixed width has no room for ten times the length
-        sizes.append((shape_name(longer), task.layout(longer)))
+        sizes.append((f"shape {shape_name(longer)}", task.layout(longer)))
     figures.windows(folder / "window.png", window, sizes)
 
 
