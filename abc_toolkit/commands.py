@@ -521,9 +521,16 @@ def _check_task(place: Run, task: Task) -> None:
 
 
 def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> None:
-    """Refuses a window of another task, and the run's own where it was calibrated from other weights."""
+    """Refuses a window of another task or its segments, and the run's own if it is of other weights."""
     if window.task != type(task).__name__:
         raise UserError(f"the window is for {window.task} and the run in {place.path} is of {type(task).__name__}")
+    segments = task.layout(task.training_shapes()[-1]).source.names
+    for rule in window.rules:
+        for segment in (rule.key_segment, rule.query_segment):
+            if segment is not None and segment not in segments:
+                raise UserError(
+                    f"the window names the segment {segment!r}, which {task.name} has not: it has {', '.join(segments)}"
+                )
     if path is None and window.weights != place.weights_hash("fit"):
         raise UserError(
             f"{place.path} was fitted again after its window was calibrated: do 'abc calibrate --overwrite' first"

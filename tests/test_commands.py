@@ -122,6 +122,10 @@ def test_a_size_that_no_problem_has_is_not_exported(pipeline: Path) -> None:
         ({"num_decoder_layers": 3}, "the window is for 3 decoder layers and the model has 2"),
         ({"rules": [{"site": "nowhere"}]}, "cannot be used"),
         ({"rules": 3}, "cannot be used"),
+        (
+            {"rules": [{"site": "cross", "layer": 0, "head": 0, "key_segment": "operand 7", "conditions": []}]},
+            "names the segment 'operand 7', which parity has not",
+        ),
     ],
 )
 def test_a_window_that_does_not_fit_is_refused(change: dict[str, Any], message: str, pipeline: Path) -> None:
