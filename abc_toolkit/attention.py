@@ -99,8 +99,8 @@ class Attention(nn.Module):
                 weights = weights * open_rows
             attended = functional.dropout(weights, dropout) @ v
         else:
-            mask = None if bias is None else bias[None]  # the fused path takes two or four dimensions
-            attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+            added = None if bias is None else bias[None]  # the fused path takes two or four dimensions
+            attended = functional.scaled_dot_product_attention(q, k, v, added, dropout_p=dropout, scale=scale)
             if open_rows is not None:
                 attended = attended * open_rows
         attended = attended.transpose(1, 2).reshape(batch, length, model_dim)

@@ -559,7 +559,7 @@ def _train(
             save_weights(folder, model)
             arguments = {"seed": seed} | ({"task": task} if phase == "fit" else {}) | dict(settings)
             save_record(folder, phase, seed, arguments, asdict(trained), {"task": task})
-            from abc_toolkit import figures
+            from abc_toolkit import figures  # here and below where it is used: it loads seaborn and pandas
 
             figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
     return TrainingResult(place, model, trained)

@@ -170,19 +170,19 @@ def evaluate_models(
         for weights, model in models.items():
             model.to(device)
             metric = ExactMatch().to(device)
-            places = batches[0].target.shape[1] - 1
-            digits = DigitAccuracy(places).to(device)
+            by_digit = decode == "steps" and len(batches) == 1  # places of several shapes do not match
+            digits = DigitAccuracy(batches[0].target.shape[1] - 1).to(device)
             for problems, layout in chunks(task, batches, device):
                 predicted = predict(model, problems, layout, decode)
                 metric.update(predicted, problems.target)
-                if len(batches) == 1:
+                if by_digit:
                     digits.update(predicted, problems.target)
             right, total = int(metric.right), int(metric.total)
             low, high = wilson_interval(right, total)
             rows.append(
                 Row(task.name, set_name, length, tokens, total, right / total, low, high, decode, seed, weights)
             )
-            if decode == "steps" and len(batches) == 1:
+            if by_digit:
                 accuracies = digits.compute().reshape(-1).tolist()  # a metric makes one place into no list
                 digit_rows += [
                     {"weights": weights, "set": set_name, "length": length, "place": place, "accuracy": accuracy}

@@ -106,8 +106,8 @@ class TrainingModule(lightning.LightningModule):
         self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten()), len(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self.log("exact_match", self.exact_match, prog_bar=False)
-        self.log("validation_loss", self.validation_loss, prog_bar=False)
+        self.log("exact_match", self.exact_match)
+        self.log("validation_loss", self.validation_loss)
 
     def rate_factor(self, step: int) -> float:
         """The learning rate of a step over the constant one."""

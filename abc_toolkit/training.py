@@ -177,8 +177,6 @@ class Watch(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if trainer.sanity_checking:
-            return
         exact_match = float(trainer.callback_metrics["exact_match"])
         loss = float(trainer.callback_metrics["validation_loss"])
         self.validation.append({"step": trainer.global_step, "exact_match": exact_match, "loss": loss})
