@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import ClassVar, Literal
 
 import torch
@@ -14,14 +15,15 @@ from abc_toolkit.tasks.base import (
     DigitTask,
     ProblemError,
     Shape,
-    any_length,
     carried,
     check_numbers_below,
-    choose_rows,
     digits_below,
+    exact_result,
     fixed_width,
     keep_places,
     pad,
+    pick_rows,
+    quoted,
     random_run,
     uniform_digits,
     with_zeros,
@@ -124,8 +126,8 @@ class Addition(DigitTask):
         below[:, -1] = False
         long_a = torch.where(below, 9, a)
         long_b = torch.where(run, 9 - a, torch.where(below, b.clamp(min=1), b))
-        kinds = ((nines, one), (one, nines), (a, complement), (long_a, long_b))
-        a, b = choose_rows(generator, *(torch.cat(pair, dim=1) for pair in kinds)).chunk(2, dim=1)
+        kind = torch.randint(0, 4, (batch,), generator=generator)
+        a, b = pick_rows(kind, (nines, one, a, long_a)), pick_rows(kind, (one, nines, complement, long_b))
         return a[:, : first.shape[1]], b[:, : second.shape[1]]
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
@@ -136,13 +138,14 @@ class Addition(DigitTask):
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = text.split("+")
         if len(parts) != 2:
-            raise ProblemError(f"{text!r} is not an addition: write two numbers with one '+' between them, as in 123+9")
-        first, second = (self.digits(part, f"operand {i} of {text!r}") for i, part in enumerate(parts, 1))
+            raise ProblemError(
+                f"{quoted(text)} is not an addition: write two numbers with one '+' between them, as in 123+9"
+            )
+        first, second = (self.digits(part, f"operand {i} of {quoted(text)}") for i, part in enumerate(parts, 1))
         shape = (len(first), len(second))
         widths = self.widths(shape)
         return shape, f"{first.zfill(widths[0])}+{second.zfill(widths[1])}"
 
     def solve(self, source: str) -> str:
         first, second = source.split("+")
-        with any_length():
-            return str(int(first) + int(second)).zfill(max(len(first), len(second)) + 1)[::-1]
+        return exact_result(add, first, second, max(len(first), len(second)) + 1)

@@ -1,10 +1,9 @@
 """The contract of a task, and what tasks on digit strings share."""
 
 import abc
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, get_args, get_origin
 
@@ -22,6 +21,8 @@ UNEQUAL = "unequal"
 CARRY = "carry"
 ZEROS = "zeros"
 SETS = (UNIFORM, UNEQUAL, CARRY, ZEROS)
+_CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
+_QUOTED = 40  # characters of a text that a message quotes
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
+    def num_tokens(self, shape: Shape) -> tuple[int, int]:
+        """Tokens of source and target, `EOS` included, of the problems of a shape, however long: none is made."""
+
+    @abc.abstractmethod
     def layout(self, shape: Shape) -> Layout:
         """Segment and coordinates of every token of the problems of a shape."""
 
@@ -121,7 +126,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def solve(self, source: str) -> str:
-        """The oracle: the target, without `EOS`, that belongs to a source, by Python integers."""
+        """The oracle: the target, without `EOS`, that belongs to a source, by other means than `sample`'s."""
 
     @abc.abstractmethod
     def answer(self, target: str) -> str:
@@ -196,8 +201,7 @@ class DigitTask(Task):
         draws = [[torch.randint(0, self.base, (batch, length), generator=generator) for length in lengths]]
         draws += [self.draw(generator, batch, shape, name) for name in SETS]
         kind = (torch.randint(0, 2 * len(SETS), (batch,), generator=generator) - len(SETS) + 1).clamp(min=0)
-        rows = torch.arange(batch)
-        return [torch.stack(versions)[kind, rows] for versions in zip(*draws, strict=True)]
+        return [pick_rows(kind, versions) for versions in zip(*draws, strict=True)]
 
     def sample(self, generator: Generator, batch: int, shape: Shape, set_name: str = TRAINING) -> Problems:
         if set_name != TRAINING:
@@ -216,8 +220,12 @@ class DigitTask(Task):
         target = torch.cat([self.compute(operands) + NUM_SPECIAL, end], dim=1)
         return Problems(shape, torch.cat(parts, dim=1), target)
 
+    def num_tokens(self, shape: Shape) -> tuple[int, int]:
+        return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + 1
+
     def layout(self, shape: Shape) -> Layout:
-        return _cached_layout(tuple(self.segments(shape)), self.answer_length(shape))
+        make = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
+        return make(tuple(self.segments(shape)), self.answer_length(shape))
 
     def answer(self, target: str) -> str:
         return target[::-1].lstrip(self.symbols[0]) or target[:1]
@@ -230,48 +238,72 @@ class DigitTask(Task):
         """
         if not text:
             raise ProblemError(f"{what} is empty")
-        for character in text:
-            if character not in self.symbols[: self.base]:
-                raise ProblemError(
-                    f"{what} holds {character!r}, which is not one of the digits {self.symbols[: self.base]}"
-                )
+        digits = self.symbols[: self.base]
+        rest = text.lstrip(digits)
+        if rest:
+            raise ProblemError(f"{what} holds {rest[0]!r}, which is not one of the digits {digits}")
         return text
 
 
-@lru_cache(maxsize=4096)
-def _cached_layout(source: tuple[tuple[str, int], ...], answer_length: int) -> Layout:
+def _new_layout(source: tuple[tuple[str, int], ...], answer_length: int) -> Layout:
     with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
         return digit_layout(source, answer_length)
 
 
-@contextmanager
-def any_length() -> Iterator[None]:
-    """Lifts Python's limit on the digits of integers that are read or written, for an oracle's sake."""
-    if not hasattr(sys, "set_int_max_str_digits"):  # before Python 3.10.7 there is no limit
-        yield
-        return
-    limit = sys.get_int_max_str_digits()
-    sys.set_int_max_str_digits(0)
-    try:
-        yield
-    finally:
-        sys.set_int_max_str_digits(limit)
+_cached_layout = lru_cache(maxsize=4096)(_new_layout)
+
+
+def exact_result(operation: Callable[[Decimal, Decimal], Decimal], first: str, second: str, num_digits: int) -> str:
+    """Digits of an operation's result, least significant first, zero-filled; exact and in linear time, for oracles.
+
+    Python's own integers take quadratic time to be read and written.
+
+    Args:
+        operation: Adds or multiplies.
+        first: Digits of the one operand, most significant first.
+        second: Digits of the other.
+        num_digits: Digits of the result, at least.
+    """
+    exact = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Inexact, InvalidOperation])
+    with localcontext(exact):
+        return str(operation(Decimal(first), Decimal(second))).zfill(num_digits)[::-1]
+
+
+def quoted(text: str) -> str:
+    """A text as a message quotes it: its beginning, end and length where it is long."""
+    if len(text) <= _QUOTED:
+        return repr(text)
+    shown = f"{text[: _QUOTED // 2]}...{text[-_QUOTED // 2 + 3 :]}"
+    return f"{shown!r} ({len(text)} characters)"
 
 
 def pad(digits: Tensor, width: int) -> Tensor:
-    """Digits `[batch, length]` with zeros at the places up to a width."""
-    return torch.nn.functional.pad(digits, (0, width - digits.shape[1]))
+    """Digits `[batch, length]` with zeros at the places up to a width; the very same ones if there is none."""
+    missing = width - digits.shape[1]
+    return torch.nn.functional.pad(digits, (0, missing)) if missing else digits
 
 
 def carried(columns: Tensor) -> Tensor:
-    """Decimal digits `[batch, width + 1]` of numbers given by what falls on each place, `[batch, width]`."""
-    carry = torch.zeros_like(columns[:, 0])
-    digits = []
-    for column in columns.unbind(1):
-        total = column + carry
-        carry = total // 10
-        digits.append(total - 10 * carry)
-    return torch.stack([*digits, carry], dim=1)
+    """Decimal digits `[batch, width + 1]` of numbers given by what falls on each place, `[batch, width]`.
+
+    All places at once, by carry lookahead.
+
+    Args:
+        columns: Integers of any size from 0. What is left to carry beyond the last place stays one element: a digit
+            if the number has no more than `width + 1`, as sums of two numbers and multiples by one digit have.
+    """
+    digits = torch.nn.functional.pad(columns, (0, 1))
+    places, above = digits[:, :-1], digits[:, 1:]
+    # A place that holds at most 18 carries at most 1, and passes a carry on only if it holds 9.
+    while (places > 18).any():
+        tens = places // 10
+        places -= 10 * tens
+        above += tens
+    # Whether a place carries is up to the highest place, itself or below it, that does not hold 9.
+    decides = 2 * torch.arange(places.shape[1], device=digits.device) + (places > 9)
+    above += decides.masked_fill_(places == 9, 0).cummax(1).values & 1
+    places -= 10 * (places > 9)
+    return digits
 
 
 def fixed_width(length: int, width: int) -> int:
@@ -323,9 +355,15 @@ def random_run(generator: Generator, batch: int, length: int) -> Tensor:
 
 def choose_rows(generator: Generator, *versions: Tensor) -> Tensor:
     """For each row one of several versions `[batch, length]`, at random."""
-    batch = len(versions[0])
-    choice = torch.randint(0, len(versions), (batch,), generator=generator)
-    return torch.stack(versions)[choice, torch.arange(batch)]
+    return pick_rows(torch.randint(0, len(versions), (len(versions[0]),), generator=generator), versions)
+
+
+def pick_rows(choice: Tensor, versions: Sequence[Tensor]) -> Tensor:
+    """For each row the one of several versions `[batch, length]` whose number `choice` `[batch]` holds."""
+    rows = versions[0]
+    for number, version in enumerate(versions[1:], 1):
+        rows = torch.where((choice == number)[:, None], version, rows)
+    return rows
 
 
 def with_zeros(generator: Generator, digits: Tensor) -> Tensor:

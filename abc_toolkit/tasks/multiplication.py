@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import ClassVar, Literal
 
 import torch
@@ -13,10 +14,11 @@ from abc_toolkit.tasks.base import (
     DigitTask,
     ProblemError,
     Shape,
-    any_length,
     carried,
     choose_rows,
+    exact_result,
     fixed_width,
+    quoted,
     random_run,
     uniform_digits,
     with_zeros,
@@ -79,14 +81,17 @@ class Multiplication(DigitTask):
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = text.split("*")
         if len(parts) != 2:
-            raise ProblemError(f"{text!r} is not a multiplication: write a number, '*' and one digit, as in 123*4")
-        first, second = (self.digits(part, f"operand {i} of {text!r}") for i, part in enumerate(parts, 1))
+            raise ProblemError(
+                f"{quoted(text)} is not a multiplication: write a number, '*' and one digit, as in 123*4"
+            )
+        first, second = (self.digits(part, f"operand {i} of {quoted(text)}") for i, part in enumerate(parts, 1))
         if len(second) != 1:
-            raise ProblemError(f"operand 2 of {text!r} has {len(second)} digits: this task multiplies by one digit")
+            raise ProblemError(
+                f"operand 2 of {quoted(text)} has {len(second)} digits: this task multiplies by one digit"
+            )
         shape = (len(first),)
         return shape, f"{first.zfill(self.widths(shape)[0])}*{second}"
 
     def solve(self, source: str) -> str:
         first, second = source.split("*")
-        with any_length():
-            return str(int(first) * int(second)).zfill(len(first) + 1)[::-1]
+        return exact_result(mul, first, second, len(first) + 1)

@@ -2,12 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import xor
 from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS, DigitTask, Shape, choose_rows, random_run, with_zeros
+from abc_toolkit.tasks.base import (
+    CARRY,
+    UNEQUAL,
+    UNIFORM,
+    ZEROS,
+    DigitTask,
+    Shape,
+    choose_rows,
+    quoted,
+    random_run,
+    with_zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,12 @@ class Parity(DigitTask):
         return running if self.form == "scratchpad" else running[:, -1:]
 
     def parse(self, text: str) -> tuple[Shape, str]:
-        bits = self.digits(text, f"the bit string {text!r}" if text else "the bit string")
+        bits = self.digits(text, f"the bit string {quoted(text)}" if text else "the bit string")
         return (len(bits),), bits
 
     def solve(self, source: str) -> str:
-        running = [str(source[start:].count("1") % 2) for start in range(len(source) - 1, -1, -1)]
-        return "".join(running) if self.form == "scratchpad" else running[-1]
+        running = "".join(map(str, accumulate(map(int, reversed(source)), xor)))
+        return running if self.form == "scratchpad" else running[-1]
 
     def answer(self, target: str) -> str:
         return target[-1:]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import ClassVar, Literal
 
 import torch
@@ -12,13 +13,14 @@ from abc_toolkit.tasks.base import (
     ZEROS,
     DigitTask,
     Shape,
-    any_length,
     check_numbers_below,
     choose_rows,
     digits_below,
+    exact_result,
     fixed_width,
     keep_places,
     pad,
+    quoted,
     random_run,
     uniform_digits,
     with_zeros,
@@ -92,10 +94,9 @@ class Successor(DigitTask):
         return (digits + nines_below) % 10
 
     def parse(self, text: str) -> tuple[Shape, str]:
-        digits = self.digits(text, f"the number {text!r}" if text else "the number")
+        digits = self.digits(text, f"the number {quoted(text)}" if text else "the number")
         shape = (len(digits),)
         return shape, digits.zfill(self.widths(shape)[0])
 
     def solve(self, source: str) -> str:
-        with any_length():
-            return str(int(source) + 1).zfill(len(source) + 1)[::-1]
+        return exact_result(add, source, "1", len(source) + 1)

@@ -1,5 +1,6 @@
 """What every task must do. A test case inherits all of it by giving `cases`."""
 
+import contextlib
 import copy
 import dataclasses
 import pickle
@@ -136,6 +137,20 @@ class TaskContract:
                 assert sum(v * task.base**p for v, p in zip(values, place, strict=True)) == int(operand, task.base)
                 assert index == list(range(len(operand)))
 
+    @pytest.mark.parametrize("set_name", SETS)
+    def test_tokens_are_counted(self, case: TaskCase, set_name: str) -> None:
+        task, g = case.task, generator()
+        shapes = [shape for length in LENGTHS for shape in task.evaluation_shapes(length, set_name, g)]
+        for shape in (*task.training_shapes(), *shapes):
+            problems, layout = task.sample(g, 1, shape, set_name), task.layout(shape)
+            assert task.num_tokens(shape) == (len(layout.source), len(layout.target))
+            assert task.num_tokens(shape) == (problems.source.shape[1], problems.target.shape[1])
+
+    def test_tokens_are_counted_where_no_memory_could_hold_them(self, case: TaskCase) -> None:
+        for shape in case.task.evaluation_shapes(10**12, UNIFORM, generator()):
+            with contextlib.suppress(ProblemError):  # beyond a fixed width
+                assert case.task.num_tokens(shape)[0] >= 10**12
+
     def test_layouts_are_made_once(self, case: TaskCase) -> None:
         # Windows keep a bias for as long as the positions live that it is for.
         shape = case.task.training_shapes()[-1]
@@ -207,6 +222,16 @@ class TaskContract:
         for text, named in case.wrong.items():
             assert named in refuse(case.task, text)
         assert refuse(case.task, "")
+
+    def test_long_texts_are_quoted_in_part(self, case: TaskCase) -> None:
+        long = case.examples[0].text[0] * 50_000
+        message = refuse(case.task, f"{long}{case.examples[0].text}x")
+        assert f"({50_000 + len(case.examples[0].text) + 1} characters)" in message
+        assert repr("x") in message
+        for wrong in case.wrong:
+            for text in (long + wrong, wrong + long):
+                if not re.fullmatch(case.grammar, text):
+                    assert len(refuse(case.task, text)) < 200
 
     @given(data=st.data())
     def test_parse_takes_the_grammar_and_nothing_else(self, case: TaskCase, data: st.DataObject) -> None:

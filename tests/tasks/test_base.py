@@ -1,12 +1,108 @@
+import gc
+import operator
+import weakref
+from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from torch import Generator
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.tasks import Addition, Multiplication, ProblemError, Problems, Successor, Task
-from abc_toolkit.tasks.base import SETS, choose_rows, digits_below, keep_places, random_run, uniform_digits, with_zeros
+from abc_toolkit.tasks import Addition, Multiplication, Parity, ProblemError, Problems, Successor, Task
+from abc_toolkit.tasks.base import (
+    CARRY,
+    SETS,
+    UNIFORM,
+    carried,
+    choose_rows,
+    digits_below,
+    exact_result,
+    keep_places,
+    pad,
+    pick_rows,
+    quoted,
+    random_run,
+    uniform_digits,
+    with_zeros,
+)
+
+# Sums of two digits and products of two, what is just about to carry and what carries twice, alone and in long runs.
+COLUMN = st.integers(0, 9) | st.sampled_from([9, 10, 18, 19, 81, 99, 100]) | st.integers(0, 10**12)
+RUNS = st.lists(st.tuples(COLUMN, st.integers(1, 25)), min_size=1, max_size=8)
+
+
+def places_of(number: int, width: int) -> list[int]:
+    """A number's lowest digits, and what is left above them."""
+    return [number // 10**place % 10 for place in range(width)] + [number // 10**width]
+
+
+@st.composite
+def batches_of_columns(draw: st.DrawFn) -> list[list[int]]:
+    rows = [[column for column, count in runs for _ in range(count)] for runs in draw(st.lists(RUNS, min_size=1))]
+    width = draw(st.sampled_from([len(row) for row in rows]))
+    return [(row + [9] * width)[:width] for row in rows]
+
+
+@given(batches_of_columns())
+@example([[0]])
+@example([[9]])
+@example([[18]])
+@example([[81]])
+@example([[10] + [9] * 70, [9] * 71, [9] * 70 + [10], [10] + [9] * 30 + [8] + [9] * 39])
+@example([[99] + [81] * 40, [18] * 41, [19] * 41])
+def test_carried(rows: list[list[int]]) -> None:
+    columns = torch.tensor(rows)
+    expected = [places_of(sum(c * 10**place for place, c in enumerate(row)), len(row)) for row in rows]
+    assert carried(columns).tolist() == expected
+    assert columns.tolist() == rows
+
+
+@pytest.mark.parametrize("operation", [operator.add, operator.mul])
+@given(
+    first=st.text("0123456789", min_size=1, max_size=600),
+    second=st.text("0123456789", min_size=1, max_size=30),
+    num_digits=st.integers(0, 700),
+)
+@example(first="0", second="000", num_digits=2)
+@example(first="1" + "0" * 400, second="10", num_digits=1)
+@example(first="0" * 400 + "1", second="9" * 30, num_digits=401)
+def test_exact_result(operation: Callable[[Any, Any], Any], first: str, second: str, num_digits: int) -> None:
+    expected = f"{operation(int(first), int(second)):0{num_digits}d}"[::-1]
+    assert exact_result(operation, first, second, num_digits) == expected
+
+
+def test_exact_result_is_exact_or_refused() -> None:
+    with pytest.raises(ArithmeticError):
+        exact_result(lambda a, b: a.scaleb(-1).quantize(b), "15", "1", 1)  # rounds 1.5
+    with pytest.raises(ArithmeticError):
+        exact_result(operator.add, "1x", "2", 1)
+    # What others compute stays as it was.
+    assert len(str(Decimal(1) / Decimal(7))) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "''"),
+        ("1x", "'1x'"),
+        ("1" * 40, repr("1" * 40)),
+        ("1" * 20 + "0" + "2" * 20, f"'{'1' * 20}...{'2' * 17}' (41 characters)"),
+        ("12" * 30_000 + "\n", f"'{'12' * 10}...{'12' * 8}\\n' (60001 characters)"),
+    ],
+    ids=["empty", "short", "just short", "just long", "long"],
+)
+def test_quoted(text: str, expected: str) -> None:
+    assert quoted(text) == expected
+
+
+def test_pad() -> None:
+    digits = torch.tensor([[1, 2]])
+    assert pad(digits, 4).tolist() == [[1, 2, 0, 0]]
+    assert pad(digits, 2).tolist() == [[1, 2]]
 
 
 def test_uniform_digits(generator: Generator) -> None:
@@ -39,6 +135,12 @@ def test_choose_rows(generator: Generator) -> None:
     chosen = choose_rows(generator, *versions)[:, 0]
     assert (chosen // 10).tolist() == list(range(300))
     assert min((chosen % 10).bincount().tolist()) > 60
+
+
+def test_pick_rows() -> None:
+    versions = [torch.tensor([[1, 2], [3, 4], [5, 6]]) * 10**i for i in range(3)]
+    assert pick_rows(torch.tensor([2, 0, 1]), versions).tolist() == [[100, 200], [3, 4], [50, 60]]
+    assert pick_rows(torch.tensor([0, 0, 0]), versions[:1]).tolist() == versions[0].tolist()
 
 
 def test_with_zeros_takes_digits_away_and_adds_none(generator: Generator) -> None:
@@ -107,14 +209,43 @@ def test_half_of_the_training_mixture_is_uniform_over_all_strings(task: Task, ge
 @pytest.mark.parametrize(
     ("task", "text", "answer"),
     [
-        (Addition(), f"{'9' * 5000}+1", f"1{'0' * 5000}"),
-        (Successor(), "9" * 5000, f"1{'0' * 5000}"),
-        (Multiplication(), f"{'9' * 5000}*1", "9" * 5000),
+        (Addition(), f"{'9' * 10**6}+1", f"1{'0' * 10**6}"),
+        (Successor(), "9" * 10**6, f"1{'0' * 10**6}"),
+        (Multiplication(), f"{'9' * 10**6}*8", f"7{'9' * (10**6 - 1)}2"),
+        (Parity(), "1" * (10**6 - 1) + "0", "1"),
     ],
-    ids=["addition", "successor", "multiplication"],
+    ids=["addition", "successor", "multiplication", "parity"],
 )
-def test_oracle_at_thousands_of_digits(task: Task, text: str, answer: str) -> None:
+def test_oracle_at_a_million_digits(task: Task, text: str, answer: str) -> None:
     assert task.answer(task.solve(task.parse(text)[1])) == answer
+
+
+@pytest.mark.parametrize("set_name", [UNIFORM, CARRY])
+@pytest.mark.parametrize(
+    "task",
+    [Addition(), Addition(padding="none"), Successor(), Multiplication(), Parity(), Parity(form="label")],
+    ids=lambda task: f"{task.name} {getattr(task, 'padding', getattr(task, 'form', ''))}",
+)
+def test_problems_of_200000_digits(task: Task, set_name: str, generator: Generator) -> None:
+    (shape,) = task.evaluation_shapes(200_000, set_name, generator)
+    problems = task.sample(generator, 2, shape, set_name)
+    assert (problems.source.shape[1], problems.target.shape[1]) == task.num_tokens(shape)
+    for source, target in zip(problems.source, problems.target, strict=True):
+        source, target = task.vocabulary.decode(source), task.vocabulary.decode(target)
+        # Compared by themselves: pytest would take minutes to show how strings of this length differ.
+        solved, parsed = task.solve(source) == target, task.parse(source) == (shape, source)
+        assert solved
+        assert parsed
+
+
+@pytest.mark.parametrize(("length", "kept"), [(500, True), (20_000, False)])
+def test_long_layouts_are_not_kept(length: int, kept: bool) -> None:
+    layout = Addition().layout((length, length))
+    assert (Addition().layout((length, length)) is layout) == kept
+    watched = weakref.ref(layout)
+    del layout
+    gc.collect()
+    assert (watched() is not None) == kept
 
 
 def test_layouts_can_be_trained_with_wherever_they_were_made() -> None:
