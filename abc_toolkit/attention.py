@@ -1,14 +1,25 @@
 """The one attention: project, rotate, score, bias, mask, softmax.
 
-Dimensions are `batch, head, query, key, dim` throughout.
+Dimensions are `batch, head, query, key, dim` throughout. There are two paths to the same numbers. The *dense* one
+compares every query with every key and closes what is closed; its cost grows with the square of the length. The
+*gathered* one fetches for each query the keys that a window leaves open to it, and is in proportion to the length.
 """
+
+import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from abc_toolkit.layout import Positions
-from abc_toolkit.positions import AttentionPosition
+from abc_toolkit.positions import AttentionPosition, OpenKeys
+
+AttentionPath = Literal["auto", "dense", "gathered"]
+# Gathering pays from so many keys for each slot on, measured with `experiments/benchmarks/any_length.py`.
+KEYS_A_SLOT = 16
+_CELLS = 2**25  # numbers of a batch that attention may hold at once for pairs of queries and keys
 
 
 def linear(in_dim: int, out_dim: int, parts: int = 1) -> nn.Linear:
@@ -26,6 +37,61 @@ def linear(in_dim: int, out_dim: int, parts: int = 1) -> nn.Linear:
     return layer
 
 
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """A window's open keys made ready for fetching their keys and values.
+
+    Attributes:
+        index: Number of the key in each slot, `[query, head, slot]`.
+        rows: Where its key and its value lie among the rows of a flattened `[key, 2, head]`, `[query, head, 2, slot]`.
+        bias: Added to the logits, `[query, head, slot]`; minus infinity in empty slots, but for rows of nothing else.
+        open_rows: 0 in rows of nothing but empty slots, else 1, `[query, head, 1]`; `None` if there is no such row.
+    """
+
+    index: Tensor
+    rows: Tensor
+    bias: Tensor
+    open_rows: Tensor | None
+
+    @classmethod
+    def of(cls, open_keys: OpenKeys, stored: Tensor | None = None) -> "Gather":
+        """From a table.
+
+        Args:
+            open_keys: The table.
+            stored: Where each key is stored, `[key]`, if they are not in their order.
+        """
+        index = open_keys.index.transpose(0, 1)
+        bias, open_rows = _opened(open_keys.bias.transpose(0, 1))
+        places = index if stored is None else stored[index]
+        heads = torch.arange(index.shape[1], device=index.device)[:, None]
+        keys = places * (2 * len(heads)) + heads
+        return cls(index, torch.stack([keys, keys + len(heads)], dim=2), bias, None if open_rows.all() else open_rows)
+
+    def __getitem__(self, queries: slice) -> "Gather":
+        open_rows = None if self.open_rows is None else self.open_rows[queries]
+        return Gather(self.index[queries], self.rows[queries], self.bias[queries], open_rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """What the queries of an attention may read.
+
+    Attributes:
+        k_positions: Positions of the keys.
+        mask: True where a query may look, `[query, key]`; every key, if not given.
+        gather: The open keys, if they are to be gathered.
+    """
+
+    k_positions: Positions
+    mask: Tensor | None = None
+    gather: Gather | None = None
+
+    def __getitem__(self, queries: slice) -> "Scope":
+        mask = None if self.mask is None else self.mask[queries]
+        return Scope(self.k_positions, mask, None if self.gather is None else self.gather[queries])
+
+
 class Attention(nn.Module):
     """Multi-head attention for every site.
 
@@ -36,6 +102,9 @@ class Attention(nn.Module):
         num_heads: Number of heads; divides `model_dim`.
         dropout: Probability that an attention weight is dropped while training.
         position: What this site and layer know of positions.
+
+    Attributes:
+        path: `dense`, `gathered`, or `auto`: by the number of keys.
 
     Raises:
         ValueError: If `num_heads` does not divide `model_dim`.
@@ -48,25 +117,45 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.dropout = dropout
         self.position = position
+        self.path: AttentionPath = "auto"
         self.query = linear(model_dim, model_dim)
         self.key_value = linear(model_dim, model_dim, parts=2)
         self.output = linear(model_dim, model_dim)
 
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Unrotated keys and values `[batch, head, key, dim]` of a stream `[batch, key, model_dim]`."""
-        batch, length, _ = x.shape
-        projected = self.key_value(x).view(batch, length, 2, self.num_heads, -1)
-        k, v = projected.permute(2, 0, 3, 1, 4)
-        return k, v
+    def keys_values(self, x: Tensor) -> Tensor:
+        """Unrotated keys and values `[batch, key, 2, head, dim]` of a stream `[batch, key, model_dim]`."""
+        return self.key_value(x).unflatten(-1, (2, self.num_heads, -1))
+
+    def open_keys(self, q_positions: Positions, k_positions: Positions) -> OpenKeys | None:
+        """The table of open keys, or `None` where the path is the dense one."""
+        if self.path == "dense" or not self.position.pointwise:
+            return None
+        most = math.inf if self.path == "gathered" else len(k_positions) // KEYS_A_SLOT
+        return self.position.open_keys(q_positions, k_positions, most) if most else None
+
+    def scope(self, q_positions: Positions, k_positions: Positions, causal: bool = False, dense: bool = False) -> Scope:
+        """What queries may read of keys.
+
+        Args:
+            q_positions: Positions of the queries.
+            k_positions: Positions of the keys.
+            causal: Whether keys after a query are left out.
+            dense: Whether the dense path must be taken, whatever the size.
+        """
+        open_keys = None if dense else self.open_keys(q_positions, k_positions)
+        if open_keys is not None:
+            return Scope(k_positions, gather=Gather.of(open_keys))
+        return dense_scope(q_positions, k_positions, causal)
+
+    def queries_at_once(self, batch: int, scope: Scope) -> int:
+        """How many queries may attend at once so that memory stays within bounds."""
+        if scope.gather is None:
+            return max(1, _CELLS // (batch * self.num_heads * len(scope.k_positions)))
+        _, heads, both, slots = scope.gather.rows.shape
+        return max(1, _CELLS // (batch * heads * both * slots * (self.query.out_features // heads)))
 
     def forward(
-        self,
-        x: Tensor,
-        keys_values: tuple[Tensor, Tensor],
-        q_positions: Positions,
-        k_positions: Positions,
-        mask: Tensor | None = None,
-        need_weights: bool = False,
+        self, x: Tensor, keys_values: Tensor, q_positions: Positions, scope: Scope, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from a stream to keys and values.
 
@@ -74,26 +163,35 @@ class Attention(nn.Module):
             x: Stream that asks, `[batch, query, model_dim]`.
             keys_values: What `keys_values` returned for the stream that is asked.
             q_positions: Positions of the queries.
-            k_positions: Positions of the keys.
-            mask: True where a query may look, `[query, key]`.
+            scope: What they may read.
             need_weights: Whether to return the attention weights, at the cost of the fused path.
 
         Returns:
-            The attended stream `[batch, query, model_dim]`, and the weights `[batch, head, query, key]` if asked.
+            The attended stream `[batch, query, model_dim]`, and the weights if asked: `[batch, head, query, key]`, or
+            `[batch, head, query, slot]` of gathered keys.
         """
-        batch, length, model_dim = x.shape
-        q = self.query(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
-        k, v = keys_values
-        q, k = self.position.rotate(q, k, q_positions, k_positions)
-        bias = self.position.bias(q_positions, k_positions)
-        bias, open_rows = _masked(bias, mask, x)
+        q = self.query(x).unflatten(-1, (self.num_heads, -1))
+        if scope.gather is not None:
+            attended, weights = self._gathered(q, keys_values, q_positions, scope.k_positions, scope.gather)
+        else:
+            attended, weights = self._dense(q, keys_values, q_positions, scope, need_weights)
+        return self.output(attended.flatten(2)), weights if need_weights else None
+
+    def _dense(
+        self, q: Tensor, keys_values: Tensor, q_positions: Positions, scope: Scope, need_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        q = q.transpose(1, 2)
+        k, v = keys_values.permute(2, 0, 3, 1, 4)
+        q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
+        bias = self.position.bias(q_positions, scope.k_positions)
+        bias, open_rows = _masked(bias, scope.mask, q)
         dropout = self.dropout if self.training else 0.0
 
         scale = q.shape[-1] ** -0.5
         weights = None
         if need_weights or self.position.transforms:
             scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
-            scores = self.position.transform(scores, q, k, q_positions, k_positions)
+            scores = self.position.transform(scores, q, k, q_positions, scope.k_positions)
             weights = functional.softmax(scores if bias is None else scores + bias, dim=-1)
             if open_rows is not None:
                 weights = weights * open_rows
@@ -103,20 +201,53 @@ class Attention(nn.Module):
             attended = functional.scaled_dot_product_attention(q, k, v, added, dropout_p=dropout, scale=scale)
             if open_rows is not None:
                 attended = attended * open_rows
-        attended = attended.transpose(1, 2).reshape(batch, length, model_dim)
-        return self.output(attended), weights if need_weights else None
+        return attended.transpose(1, 2), weights
+
+    def _gathered(
+        self, q: Tensor, keys_values: Tensor, q_positions: Positions, k_positions: Positions, gather: Gather
+    ) -> tuple[Tensor, Tensor]:
+        # By the query first, as the streams are: `[batch, query, head, slot, dim]`.
+        fetched = keys_values.flatten(1, 3).index_select(1, gather.rows.flatten())
+        k, v = fetched.unflatten(1, gather.rows.shape).unbind(3)
+        position, bias, open_rows = self.position.among_open_keys(), gather.bias, gather.open_rows
+        scale = q.shape[-1] ** -0.5
+        if type(position) is AttentionPosition:  # it does nothing, and a single step should not pay for that
+            scores = (k @ (q * scale).unsqueeze(-1)).squeeze(-1)
+        else:
+            k_positions = k_positions[gather.index.transpose(0, 1)]
+            q, k = q.transpose(1, 2), k.transpose(1, 2)
+            q, k = position.rotate(q, k, q_positions, k_positions)
+            scores = (k @ (q * scale).unsqueeze(-1)).squeeze(-1)
+            scores = position.transform(scores, q, k, q_positions, k_positions).transpose(1, 2)
+            added = position.bias(q_positions, k_positions)
+            if added is not None:
+                bias, still_open = _opened(bias + added.transpose(0, 1))
+                open_rows = still_open if open_rows is None else open_rows * still_open
+        weights = functional.softmax(scores + bias.to(scores.dtype), dim=-1)
+        if open_rows is not None:
+            weights = weights * open_rows.to(scores.dtype)
+        dropped = functional.dropout(weights, self.dropout, self.training)
+        return (dropped.unsqueeze(-1) * v).sum(-2), weights.transpose(1, 2)
+
+
+def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) -> Scope:
+    """The scope of the dense path."""
+    if not causal:
+        return Scope(k_positions)
+    return Scope(k_positions, k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None])
 
 
 def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Bias `[head or 1, query, key]` closed outside the mask, and which rows are open at all (`None`: every one).
-
-    Rows without an open key are opened, so that the softmax stays finite, and are to be zeroed afterwards.
-    """
+    """Bias `[head or 1, query, key]` closed outside the mask, and which rows are open at all (`None`: every one)."""
     if mask is not None:
         closed = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, -torch.inf)
         bias = closed[None] if bias is None else bias.to(like.dtype) + closed
     if bias is None:
         return None, None
-    bias = bias.to(like.dtype)
+    return _opened(bias.to(like.dtype))
+
+
+def _opened(bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A bias with rows without an open key opened, so that the softmax stays finite, and which rows are to be kept."""
     open_rows = (bias > -torch.inf).any(dim=-1, keepdim=True)
-    return bias.masked_fill(~open_rows, 0.0), open_rows.to(like.dtype)
+    return bias.masked_fill(~open_rows, 0.0), open_rows.to(bias.dtype)

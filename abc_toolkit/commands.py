@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from abc_toolkit import report
+from abc_toolkit.attention import AttentionPath
 from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
 from abc_toolkit.calibration.capture import AttentionMaps, capture, shape_name
 from abc_toolkit.calibration.method import find_window
@@ -45,7 +46,7 @@ from abc_toolkit.run import (
     save_record,
     save_weights,
 )
-from abc_toolkit.tasks import Addition, ProblemError, Task
+from abc_toolkit.tasks import Addition, ProblemError, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
 from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, train
 from abc_toolkit.transformer import Architecture, Transformer
@@ -331,6 +332,8 @@ def evaluate(
     samples: int = 1000,
     sets: Sequence[str] | str = SETS,
     decode: Decode = "parallel",
+    weights: Literal["all", "fit", "retrain"] = "all",
+    attention: AttentionPath = "auto",
     seed: int = 0,
     accelerator: str = "cpu",
     overwrite: bool = False,
@@ -343,6 +346,9 @@ def evaluate(
         samples: Problems of each length and set.
         sets: Which of uniform,unequal,carry,zeros.
         decode: parallel, or steps, which also gives accuracy by digit.
+        weights: Which model: fit for the vanilla one, retrain, or all that there are.
+        attention: dense compares every query with every key; gathered fetches the keys that the window leaves open,
+            at a cost in proportion to the length; auto goes by the size.
         seed: What the problems follow from.
         accelerator: cpu, gpu or auto.
         overwrite: Replace an evaluation that is there.
@@ -354,26 +360,28 @@ def evaluate(
         UserError: If a length, a set or a number of samples makes no sense, or is too large for memory.
     """
     start = time.perf_counter()
-    place = Run.newest(run, "fit")
-    task, device = place.task("fit"), device_for(accelerator)
+    needed = "retrain" if weights == "retrain" else "fit"
+    place = Run.newest(run, needed)
+    task, device = place.task(needed), device_for(accelerator)
     lengths, sets = parse_lengths(length, task.max_length), check_sets(sets)
     if samples < 1:
         raise UserError(f"--samples {samples}: give at least 1")
-    for number in lengths:
-        check_memory(task, number)
-    models = {"fit": place.load_model("fit")}
-    if place.has("retrain"):
-        models["retrain"] = place.load_model("retrain")
-        if not place.up_to_date("retrain"):
-            report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
-    else:
+    asked: list[Literal["fit", "retrain"]] = ["fit", "retrain"] if weights == "all" else [weights]
+    if weights == "all" and not place.has("retrain"):
+        asked = ["fit"]
         report.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    elif "retrain" in asked and not place.up_to_date("retrain"):
+        report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
+    models = {phase: _attending(place, phase, attention) for phase in asked}
+    for model in models.values():
+        for number in lengths:  # shapes of other sets are no larger than the uniform one's
+            check_memory(task, model, task.evaluation_shapes(number, UNIFORM, torch.Generator())[0], device)
     with place.writing("evaluate", overwrite=overwrite) as folder:
         rows, digits = evaluate_models(task, models, lengths, sets, samples, decode, seed, device)
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
-        settings = {"length": length, "samples": samples, "sets": sets, "decode": decode}
-        settings |= {"seed": seed, "accelerator": accelerator}
+        settings = {"length": length, "samples": samples, "sets": sets, "decode": decode, "weights": weights}
+        settings |= {"attention": attention, "seed": seed, "accelerator": accelerator}
         results = {"rows": len(rows), "seconds": time.perf_counter() - start}
         save_record(folder, "evaluate", seed, settings, results, {"task": task})
         from abc_toolkit import figures
@@ -464,7 +472,8 @@ def solve(
     problems: Sequence[str],
     *,
     run: Path | None = None,
-    weights: str = "retrain",
+    weights: Literal["retrain", "fit"] = "retrain",
+    attention: AttentionPath = "auto",
 ) -> list[str]:
     """Solves problems with the model's own answers, decoded step by step.
 
@@ -472,6 +481,8 @@ def solve(
         problems: Problems as a person writes them, such as 123+989.
         run: Run folder; the newest in runs/ if not given.
         weights: retrain, or fit for the vanilla model.
+        attention: dense compares every query with every key; gathered fetches the keys that the window leaves open,
+            at a cost in proportion to the length; auto goes by the size.
 
     Returns:
         An answer each, in natural order, most significant digit first.
@@ -479,20 +490,15 @@ def solve(
     Raises:
         UserError: If a problem is not one of the run's task.
     """
-    if weights not in ("fit", "retrain"):
-        raise UserError(f"--weights {weights}: choose retrain or fit")
     place = Run.newest(run, weights)
     task = place.task(weights)
     if not problems:
         raise UserError("there is no problem to solve: give some as arguments, with --file, or on standard input")
-    parsed = []
-    for number, problem in enumerate(problems, 1):
-        try:
-            parsed.append(task.parse(problem))
-        except ProblemError as error:
-            raise UserError(f"problem {number} cannot be solved by this run ({task.name}): {error}") from None
-        check_memory(task, max(parsed[-1][0]))
-    return solve_problems(place.load_model(weights), task, parsed)
+    parsed = [_parsed(task, number, problem) for number, problem in enumerate(problems, 1)]
+    model = _attending(place, weights, attention)
+    for shape in {shape for shape, _ in parsed}:
+        check_memory(task, model, shape, torch.device("cpu"))
+    return solve_problems(model, task, parsed)
 
 
 def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path | None = None) -> list[bool]:
@@ -509,6 +515,25 @@ def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path 
         _, source = task.parse(problem)
         right.append(task.answer(task.solve(source)) == answer)
     return right
+
+
+def _attending(place: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Transformer:
+    """A phase's model, its attention on the path asked for."""
+    model = place.load_model(phase)
+    try:
+        model.attend(attention)
+    except UserError as error:
+        other = "; take the other with --weights retrain" if phase == "fit" and place.has("retrain") else ""
+        raise UserError(f"--attention {attention}: the model in {place.folder(phase)}: {error}{other}") from None
+    return model
+
+
+def _parsed(task: Task, number: int, problem: str) -> tuple[Shape, str]:
+    """Shape and source of one of several problems."""
+    try:
+        return task.parse(problem)
+    except ProblemError as error:
+        raise UserError(f"problem {number} cannot be solved by this run ({task.name}): {error}") from None
 
 
 def _check_task(place: Run, task: Task) -> None:

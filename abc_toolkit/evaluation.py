@@ -1,10 +1,14 @@
 """Exact match at any length: in one parallel pass, or step by step as `solve` decodes."""
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import resource
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,16 +18,23 @@ from abc_toolkit import report
 from abc_toolkit.data import SMALL, draw, seeded
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
-from abc_toolkit.metrics import DigitAccuracy, ExactMatch, wilson_interval
+from abc_toolkit.metrics import DigitAccuracy, wilson_interval
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
-from abc_toolkit.transformer import Transformer, teacher_forced
+from abc_toolkit.transformer import DecodingPlan, Transformer
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
-LONGEST = 10**6  # digits; a list of every length up to it still fits into memory
+LONGEST = 10**9
+MOST_LENGTHS = 10**4
 _EVALUATION = 10
-_CELLS = 2**25  # attention cells of all heads that one batch may take
+_TOKENS_DRAWN = 2**20  # of problems that are made at once; which ones they are depends on it
+_TOKENS_HELD = 2**17  # of problems whose keys and values are held at once
+_TOKENS_AHEAD = 2**12  # of problems that go through the model at once
+_TOKENS_GUESSED = 2**8  # of problems that are decoded at once
+_REMEMBERED = 4  # calls by which it is judged how many guesses to make
+_TOKENS_COUNTED = 50  # of each problem that are decoded before the bar moves
+_CELLS = 2**25  # attention cells of all heads that a batch may take whose maps are asked for
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,8 @@ def parse_lengths(spec: str, longest: int) -> list[int]:
             if start > end:
                 raise UserError(f"--length {spec}: the range {part} runs backwards; write {last}:{first}")
             step = longest if first.endswith("x") and last.endswith("x") else 1
+            if (end - start) // step >= MOST_LENGTHS:
+                raise UserError(f"--length {spec}: {part} names {(end - start) // step + 1} lengths; write fewer")
             lengths += range(start, end + 1, step)
         else:
             lengths.append(_length(part, spec, longest))
@@ -87,7 +100,7 @@ def parse_lengths(spec: str, longest: int) -> list[int]:
 
 
 def _length(text: str, spec: str, longest: int) -> int:
-    match = re.fullmatch(r"([0-9]{1,9})(x?)", text)
+    match = re.fullmatch(r"([0-9]{1,10})(x?)", text)
     length = int(match[1]) * (longest if match[2] else 1) if match else 0
     if not 1 <= length <= LONGEST:
         what = repr(text) if spec != text else "it"
@@ -112,8 +125,8 @@ def check_sets(sets: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sets))
 
 
-def evaluation_problems(task: Task, length: int, set_name: str, samples: int, seed: int) -> list[Problems]:
-    """The problems of one length and set.
+def evaluation_problems(task: Task, length: int, set_name: str, samples: int, seed: int) -> Iterator[Problems]:
+    """The problems of one length and set, made piece by piece.
 
     Within the training lengths, `uniform` problems are those held out of training, where there are any.
 
@@ -126,14 +139,16 @@ def evaluation_problems(task: Task, length: int, set_name: str, samples: int, se
     """
     generator = seeded(seed, _EVALUATION, length, SETS.index(set_name))
     shapes = task.evaluation_shapes(length, set_name, generator)[:samples]
-    parts = [samples // len(shapes) + (i < samples % len(shapes)) for i in range(len(shapes))]
-    batches = []
-    for shape, part in zip(shapes, parts, strict=True):
-        if set_name == UNIFORM and length <= task.max_length and task.num_problems(shape) >= SMALL:
-            batches.append(draw(task, generator, part, shape, for_validation=True, set_name=set_name))
-        else:
-            batches.append(task.sample(generator, part, shape, set_name))
-    return batches
+    for number, shape in enumerate(shapes):
+        left = samples // len(shapes) + (number < samples % len(shapes))
+        most = max(1, _TOKENS_DRAWN // sum(task.num_tokens(shape)))
+        while left:
+            batch = min(left, most)
+            left -= batch
+            if set_name == UNIFORM and length <= task.max_length and task.num_problems(shape) >= SMALL:
+                yield draw(task, generator, batch, shape, for_validation=True, set_name=set_name)
+            else:
+                yield task.sample(generator, batch, shape, set_name)
 
 
 def evaluate_models(
@@ -164,35 +179,69 @@ def evaluate_models(
     """
     rows, digit_rows = [], []
     work = [(length, set_name) for length in lengths for set_name in sets]
-    for length, set_name in report.track(work, "evaluating"):
-        batches = evaluation_problems(task, length, set_name, samples, seed)
-        tokens = max(batch.source.shape[1] + batch.target.shape[1] for batch in batches)
-        for weights, model in models.items():
-            model.to(device)
-            metric = ExactMatch().to(device)
-            by_digit = decode == "steps" and len(batches) == 1  # places of several shapes do not match
-            digits = DigitAccuracy(batches[0].target.shape[1] - 1).to(device)
-            for problems, layout in chunks(task, batches, device):
-                predicted = predict(model, problems, layout, decode)
-                metric.update(predicted, problems.target)
-                if by_digit:
-                    digits.update(predicted, problems.target)
-            right, total = int(metric.right), int(metric.total)
-            low, high = wilson_interval(right, total)
-            rows.append(
-                Row(task.name, set_name, length, tokens, total, right / total, low, high, decode, seed, weights)
-            )
-            if by_digit:
-                accuracies = digits.compute().reshape(-1).tolist()  # a metric makes one place into no list
+    with report.counter("evaluating", len(work) * len(models) * samples, "problems") as count:
+        for length, set_name in work:
+            totals = {weights: Total() for weights in models}
+            tokens = 0
+            for problems in evaluation_problems(task, length, set_name, samples, seed):
+                tokens = max(tokens, sum(task.num_tokens(problems.shape)))
+                layout = task.layout(problems.shape).to(device)
+                for weights, model in models.items():
+                    totals[weights].add(model.to(device), problems.to(device), layout, decode, count)
+            for weights, total in totals.items():
+                low, high = wilson_interval(total.right, total.samples)
+                share = total.right / total.samples
+                rows.append(
+                    Row(task.name, set_name, length, tokens, total.samples, share, low, high, decode, seed, weights)
+                )
                 digit_rows += [
                     {"weights": weights, "set": set_name, "length": length, "place": place, "accuracy": accuracy}
-                    for place, accuracy in enumerate(accuracies)
+                    for place, accuracy in enumerate(total.accuracies())
                 ]
     return rows, digit_rows
 
 
+class Total:
+    """What a model got right of some problems."""
+
+    def __init__(self) -> None:
+        self.right = self.samples = 0
+        self._digits: DigitAccuracy | None = None
+        self._shapes: set[Shape] = set()
+
+    def add(
+        self,
+        model: Transformer,
+        problems: Problems,
+        layout: Layout,
+        decode: Decode,
+        count: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Lets a model do problems of one shape, on its device; `count` is told how many more are done."""
+        self._shapes.add(problems.shape)
+        if self._digits is None:
+            self._digits = DigitAccuracy(problems.target.shape[1] - 1).to(problems.target.device)
+        for batch, plan in planned(model, problems, layout, decode):
+            if decode == "parallel":
+                right = solves(model, batch, plan)
+            else:
+                decoded = greedy(model, batch.source, plan)
+                right = (decoded == batch.target).all(dim=1)
+                if len(self._shapes) == 1:
+                    self._digits.update(decoded, batch.target)
+            self.right += int(right.sum())
+            self.samples += len(batch)
+            count(len(batch))
+
+    def accuracies(self) -> list[float]:
+        """Accuracy by place, if problems of one shape were decoded step by step: places of several do not match."""
+        if self._digits is None or len(self._shapes) > 1 or not self._digits.total:
+            return []
+        return self._digits.compute().reshape(-1).tolist()  # a metric makes one place into no list
+
+
 def chunks(task: Task, batches: Sequence[Problems], device: torch.device) -> Iterator[tuple[Problems, Layout]]:
-    """The batches cut into pieces that fit into memory, on a device, each with its layout."""
+    """The batches cut into pieces whose attention maps fit into memory, on a device, each with its layout."""
     for batch in batches:
         layout = task.layout(batch.shape).to(device)
         size = max(1, _CELLS // (4 * len(layout.target) * (len(layout.target) + len(layout.source))))
@@ -200,37 +249,83 @@ def chunks(task: Task, batches: Sequence[Problems], device: torch.device) -> Ite
             yield batch[start : start + size].to(device), layout
 
 
-@torch.no_grad()
-def predict(model: Transformer, problems: Problems, layout: Layout, decode: Decode) -> Tensor:
-    """Predicted tokens `[batch, target_length]`: under the true tokens before them, or decoded step by step."""
-    if decode == "parallel":
-        return teacher_forced(model, problems, layout).argmax(-1)
-    return greedy(model, problems.source, layout)
+def planned(
+    model: Transformer, problems: Problems, layout: Layout, decode: Decode
+) -> Iterator[tuple[Problems, DecodingPlan]]:
+    """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded."""
+    size = min(len(problems), max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target))))
+    ahead = _TOKENS_AHEAD if decode == "parallel" else _TOKENS_GUESSED
+    plan = model.plan(layout, size, max(1, ahead // size))
+    for start in range(0, len(problems), size):
+        yield problems[start : start + size], plan
 
 
 @torch.no_grad()
-def greedy(model: Transformer, source: Tensor, layout: Layout) -> Tensor:
-    """Greedy decoding with a key-value cache, each step fed with the model's own tokens.
+def solves(model: Transformer, problems: Problems, plan: DecodingPlan) -> Tensor:
+    """Which problems greedy decoding solves whole, boolean `[batch]`.
+
+    It does if and only if every token is right under the true tokens before it, which are judged piece by piece, as
+    far as a problem is left without an error.
+
+    Args:
+        model: The model, in evaluation mode.
+        problems: The problems.
+        plan: How they are decoded.
+    """
+    state = model.decoder_state(problems.source, plan)
+    target = problems.target
+    prefix = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
+    right = torch.ones(len(target), dtype=torch.bool, device=target.device)
+    for start in range(0, target.shape[1], plan.ahead):
+        piece = slice(start, start + plan.ahead)
+        right &= (model.advance(prefix[:, piece], state).argmax(-1) == target[:, piece]).all(dim=1)
+        if not right.any():
+            break
+    return right
+
+
+@torch.no_grad()
+def greedy(
+    model: Transformer, source: Tensor, plan: DecodingPlan, count: Callable[[int], None] = lambda _: None
+) -> Tensor:
+    """Greedy decoding with a key-value cache, each token under the model's own tokens before it.
+
+    Where a window makes a token cheap beside a call of the model, several are decoded at once: the next tokens are
+    guessed to be what the last call predicted for them, and kept up to the first that the model, under the guesses,
+    predicts otherwise, with what it predicts there. That is what single steps give, in fewer calls (Jacobi decoding,
+    Santilli et al. 2023, arXiv 2305.10427). The more guesses came true of late, the more are made.
 
     It goes on for as many tokens as the layout gives the target; a row that has ended stays at `EOS`.
 
     Args:
         model: The model, in evaluation mode.
         source: Token ids `[batch, source_length]`.
-        layout: Their layout.
+        plan: How they are decoded.
+        count: Is told, every now and then, how many more tokens are decoded.
 
     Returns:
         Token ids `[batch, target_length]`.
     """
-    state = model.decoder_state(source, layout)
-    tokens = torch.full_like(source[:, 0], BOS)
-    ended = torch.zeros_like(tokens, dtype=torch.bool)
-    decoded = []
-    for _ in range(len(layout.target)):
-        tokens = model.step(tokens, state).argmax(-1).masked_fill(ended, EOS)
-        ended = tokens == EOS
-        decoded.append(tokens)
-    return torch.stack(decoded, dim=1)
+    state = model.decoder_state(source, plan)
+    length = len(plan.layout.target)
+    tokens = source.new_full((len(source), 1 + length), BOS)  # what is not known yet is a guess
+    known, counted, most = 0, 0, plan.ahead if plan.gathers else 1
+    lately = deque([1] * _REMEMBERED, _REMEMBERED)
+    while known < length:
+        ahead = min(most, length - known, 2 * sum(lately))
+        state.go_back(known)
+        found = model.advance(tokens[:, known : known + ahead], state).argmax(-1)
+        ended = torch.cat([tokens[:, known : known + 1], found[:, :-1]], dim=1).eq(EOS).cummax(dim=1).values
+        found = found.masked_fill(ended, EOS)
+        guessed = tokens[:, known + 1 : known + 1 + ahead]
+        right = (found == guessed).all(dim=0).tolist()
+        guessed.copy_(found)
+        lately.append(min(ahead, right.index(False) + 1 if False in right else ahead))
+        known += lately[-1]
+        if known == length or known - counted >= _TOKENS_COUNTED:
+            count(len(source) * (known - counted))
+            counted = known
+    return tokens[:, 1:]
 
 
 def solve_problems(model: Transformer, task: Task, problems: Sequence[tuple[Shape, str]]) -> list[str]:
@@ -247,29 +342,60 @@ def solve_problems(model: Transformer, task: Task, problems: Sequence[tuple[Shap
     by_shape: dict[Shape, list[int]] = {}
     for number, (shape, _) in enumerate(problems):
         by_shape.setdefault(shape, []).append(number)
-    pieces = [numbers[i : i + 256] for numbers in by_shape.values() for i in range(0, len(numbers), 256)]
+    sizes = {shape: max(1, _TOKENS_HELD // sum(task.num_tokens(shape))) for shape in by_shape}
+    pieces = [
+        numbers[i : i + sizes[shape]]
+        for shape, numbers in by_shape.items()
+        for i in range(0, len(numbers), sizes[shape])
+    ]
     answers = [""] * len(problems)
-    for numbers in report.track(pieces, "solving"):
-        source = torch.stack([task.vocabulary.encode(problems[number][1]) for number in numbers])
-        decoded = greedy(model, source, task.layout(problems[numbers[0]][0]))
-        for number, tokens in zip(numbers, decoded, strict=True):
-            answers[number] = task.answer(task.vocabulary.decode(tokens))
+    with report.counter("solving", sum(task.num_tokens(shape)[1] for shape, _ in problems), "tokens") as count:
+        for numbers in pieces:
+            source = torch.stack([task.vocabulary.encode(problems[number][1]) for number in numbers])
+            ahead = max(1, _TOKENS_GUESSED // len(numbers))
+            plan = model.plan(task.layout(problems[numbers[0]][0]), len(numbers), ahead)
+            decoded = greedy(model, source, plan, count)
+            for number, tokens in zip(numbers, decoded, strict=True):
+                answers[number] = task.answer(task.vocabulary.decode(tokens))
     return answers
 
 
-def check_memory(task: Task, length: int) -> None:
-    """Refuses a length of which a single problem's dense attention does not fit into memory.
+def check_memory(task: Task, model: Transformer, shape: Shape, device: torch.device) -> None:
+    """Refuses a shape of which a single problem does not fit into memory. Any number of problems does.
 
     Raises:
         UserError: With the estimate.
     """
-    # Shapes of other sets are no larger than the uniform one's.
-    layout = task.layout(task.evaluation_shapes(length, UNIFORM, torch.Generator())[0])
-    cells = len(layout.target) * (len(layout.target) + len(layout.source))
-    needed = 4 * cells * 16
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    source, target = task.num_tokens(shape)
+    sizes = model.architecture
+    # Measured: what problem, layout and streams take a token; then keys and values; then index tables.
+    needed = (source + target) * (300 + 8 * sizes.model_dim)
+    needed += source * 8 * sizes.model_dim * sizes.num_decoder_layers
+    needed += target * 40 * sum(_num_slots(task, model, max(shape)))
+    available = _memory(device)
     if needed > available:
         raise UserError(
-            f"length {length}: one problem's attention takes about {math.ceil(needed / 2**30)} GiB and this machine "
-            f"has {available // 2**30} GiB; choose a shorter --length"
+            f"length {max(shape):,}: one problem takes about {math.ceil(needed / 2**30):,} GiB and there are "
+            f"{available / 2**30:.1f} GiB; choose a shorter one"
         )
+
+
+def _num_slots(task: Task, model: Transformer, length: int) -> Iterator[float]:
+    """Slots a query, in all heads, of each attention that gathers at a length; reckoned from short problems."""
+    short, longest = max(1, task.max_length // 2), task.max_length
+    shapes = [task.evaluation_shapes(n, UNIFORM, torch.Generator())[0] for n in (short, longest)]
+    for few, many in zip(*(model.num_slots(task.layout(shape)) for shape in shapes), strict=True):
+        growth = max(0, many - few) / max(1, longest - short)
+        if growth == 0 or model.path == "gathered":  # else there are too many slots for anything but the dense path
+            yield many + growth * max(0, length - longest)
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that this process may take on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)

@@ -348,23 +348,26 @@ def _draw_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str
         )
 
     longest = max(max_length, lengths[-1])
-    if lengths[-1] > 8 * lengths[0]:
-        axes.set(xscale="log", xlim=(1 / 1.12, longest * 1.12))
+    if lengths[-1] > 8 * lengths[0] or longest > 10 * max_length:
+        axes.set(xscale="log", xlim=(longest**-0.03, longest**1.03))
         even = math.log
     else:
         axes.set(xlim=(0.8 - 0.03 * longest, 0.2 + 1.03 * longest))
         even = float
+    left, right = (even(limit) for limit in axes.get_xlim())
     above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom", "fontsize": SMALL, "color": INK}
     axes.axvspan(1, max_length, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
     axes.text(1, 1.01, f"trained lengths, 1 to {max_length}", **above)
-    if 10 * max_length <= longest:
-        axes.axvline(10 * max_length, color=FAINT, linewidth=1, zorder=0)
-        axes.text(10 * max_length, 1.01, "10x", ha="center", **above)
-    left, right = (even(limit) for limit in axes.get_xlim())
-    wanted = [max_length, longest, 1, *(length for length in lengths if length == 10 * max_length), *lengths]
-    axes.xaxis.set_major_locator(FixedLocator(_apart(wanted, (right - left) / 20, even)))
+    multiples = [10**power * max_length for power in range(1, len(str(longest))) if 10**power * max_length <= longest]
+    free = left + 0.25 * (right - left)  # beyond the text at the left
+    for multiple in _apart([at for at in multiples if even(at) > free], (right - left) / 10, even):
+        axes.axvline(multiple, color=FAINT, linewidth=1, zorder=0)
+        axes.text(multiple, 1.01, f"{multiple // max_length:,}x", ha="center", **above)
+    wanted = [max_length, longest, 1, *(length for length in lengths if length in multiples), *lengths]
+    gap = (right - left) * max(1 / 20, len(f"{longest:,}") / 80)
+    axes.xaxis.set_major_locator(FixedLocator(_apart(wanted, gap, even)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("length", fontsize=TEXT, color=INK)
     _percent(axes, "exact match, with 95 % interval")
     axes.set_title(f"{task}: accuracy at each length", fontsize=TITLE, color=INK, pad=18)

@@ -13,7 +13,7 @@ One convention holds throughout: *a query carries the coordinates of the token i
 token it holds.*
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,32 +25,54 @@ END = "end"
 COORDINATES = ("place", "index", "raw", "raw_from_end", "segment")
 
 
+class _Chosen(Mapping[str, Tensor]):
+    """Coordinates of some tokens, looked up when they are first asked for: most hooks ask for none."""
+
+    def __init__(self, coordinates: Mapping[str, Tensor], item: slice | Tensor) -> None:
+        self._all = coordinates
+        self._item = item
+        self._known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._known:
+            self._known[name] = self._all[name][self._item]
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Segments and coordinates of a run of tokens.
+    """Segments and coordinates of tokens: of a run of them, `[length]`, or of keys gathered from one.
 
     Attributes:
-        names: Names of the segments that `segment` counts.
-        segment: Segment of each token as an index into `names`, `[length]`.
-        coordinates: Each named coordinate of each token, `[length]`.
+        names: Names of the segments that the coordinate `segment` counts.
+        coordinates: Each named coordinate of each token, `[length]`; of gathered keys `[head, query, slot]`.
     """
 
     names: tuple[str, ...]
-    segment: Tensor
     coordinates: Mapping[str, Tensor]
+
+    @property
+    def segment(self) -> Tensor:
+        """Segment of each token as an index into `names`."""
+        return self.coordinates["segment"]
 
     def __len__(self) -> int:
         return len(self.segment)
 
-    def __getitem__(self, item: slice) -> "Positions":
-        return Positions(self.names, self.segment[item], {name: c[item] for name, c in self.coordinates.items()})
+    def __getitem__(self, item: slice | Tensor) -> "Positions":
+        return Positions(self.names, _Chosen(self.coordinates, item))
 
     def to(self, device: torch.device) -> "Positions":
         """The same positions on a device."""
         if self.segment.device == device:
             return self
-        moved = {name: coordinate.to(device) for name, coordinate in self.coordinates.items()}
-        return Positions(self.names, self.segment.to(device), moved)
+        return Positions(self.names, {name: coordinate.to(device) for name, coordinate in self.coordinates.items()})
 
     def within(self, name: str) -> Tensor:
         """Which tokens belong to the segment `name`, boolean `[length]`."""
@@ -127,4 +149,4 @@ def _positions(names: tuple[str, ...], segment: Tensor, place: Tensor, index: Te
         "raw_from_end": len(segment) - 1 - raw,
         "segment": segment,
     }
-    return Positions(names, segment, coordinates)
+    return Positions(names, coordinates)

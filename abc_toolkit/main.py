@@ -289,7 +289,9 @@ def _solve(arguments: Mapping[str, Any]) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--file {source} cannot be read: {error}") from None
         problems += [line.strip() for line in text.splitlines() if line.strip()]
-    answers = commands.solve(problems, run=arguments["run"], weights=arguments["weights"])
+    answers = commands.solve(
+        problems, run=arguments["run"], weights=arguments["weights"], attention=arguments["attention"]
+    )
     if arguments["check"]:
         verdicts = commands.check_answers(problems, answers, run=arguments["run"])
         answers = [

@@ -1,8 +1,9 @@
 """What a person sees in the terminal: tables on standard output, progress and remarks on standard error."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,9 +67,18 @@ def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBa
 
 def track(items: Sequence[T], title: str) -> Iterable[T]:
     """The items, with a bar that counts them."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with _progress(*columns, transient=True) as progress:
-        yield from progress.track(items, description=title)
+    with counter(title, len(items)) as count:
+        for item in items:
+            yield item
+            count(1)
+
+
+@contextmanager
+def counter(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """A bar that counts to a total, in a unit; gives what to call with how many more are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit))
+    with _progress(*columns, TimeElapsedColumn(), transient=True) as progress:
+        yield partial(progress.advance, progress.add_task(title, total=total))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from abc_toolkit.attention import Attention, linear
+from abc_toolkit.attention import Attention, AttentionPath, Gather, Scope, dense_scope, linear
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions import PositionMethod, Sinusoidal
+from abc_toolkit.positions import OpenKeys, PositionMethod, Sinusoidal
 from abc_toolkit.tasks import Problems
 from abc_toolkit.vocabulary import BOS
 
@@ -107,45 +108,46 @@ class Block(nn.Module):
         """What a block reads: normalised beforehand in pre-norm."""
         return norm(x) if self.pre else x
 
+    def keys_values(self, x: Tensor) -> Tensor:
+        """Keys and values that self-attention reads of a stream, `[batch, key, 2, head, dim]`."""
+        return self.self_attention.keys_values(self.normed(x, self.self_norm))
+
     def forward(
         self,
         x: Tensor,
-        q_positions: Positions,
-        k_positions: Positions,
-        mask: Tensor | None,
-        memory: tuple[Tensor, Tensor] | None = None,
-        memory_positions: Positions | None = None,
+        positions: Positions,
+        scope: Scope,
+        memory: tuple[Tensor, Scope] | None = None,
         cache: "LayerCache | None" = None,
+        whole: Tensor | None = None,
         maps: Maps | None = None,
     ) -> Tensor:
         """Runs the layer.
 
         Args:
             x: Stream, `[batch, query, model_dim]`.
-            q_positions: Positions of its queries.
-            k_positions: Positions of its keys (all of them, with a cache).
-            mask: True where a query may look, `[query, key]`.
-            memory: Cross-attention's keys and values.
-            memory_positions: Positions of the source.
-            cache: Keys and values of the steps before; the new ones are appended.
+            positions: Positions of its queries.
+            scope: What they may read of the stream, of the cache or of `whole`.
+            memory: Cross-attention's keys and values, and what queries may read of them.
+            cache: Keys and values of the steps before; the new ones are added.
+            whole: What `keys_values` returned for the whole stream, where `x` is a piece of it.
             maps: Receives the attention weights by site and layer.
 
         Returns:
             The stream after the layer, `[batch, query, model_dim]`.
         """
         h = self.normed(x, self.self_norm)
-        keys_values = self.self_attention.keys_values(h)
+        keys_values = self.self_attention.keys_values(h) if whole is None else whole
         if cache is not None:
-            keys_values = cache.append(*keys_values)
-        update, weights = self.self_attention(h, keys_values, q_positions, k_positions, mask, maps is not None)
+            keys_values = cache.append(keys_values)
+        update, weights = self.self_attention(h, keys_values, positions, scope, maps is not None)
         if maps is not None and weights is not None:
             maps[self.side, self.layer] = weights
         x = self.add(x, self.self_norm, update)
         if self.side == "decoder":
             assert memory is not None
-            assert memory_positions is not None
             h = self.normed(x, self.cross_norm)
-            update, weights = self.cross_attention(h, memory, q_positions, memory_positions, None, maps is not None)
+            update, weights = self.cross_attention(h, memory[0], positions, memory[1], maps is not None)
             if maps is not None and weights is not None:
                 maps["cross", self.layer] = weights
             x = self.add(x, self.cross_norm, update)
@@ -159,35 +161,125 @@ class Stack(nn.ModuleList):
     def __iter__(self) -> Iterator[Block]:
         return super().__iter__()  # type: ignore[return-value]
 
+    def __getitem__(self, layer: int) -> Block:  # type: ignore[override]
+        return super().__getitem__(layer)  # type: ignore[return-value]
 
-class LayerCache:
-    """Keys and values of one decoder layer, grown by a token a step.
 
-    Args:
-        length: Most tokens that will be held.
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Where the cache of one decoder layer keeps the keys and values that a token to come may read.
+
+    Attributes:
+        num_rows: Rows that it needs.
+        rows: Row of each key, `[key]`; keys that nobody will read share one. Each has its own, if not given.
+        gather: The open keys as they are stored, if they are to be gathered.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.held = 0
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+    num_rows: int
+    rows: Tensor | None = None
+    gather: Gather | None = None
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keeps keys and values `[batch, head, new, dim]`; returns all that are held.
+    @classmethod
+    def of(cls, open_keys: OpenKeys, num_keys: int, ahead: int) -> "Storage":
+        """As few rows as a table of open keys allows.
 
-        Raises:
-            ValueError: If they are more than the layout has room for.
+        A row is free for key `w` once nobody from query `w - ahead + 1` on reads the key in it. Rows are taken in the
+        order in which they become free: of `m` rows, the i-th key takes that of the (i - m)-th key to be given up.
+
+        Args:
+            open_keys: The table for all queries.
+            num_keys: Number of keys.
+            ahead: Most tokens that are decoded at once.
         """
-        if self.held + k.shape[2] > self.length:
-            raise ValueError(f"the layout has {self.length} target tokens; no further one can be decoded")
-        if self._keys is None or self._values is None:
-            shape = (k.shape[0], k.shape[1], self.length, k.shape[3])
-            self._keys, self._values = k.new_empty(shape), v.new_empty(shape)
-        start, self.held = self.held, self.held + k.shape[2]
-        self._keys[:, :, start : self.held] = k
-        self._values[:, :, start : self.held] = v
-        return self._keys[:, :, : self.held], self._values[:, :, : self.held]
+        _, queries, _ = is_open = (open_keys.bias > -torch.inf).nonzero(as_tuple=True)
+        last_query = queries.new_full((num_keys,), -1)
+        last_query = last_query.scatter_reduce(0, open_keys.index[is_open], queries, "amax")
+        kept = (last_query >= 0).nonzero()[:, 0]
+        given_up, order = (last_query[kept] + ahead).sort(stable=True)
+        number = torch.arange(len(kept), device=kept.device)
+        in_use = number + 1 - torch.searchsorted(given_up, kept, right=True)
+        most = int(in_use.max()) if len(kept) else 0
+        row = torch.where(number < most, number, order[(number - most).clamp(min=0)])
+        while not torch.equal(row, row[row]):
+            row = row[row]
+        rows = queries.new_full((num_keys,), most)
+        rows[kept] = row
+        return cls(most + 1, rows, Gather.of(open_keys, rows))
+
+
+class LayerCache:
+    """Keys and values of the tokens decoded so far, in one layer.
+
+    Args:
+        storage: Where they are kept.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.held = 0
+        self._kept: Tensor | None = None
+
+    def append(self, keys_values: Tensor) -> Tensor:
+        """Keeps the keys and values of new tokens, `[batch, new, 2, head, dim]`.
+
+        Returns:
+            Those that are kept, `[batch, row, 2, head, dim]`: of all tokens so far in their order, or as `storage`
+            says.
+        """
+        start, self.held = self.held, self.held + keys_values.shape[1]
+        if self._kept is None:
+            self._kept = keys_values.new_zeros(len(keys_values), self.storage.num_rows, *keys_values.shape[2:])
+        if self.storage.rows is None:
+            self._kept[:, start : self.held] = keys_values
+            return self._kept[:, : self.held]
+        return self._kept.index_copy_(1, self.storage.rows[start : self.held], keys_values)
+
+
+@dataclass(frozen=True, eq=False)
+class DecodingPlan:
+    """How a model decodes problems of one layout piece by piece.
+
+    Attributes:
+        layout: The layout.
+        ahead: Most tokens of a piece.
+        own: Where the cache of each decoder layer keeps what.
+        cross: What all target tokens may read of the source, in each decoder layer.
+    """
+
+    layout: Layout
+    ahead: int
+    own: tuple[Storage, ...]
+    cross: tuple[Scope, ...]
+
+    @property
+    def gathers(self) -> bool:
+        """Whether every attention gathers its keys."""
+        return all(part.gather is not None for part in (*self.own, *self.cross))
+
+
+@dataclass
+class DecoderState:
+    """Where decoding a batch of problems stands.
+
+    Attributes:
+        plan: How it is decoded.
+        memory: Cross-attention's keys and values, a layer each.
+        caches: Self-attention's, a layer each.
+    """
+
+    plan: DecodingPlan
+    memory: list[Tensor]
+    caches: list[LayerCache]
+
+    @property
+    def step(self) -> int:
+        """Tokens decoded so far."""
+        return self.caches[0].held
+
+    def go_back(self, step: int) -> None:
+        """Forgets the tokens from a step of the last piece on."""
+        for cache in self.caches:
+            cache.held = step
 
 
 class Transformer(nn.Module):
@@ -201,6 +293,7 @@ class Transformer(nn.Module):
 
     def __init__(self, num_tokens: int, architecture: Architecture, position: PositionMethod | None = None) -> None:
         super().__init__()
+        self.architecture = architecture
         self.position = architecture.positions if position is None else position
         dim = architecture.model_dim
         self.embedding = nn.Embedding(num_tokens, dim)
@@ -223,11 +316,42 @@ class Transformer(nn.Module):
         x = self.embedding(tokens) * self.embedding_scale
         return self.dropout(self.position.embed(x, positions))
 
+    @property
+    def path(self) -> AttentionPath:
+        """The path of every attention."""
+        return self.decoder[0].cross_attention.path
+
+    def attend(self, path: AttentionPath) -> None:
+        """Chooses the path of every attention.
+
+        Raises:
+            UserError: If it is `gathered` and there is an attention that cannot gather its keys; with the reason.
+        """
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        reasons = (attention.position.why_not_gathered() for attention in attentions)
+        reason = next(filter(None, reasons), None)
+        if path == "gathered" and reason is not None:
+            raise UserError(f"this model's attention cannot be gathered: {reason}")
+        for attention in attentions:
+            attention.path = path
+
     def encode(self, source: Tensor, positions: Positions, maps: Maps | None = None) -> Tensor:
         """The source as cross-attention reads it, `[batch, S, model_dim]`, of token ids `[batch, S]`."""
         x = self.embed(source, positions)
         for block in self.encoder:
-            x = block(x, positions, positions, None, maps=maps)
+            scope = block.self_attention.scope(positions, positions, dense=maps is not None)
+            x = block(x, positions, scope, maps=maps)
+        return self.encoder_norm(x)
+
+    def encode_in_pieces(self, source: Tensor, positions: Positions) -> Tensor:
+        """What `encode` returns, computed so that memory stays in proportion to the length."""
+        x = self.embed(source, positions)
+        for block in self.encoder:
+            attention = block.self_attention
+            scope, whole = attention.scope(positions, positions), block.keys_values(x)
+            size = attention.queries_at_once(len(source), scope)
+            pieces = [slice(start, start + size) for start in range(0, len(positions), size)]
+            x = torch.cat([block(x[:, p], positions[p], scope[p], whole=whole) for p in pieces], dim=1)
         return self.encoder_norm(x)
 
     def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
@@ -242,51 +366,84 @@ class Transformer(nn.Module):
         Returns:
             Logits `[batch, T, num_tokens]`.
         """
+        dense = maps is not None
         memory = self.encode(source, layout.source, maps)
         x = self.embed(prefix, layout.target)
-        length = prefix.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=prefix.device).tril()
         for block in self.decoder:
+            scope = block.self_attention.scope(layout.target, layout.prefix, causal=True, dense=dense)
+            cross_scope = block.cross_attention.scope(layout.target, layout.source, dense=dense)
             keys_values = block.cross_attention.keys_values(memory)
-            x = block(x, layout.target, layout.prefix, causal, keys_values, layout.source, maps=maps)
+            x = block(x, layout.target, scope, (keys_values, cross_scope), maps=maps)
         return self.output(self.decoder_norm(x))
 
-    def decoder_state(self, source: Tensor, layout: Layout) -> "DecoderState":
-        """What step-by-step decoding keeps for a batch of sources `[batch, S]`."""
-        memory = self.encode(source, layout.source)
-        cross = [block.cross_attention.keys_values(memory) for block in self.decoder]
-        caches = [LayerCache(len(layout.target)) for _ in self.decoder]
-        return DecoderState(layout, cross, caches)
+    def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> DecodingPlan:
+        """What decoding piece by piece needs to know of a layout; good for any number of batches.
 
-    def step(self, tokens: Tensor, state: "DecoderState") -> Tensor:
+        Args:
+            layout: The problems' layout.
+            batch: Most problems of a batch.
+            ahead: Most tokens of a piece; they are fewer where dense attention would take too much memory.
+        """
+        target, prefix, source = layout.target, layout.prefix, layout.source
+        own = [block.self_attention.open_keys(target, prefix) for block in self.decoder]
+        cross = [block.cross_attention.scope(target, source) for block in self.decoder]
+        own_scopes = (Scope(prefix, gather=None if table is None else Gather.of(table)) for table in own)
+        at_once = min(self.decoder[0].cross_attention.queries_at_once(batch, scope) for scope in (*cross, *own_scopes))
+        ahead = min(ahead, at_once)
+        storage = (
+            Storage(len(prefix)) if open_keys is None else Storage.of(open_keys, len(prefix), ahead)
+            for open_keys in own
+        )
+        return DecodingPlan(layout, ahead, tuple(storage), tuple(cross))
+
+    def num_slots(self, layout: Layout) -> list[int]:
+        """Slots a query, in all heads, of each decoder attention were its keys gathered; 0 where they cannot be."""
+        numbers = []
+        for block in self.decoder:
+            for attention, keys in ((block.self_attention, layout.prefix), (block.cross_attention, layout.source)):
+                open_keys = attention.position.open_keys(layout.target, keys, math.inf)
+                can = open_keys is not None and attention.path != "dense" and attention.position.pointwise
+                numbers.append(open_keys.index.shape[0] * open_keys.index.shape[2] if open_keys and can else 0)
+        return numbers
+
+    def decoder_state(self, source: Tensor, plan: DecodingPlan) -> DecoderState:
+        """The start of decoding a batch of problems.
+
+        Args:
+            source: Token ids `[batch, S]`.
+            plan: The plan for their layout, on the same device.
+        """
+        encoded = self.encode_in_pieces(source, plan.layout.source)
+        memory = [block.cross_attention.keys_values(encoded) for block in self.decoder]
+        return DecoderState(plan, memory, [LayerCache(storage) for storage in plan.own])
+
+    def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """Logits `[batch, new, num_tokens]` of the next tokens, each under the token before it; the state moves on.
+
+        Args:
+            tokens: The tokens before them, `[batch, new]`: `BOS`, then those of the target.
+            state: Where decoding stands.
+
+        Raises:
+            ValueError: If they are more than the layout has room for.
+        """
+        layout = state.plan.layout
+        piece = slice(state.step, state.step + tokens.shape[1])
+        if piece.stop > len(layout.target):
+            raise ValueError(f"the layout has {len(layout.target)} target tokens; no further one can be decoded")
+        positions = layout.target[piece]
+        x = self.embed(tokens, positions)
+        for block, cross, memory, cache in zip(self.decoder, state.plan.cross, state.memory, state.caches, strict=True):
+            if cache.storage.gather is None:
+                own = dense_scope(positions, layout.prefix[: piece.stop], causal=tokens.shape[1] > 1)
+            else:
+                own = Scope(layout.prefix, gather=cache.storage.gather[piece])
+            x = block(x, positions, own, (memory, cross[piece]), cache)
+        return self.output(self.decoder_norm(x))
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Logits `[batch, num_tokens]` of the next token after `tokens` `[batch]`; the state moves on by one."""
-        step = state.step
-        query = state.layout.target[step : step + 1]
-        keys = state.layout.prefix[: step + 1]
-        x = self.embed(tokens[:, None], query)
-        for block, cross, cache in zip(self.decoder, state.cross, state.caches, strict=True):
-            x = block(x, query, keys, None, cross, state.layout.source, cache)
-        return self.output(self.decoder_norm(x[:, 0]))
-
-
-@dataclass
-class DecoderState:
-    """Keys and values that step-by-step decoding keeps.
-
-    Attributes:
-        layout: The problems' layout.
-        cross: Cross-attention's keys and values, a pair a layer.
-        caches: Self-attention's, a layer each.
-    """
-
-    layout: Layout
-    cross: list[tuple[Tensor, Tensor]]
-    caches: list[LayerCache]
-
-    @property
-    def step(self) -> int:
-        """Tokens decoded so far."""
-        return self.caches[0].held
+        return self.advance(tokens[:, None], state)[:, 0]
 
 
 def teacher_forced(model: Transformer, problems: Problems, layout: Layout, maps: Maps | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import COORDINATES, Layout, Positions
-from abc_toolkit.positions import SITES, AttentionPosition, PositionMethod, Site
+from abc_toolkit.positions import SITES, AttentionPosition, OpenKeys, PositionMethod, Site
 
 SCHEMA = 1
+T = TypeVar("T")
+_KEPT_CELLS = 2**18
 
 
 class WindowError(UserError):
@@ -194,6 +196,49 @@ class Window:
             _open(bias[rule.head], rule.holds(q_positions, k_positions) & empty_rows[rule.head], rule.bias)
         return bias
 
+    def open_keys(
+        self, site: Site, layer: int, q_positions: Positions, k_positions: Positions, most: float = math.inf
+    ) -> OpenKeys | None:
+        """What `bias` says as a table of the open keys alone, in time and memory in proportion to its slots.
+
+        In the decoder, keys after the query are left out.
+
+        Args:
+            site: Which attention.
+            layer: Which layer.
+            q_positions: Positions of the queries.
+            k_positions: Positions of the keys.
+            most: Most slots a query that are wanted.
+
+        Returns:
+            The table, each head's lines one after the other; `None` if it has more slots.
+        """
+        rules = self.of(site, layer)
+        lookup = _Lookup(q_positions, k_positions, causal=site == "decoder")
+        heads = [[rule for rule in rules if rule.head == head] for head in range(self.num_heads)]
+        num_slots = max(1, *(sum(lookup.most(rule) for rule in head) for head in heads))
+        if num_slots > most:
+            return None
+        device = q_positions.segment.device
+        index = torch.zeros(len(q_positions), self.num_heads, num_slots, dtype=torch.long, device=device)
+        bias = torch.full(index.shape, -torch.inf, device=device)
+        for number, head in enumerate(heads):
+            start, empty_rows = 0, None
+            for rule in sorted(head, key=lambda rule: rule.fallback):
+                if rule.fallback and empty_rows is None:
+                    empty_rows = (bias[:, number] == -torch.inf).all(dim=-1, keepdim=True)
+                keys, is_open = lookup.keys(rule)
+                slots = slice(start, start + keys.shape[1])
+                start = slots.stop
+                index[:, number, slots] = keys
+                if rule.fallback and empty_rows is not None:
+                    is_open = is_open & empty_rows
+                bias[:, number, slots].masked_fill_(is_open, rule.bias)
+            if _may_overlap(head):
+                index[:, number], bias[:, number] = _merged(index[:, number], bias[:, number])
+        # Memory goes by the query, so that the rows of some queries lie together.
+        return OpenKeys(index.transpose(0, 1), bias.transpose(0, 1))
+
     def site_bias(self, site: Site, layer: int, layout: Layout) -> Tensor:
         """Dense bias `[head, query, key]` of one site and layer for every token of a layout."""
         return self.bias(site, layer, *site_positions(site, layout))
@@ -268,6 +313,106 @@ def _open(bias: Tensor, cells: Tensor, value: float) -> None:
     bias.copy_(torch.where(cells, bias.clamp(min=value), bias))
 
 
+class _Lookup:
+    """Finds the keys of lines by sorting keys instead of comparing each with each query."""
+
+    def __init__(self, q_positions: Positions, k_positions: Positions, causal: bool) -> None:
+        self._q, self._k, self._causal = q_positions, k_positions, causal
+        self._ranked: dict[tuple[str | None, tuple[str, ...]], _Ranked] = {}
+        self._found: dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor]] = {}
+
+    def most(self, rule: Rule) -> int:
+        """Most keys that a query has on a line, those after it counted."""
+        return int(self._find(rule)[2].max())
+
+    def keys(self, rule: Rule) -> tuple[Tensor, Tensor]:
+        """Keys on a line, `[query, most]`, and which of them there are."""
+        order, first, count = self._find(rule)
+        slots = torch.arange(self.most(rule), device=order.device)
+        keys = order[(first[:, None] + slots).clamp(max=len(order) - 1)]
+        is_open = slots < count[:, None]
+        if self._causal:
+            is_open = is_open & (self._k.coordinates["raw"][keys] <= self._q.coordinates["raw"][:, None])
+        return keys, is_open
+
+    def _find(self, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys in an order in which those that any query has on the line are neighbours; first and number of each's."""
+        line = (rule.key_segment, rule.query_segment, rule.conditions)
+        if line not in self._found:
+            coordinates = (rule.key_segment, tuple(condition.key for condition in rule.conditions))
+            if coordinates not in self._ranked:
+                self._ranked[coordinates] = _Ranked.of(self._k, *coordinates)
+            ranked = self._ranked[coordinates]
+            wanted = [
+                torch.full_like(self._q.segment, condition.equals)
+                if condition.query is None
+                else self._q.coordinates[condition.query] - condition.equals
+                for condition in rule.conditions
+            ]
+            first, count = ranked.find(wanted, self._q.segment)
+            if rule.query_segment is not None:
+                count = count * self._q.within(rule.query_segment)
+            self._found[line] = ranked.order, first, count
+        return self._found[line]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The keys of a segment, sorted by some of their coordinates.
+
+    Attributes:
+        order: Numbers of the keys, those with equal coordinates together.
+        ranks: What they are sorted by.
+        values: For each coordinate in turn, the sorted values that it takes, and the sorted pairs that the rank so far
+            makes with them, as single numbers whose places are the next rank.
+    """
+
+    order: Tensor
+    ranks: Tensor
+    values: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, positions: Positions, segment: str | None, coordinates: tuple[str, ...]) -> "_Ranked":
+        inside = torch.ones_like(positions.segment, dtype=torch.bool) if segment is None else positions.within(segment)
+        members = inside.nonzero()[:, 0]
+        ranks, values = torch.zeros_like(members), []
+        for name in coordinates:
+            single, own = positions.coordinates[name][members].unique(return_inverse=True)
+            pairs, ranks = (ranks * len(single) + own).unique(return_inverse=True)
+            values.append((single, pairs))
+        order = ranks.argsort(stable=True)
+        if not len(members):  # so that an order can be looked up in; nothing is ever found there
+            return cls(torch.zeros_like(positions.segment[:1]), ranks, tuple(values))
+        return cls(members[order], ranks[order], tuple(values))
+
+    def find(self, wanted: Sequence[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
+        """First and number of the keys that have the wanted coordinates `[query]`."""
+        rank, found = torch.zeros_like(queries), torch.full_like(queries, len(self.ranks) > 0, dtype=torch.bool)
+        for (single, pairs), value in zip(self.values, wanted, strict=True):
+            for known in (single, pairs):
+                place = torch.searchsorted(known, value).clamp(max=max(len(known) - 1, 0))
+                found = found & (known[place] == value) if len(known) else torch.zeros_like(found)
+                value = rank * len(single) + place
+            rank = place
+        first, last = (torch.searchsorted(self.ranks, rank, right=right) for right in (False, True))
+        return first, (last - first) * found
+
+
+def _may_overlap(rules: Sequence[Rule]) -> bool:
+    """Whether two lines of a head could hold the same key: lines of different segments cannot."""
+    segments = [rule.key_segment for rule in rules]
+    return len(rules) > 1 and (None in segments or len(set(segments)) < len(segments))
+
+
+def _merged(index: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Slots `[query, slot]` in which no key stands twice: its larger bias holds."""
+    bias, order = bias.sort(dim=-1, descending=True)
+    index, again = index.gather(-1, order).sort(dim=-1, stable=True)
+    bias = bias.gather(-1, again)
+    repeated = torch.nn.functional.pad(index[:, 1:] == index[:, :-1], (1, 0))
+    return index, bias.masked_fill(repeated, -torch.inf)
+
+
 def site_positions(site: Site, layout: Layout) -> tuple[Positions, Positions]:
     """Positions of the queries and of the keys of a site."""
     if site == "encoder":
@@ -297,6 +442,25 @@ class Windowed(PositionMethod):
         return WindowedAttention(self.window, site, layer, self.inner.at(site, layer, num_heads, head_dim))
 
 
+class _Kept(Generic[T]):
+    """What was lowered, as long as the positions live that it is for; what is large is made anew."""
+
+    def __init__(self) -> None:
+        self._by_query: WeakKeyDictionary[Positions, WeakKeyDictionary[Positions, T]] = WeakKeyDictionary()
+
+    def of(self, q_positions: Positions, k_positions: Positions) -> T | None:
+        """What is kept for two positions, if anything."""
+        return self._by_query.get(q_positions, {}).get(k_positions)
+
+    def keep(self, q_positions: Positions, k_positions: Positions, value: T, size: int) -> None:
+        """Keeps a value unless its size in cells is beyond what training shapes have."""
+        if size <= _KEPT_CELLS:
+            self._by_query.setdefault(q_positions, WeakKeyDictionary())[k_positions] = value
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return _Kept, ()  # a copy starts with nothing: the positions are not copied along
+
+
 class WindowedAttention(nn.Module, AttentionPosition):
     """`Windowed` in one site and layer."""
 
@@ -308,14 +472,11 @@ class WindowedAttention(nn.Module, AttentionPosition):
         self.inner = inner
         self.pointwise = inner.pointwise
         self.transforms = inner.transforms
-        # Layouts are made once a shape and live on; a bias is kept as long as the positions it is for.
-        self._kept: WeakKeyDictionary[Positions, WeakKeyDictionary[Positions, Tensor]] = WeakKeyDictionary()
+        self._biases: _Kept[Tensor] = _Kept()
+        self._tables: _Kept[OpenKeys] = _Kept()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"_kept": WeakKeyDictionary()})
+    def among_open_keys(self) -> AttentionPosition:
+        return self.inner
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return self.inner.rotate(q, k, q_positions, k_positions)
@@ -324,9 +485,23 @@ class WindowedAttention(nn.Module, AttentionPosition):
         return self.inner.transform(scores, q, k, q_positions, k_positions)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
-        by_key = self._kept.setdefault(q_positions, WeakKeyDictionary())
-        if k_positions not in by_key:
-            by_key[k_positions] = self.window.bias(self.site, self.layer, q_positions, k_positions)
-        bias = by_key[k_positions]
+        bias = self._biases.of(q_positions, k_positions)
+        if bias is None:
+            bias = self.window.bias(self.site, self.layer, q_positions, k_positions)
+            self._biases.keep(q_positions, k_positions, bias, bias.numel())
         inner = self.inner.bias(q_positions, k_positions)
         return bias if inner is None else bias + inner
+
+    def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
+        table = self._tables.of(q_positions, k_positions)
+        if table is None:
+            table = self.window.open_keys(self.site, self.layer, q_positions, k_positions, most)
+            if table is None:
+                return None
+            self._tables.keep(q_positions, k_positions, table, table.index.numel())
+        return table if table.index.shape[-1] <= most else None
+
+    def why_not_gathered(self) -> str | None:
+        if self.inner.pointwise:
+            return None
+        return f"{type(self.inner).__name__} is not pointwise: a logit of it depends on more than its query and key"

@@ -1,5 +1,6 @@
 """The contract of a position method: anything that tells attention about order."""
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -10,10 +11,25 @@ Site = Literal["encoder", "decoder", "cross"]
 SITES: tuple[Site, ...] = get_args(Site)
 
 
+@dataclass(frozen=True, eq=False)
+class OpenKeys:
+    """The keys that are open to each query, by number: what a window lowers to where attention gathers its keys.
+
+    Attributes:
+        index: Number of the key in each slot, int64 `[head, query, slot]`; of an empty slot any number of a key.
+        bias: What is added to its logit, `[head, query, slot]`; minus infinity where the slot is empty.
+    """
+
+    index: Tensor
+    bias: Tensor
+
+
 class AttentionPosition:
     """What one attention module of one layer knows of positions. Overriding nothing is NoPE.
 
-    A method with parameters is also an `nn.Module`.
+    A method with parameters is also an `nn.Module`. Keys come whole, `[batch, head, key, dim]`, or gathered, each query
+    with its own, `[batch, head, query, slot, dim]`; their coordinates are then `[head, query, slot]`. A hook of a
+    pointwise method holds for both if it is written to broadcast: `q_coordinate[:, None] - k_coordinate`.
 
     Attributes:
         pointwise: Whether a logit needs only its own query and key, so that keys may be gathered.
@@ -24,7 +40,7 @@ class AttentionPosition:
     transforms: bool = False
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
-        """Queries and keys `[batch, head, length, dim]` turned by their positions."""
+        """Queries `[batch, head, query, dim]` and keys turned by their positions."""
         return q, k
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor | None:
@@ -32,8 +48,29 @@ class AttentionPosition:
         return None
 
     def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
-        """Scaled logits `[batch, head, query, key]` turned into others."""
+        """Scaled logits `[batch, head, query, key or slot]` turned into others."""
         return scores
+
+    def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
+        """The keys that are open to each query, those after it left out in the decoder.
+
+        Args:
+            q_positions: Positions of the queries.
+            k_positions: Positions of the keys.
+            most: Most slots a query that are wanted.
+
+        Returns:
+            Them; `None` if every key is open, or if there are more slots.
+        """
+        return None
+
+    def among_open_keys(self) -> "AttentionPosition":
+        """What tells order among the open keys: the method without what `open_keys` says already."""
+        return self
+
+    def why_not_gathered(self) -> str | None:
+        """Why attention cannot gather its open keys, or `None` if it can."""
+        return "it has no window, so that every key is open to every query"
 
 
 class PositionMethod:

@@ -44,7 +44,7 @@ def positions(length: int) -> Positions:
     raw = torch.arange(length)
     from_end = length - 1 - raw
     coordinates = {"place": from_end, "index": raw, "raw": raw, "raw_from_end": from_end, "segment": raw * 0}
-    return Positions(("digits",), raw * 0, coordinates)
+    return Positions(("digits",), coordinates)
 
 
 def matrix(rules: Sequence[Rule], site: Site, num_heads: int, num_queries: int, num_keys: int) -> np.ndarray:
