@@ -18,7 +18,7 @@ from abc_toolkit.positions import AttentionPosition, OpenKeys
 
 AttentionPath = Literal["auto", "dense", "gathered"]
 # Gathering pays from so many keys for each slot on, measured with `experiments/benchmarks/any_length.py`.
-KEYS_A_SLOT = 16
+KEYS_A_SLOT = 40
 _CELLS = 2**25  # numbers of a batch that attention may hold at once for pairs of queries and keys
 
 

@@ -191,7 +191,8 @@ class Storage:
             num_keys: Number of keys.
             ahead: Most tokens that are decoded at once.
         """
-        _, queries, _ = is_open = (open_keys.bias > -torch.inf).nonzero(as_tuple=True)
+        is_open = (open_keys.bias > -torch.inf).nonzero(as_tuple=True)
+        queries = is_open[1]
         last_query = queries.new_full((num_keys,), -1)
         last_query = last_query.scatter_reduce(0, open_keys.index[is_open], queries, "amax")
         kept = (last_query >= 0).nonzero()[:, 0]
@@ -200,7 +201,7 @@ class Storage:
         in_use = number + 1 - torch.searchsorted(given_up, kept, right=True)
         most = int(in_use.max()) if len(kept) else 0
         row = torch.where(number < most, number, order[(number - most).clamp(min=0)])
-        while not torch.equal(row, row[row]):
+        while not torch.equal(row, row[row]):  # each leads to an earlier key, at last to one of the first
             row = row[row]
         rows = queries.new_full((num_keys,), most)
         rows[kept] = row
@@ -277,7 +278,7 @@ class DecoderState:
         return self.caches[0].held
 
     def go_back(self, step: int) -> None:
-        """Forgets the tokens from a step of the last piece on."""
+        """Forgets the tokens from a step on, which must be one of the last piece: it is decoded again."""
         for cache in self.caches:
             cache.held = step
 

@@ -13,6 +13,7 @@ from abc_toolkit.calibration import Window
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.commands import ArchitectureChanges
 from abc_toolkit.errors import UserError
+from abc_toolkit.evaluation import Decode
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.run import PHASES, PROGRESS, Run
 from abc_toolkit.tasks import Parity
@@ -135,6 +136,26 @@ def test_a_window_that_does_not_fit_is_refused(change: dict[str, Any], message: 
     with pytest.raises(UserError, match=message):
         commands.retrain(run=pipeline, window=Path("other.json"), overwrite=True)
     assert sorted(os.listdir(pipeline)) == before
+
+
+@pytest.mark.parametrize("decode", ["parallel", "steps"])
+def test_a_thousand_times_the_length_is_as_right_by_either_path(decode: Decode, pipeline: Path) -> None:
+    rows = {}
+    for path in ("gathered", "dense"):
+        result = commands.evaluate(
+            run=pipeline,
+            length="1000x" if decode == "parallel" else "20x",
+            samples=3,
+            sets=("uniform", "carry"),
+            decode=decode,
+            weights="retrain",
+            attention=path,
+            overwrite=True,
+        )
+        rows[path] = [row.plain() for row in result.rows]
+    assert rows["gathered"] == rows["dense"]
+    assert [row["length"] for row in rows["dense"]] == [3000 if decode == "parallel" else 60] * 2
+    assert all(row["exact_match"] == 1 for row in rows["dense"])
 
 
 def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> None:

@@ -1,20 +1,27 @@
 import itertools
 import math
 import re
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from abc_toolkit import evaluation
+from abc_toolkit import evaluation, report
+from abc_toolkit.attention import AttentionPath
 from abc_toolkit.calibration import Condition, Rule, Window, Windowed
-from abc_toolkit.data import SMALL, held_out
+from abc_toolkit.data import SMALL, draw, held_out, seeded
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import (
     LONGEST,
+    MOST_LENGTHS,
+    Total,
     check_memory,
     check_sets,
     chunks,
@@ -22,13 +29,14 @@ from abc_toolkit.evaluation import (
     evaluation_problems,
     greedy,
     parse_lengths,
-    predict,
+    planned,
     solve_problems,
+    solves,
 )
 from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import wilson_interval
 from abc_toolkit.positions import NoPE, Sinusoidal
-from abc_toolkit.tasks import Addition, Multiplication, Parity, Successor, Task
+from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
 from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
 from abc_toolkit.vocabulary import BOS, EOS
@@ -128,6 +136,8 @@ def written(model: Transformer, source: Tensor, layout: Layout) -> Tensor:
         (" 1x , 7 : 9 , 2x : 3x ", [6, 7, 8, 9, 12, 18]),
         ("007", [7]),
         (str(LONGEST), [LONGEST]),
+        (f"2:{MOST_LENGTHS + 1}", list(range(2, MOST_LENGTHS + 2))),
+        (f"1x:{MOST_LENGTHS}x", [6 * n for n in range(1, MOST_LENGTHS + 1)]),
     ],
 )
 def test_lengths(spec: str, expected: list[int]) -> None:
@@ -139,7 +149,7 @@ def test_lengths(spec: str, expected: list[int]) -> None:
     [
         *["", " ", ",", "1x,", "0", "0x", "-1", "+5", "1.5", "1_0", "1e3", "x", "x10", "10 x", "10X", "ten", "\u0663"],
         *["1:2:3", ":", "1x:", ":6", "2x:1x", "7:1x", "0:5", "1x;2x", "1\n2"],
-        *[f"{LONGEST + 1}", "999999x", "9" * 5000, "1:9999999"],
+        *[f"{LONGEST + 1}", "999999999x", "9" * 5000, "1:9999999", f"1:{MOST_LENGTHS + 1}", "1x:99999x", "9:999999x"],
     ],
     ids=lambda spec: repr(spec[:9]),
 )
@@ -171,10 +181,45 @@ def test_sets_are_checked() -> None:
         assert all(name in str(error.value) for name in SETS)
 
 
-def test_memory_is_checked() -> None:
-    check_memory(Addition(), 1000)
-    with pytest.raises(UserError, match=rf"length {LONGEST}: .* GiB"):
-        check_memory(Addition(), LONGEST)
+def _limited(monkeypatch: pytest.MonkeyPatch, what: str, limit: int) -> torch.device:
+    """A device of which a process may take so many bytes."""
+    if what == "gpu":
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (limit, 2**50))
+        return torch.device("cuda")
+    if what == "process":
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, resource.RLIM_INFINITY))
+    if what == "container":
+        monkeypatch.setattr(Path, "read_text", lambda path: f"{limit}\n" if path.name == "memory.max" else "")
+    if what == "machine":
+        sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": limit // 4096}
+        monkeypatch.setattr(evaluation.os, "sysconf", sizes.__getitem__)
+    return CPU
+
+
+@pytest.mark.parametrize("what", ["machine", "process", "container", "gpu"])
+def test_a_problem_beyond_memory_is_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Addition()
+    for limit, largest, too_large in ((2**24, 100, 100_000), (2**33, 1_000_000, LONGEST)):
+        device = _limited(monkeypatch, what, limit)
+        for windowed, path in itertools.product((False, True), ("auto", "dense", "gathered")):
+            model = make(task, 0, "pre", windowed)
+            if windowed or path != "gathered":
+                model.attend(path)  # type: ignore[arg-type]
+            check_memory(task, model, (largest, largest), device)
+            with pytest.raises(UserError, match=rf"length {too_large:,}: .* GiB .* {limit / 2**30:.1f} GiB"):
+                check_memory(task, model, (too_large, 1), device)
+
+
+def test_a_container_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("max\n", ""):
+        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        check_memory(Addition(), make(Addition(), 0, "pre", True), (1000, 1000), CPU)
+
+    def missing(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    check_memory(Addition(), make(Addition(), 0, "pre", True), (1000, 1000), CPU)
 
 
 # The problems.
@@ -184,15 +229,15 @@ def test_memory_is_checked() -> None:
 @pytest.mark.parametrize("set_name", SETS)
 def test_sets_have_the_size_asked_for(task: Task, set_name: str) -> None:
     for length, samples in itertools.product((1, 2, 9), (1, 3, 20)):
-        batches = evaluation_problems(task, length, set_name, samples, 0)
+        batches = list(evaluation_problems(task, length, set_name, samples, 0))
         assert sum(map(len, batches)) == samples
         assert max(map(len, batches)) - min(map(len, batches)) <= 1
         for batch in batches:
             for source, target in zip(batch.source, batch.target, strict=True):
                 assert task.vocabulary.decode(target) == task.solve(task.vocabulary.decode(source))
-        again = evaluation_problems(task, length, set_name, samples, 0)
+        again = list(evaluation_problems(task, length, set_name, samples, 0))
         assert all(torch.equal(a.source, b.source) for a, b in zip(batches, again, strict=True))
-    first, other = (evaluation_problems(task, 40, set_name, 20, seed) for seed in (0, 1))
+    first, other = (list(evaluation_problems(task, 40, set_name, 20, seed)) for seed in (0, 1))
     assert not all(a.source.equal(b.source) for a, b in zip(first, other, strict=True))
 
 
@@ -216,6 +261,62 @@ def test_uniform_problems_of_trained_lengths_are_held_out(task: Task) -> None:
             assert share == 0 if small else share == 1 if length <= task.max_length else share < 0.3
 
 
+@ALL
+@pytest.mark.parametrize("set_name", SETS)
+def test_problems_that_fit_one_piece_are_drawn_at_once(task: Task, set_name: str) -> None:
+    for length, samples, seed in itertools.product((1, 4, 60), (5, 40), (0, 3)):
+        generator = seeded(seed, 10, length, SETS.index(set_name))
+        shapes = task.evaluation_shapes(length, set_name, generator)[:samples]
+        pieces = list(evaluation_problems(task, length, set_name, samples, seed))
+        assert [piece.shape for piece in pieces] == list(shapes)
+        for number, (shape, piece) in enumerate(zip(shapes, pieces, strict=True)):
+            share = samples // len(shapes) + (number < samples % len(shapes))
+            if set_name == UNIFORM and length <= task.max_length and task.num_problems(shape) >= SMALL:
+                expected = draw(task, generator, share, shape, for_validation=True, set_name=set_name)
+            else:
+                expected = task.sample(generator, share, shape, set_name)
+            assert torch.equal(piece.source, expected.source)
+            assert torch.equal(piece.target, expected.target)
+
+
+@ALL
+@pytest.mark.parametrize("set_name", SETS)
+@pytest.mark.parametrize("tokens", [1, 97, 10**9])
+def test_problems_come_in_pieces_of_bounded_size(
+    task: Task, set_name: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_TOKENS_DRAWN", tokens)
+    for length, samples in itertools.product((1, 3, 20), (1, 11, 50)):
+        pieces = list(evaluation_problems(task, length, set_name, samples, 0))
+        assert sum(map(len, pieces)) == samples
+        assert all(len(piece) == 1 or piece.source.numel() + piece.target.numel() <= tokens for piece in pieces)
+        # The shapes follow one another, each with its part of the samples.
+        shapes = task.evaluation_shapes(length, set_name, seeded(0, 10, length, SETS.index(set_name)))[:samples]
+        parts = [samples // len(shapes) + (number < samples % len(shapes)) for number in range(len(shapes))]
+        problems = [(piece.shape, row) for piece in pieces for row in zip(piece.source, piece.target, strict=True)]
+        expected = [shape for shape, part in zip(shapes, parts, strict=True) for _ in range(part)]
+        assert [shape for shape, _ in problems] == expected
+        for _, (source, target) in problems:
+            assert task.vocabulary.decode(target) == task.solve(task.vocabulary.decode(source))
+        if length == 20 and samples == 50:
+            assert len({task.vocabulary.decode(source) for _, (source, _) in problems}) > 3
+
+
+def test_problems_of_trained_lengths_are_held_out_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_TOKENS_DRAWN", 200)
+    task = Addition()
+    pieces = list(evaluation_problems(task, task.max_length, UNIFORM, 60, 0))
+    assert len(pieces) > 5
+    assert all(held_out(task, piece).all() for piece in pieces)
+
+
+@pytest.mark.parametrize("set_name", SETS)
+def test_no_problem_is_made_before_it_is_due(set_name: str) -> None:
+    pieces = evaluation_problems(Addition(), 6000, set_name, 10**9, 0)
+    for piece in itertools.islice(pieces, 3):
+        assert 0 < piece.source.numel() + piece.target.numel() <= 2**20
+
+
 # Decoding.
 
 
@@ -226,16 +327,24 @@ def test_parallel_and_stepwise_solve_the_same_problems(task: Task) -> None:
     problems = [task.sample(torch.Generator().manual_seed(1), 40, shape) for shape in shapes]
     for num_encoder_layers, norm, windowed in itertools.product((0, 1), ("pre", "post"), (False, True)):
         model = taught(task, make(task, num_encoder_layers, norm, windowed), 25)
-        for variant in variants(task, model):
+        for number, variant in enumerate(variants(task, model)):
             for batch in problems:
                 layout = task.layout(batch.shape)
-                parallel, steps = (predict(variant, batch, layout, decode) for decode in ("parallel", "steps"))
+                variant.attend("dense")
+                parallel = teacher_forced(variant, batch, layout).argmax(-1)
+                expected = written(variant, batch.source[:3], layout)
                 right = (parallel == batch.target).all(dim=1)
+                variant.attend("gathered" if windowed and number % 2 == 0 else "dense")
+                plan = variant.plan(layout, len(batch), (1, 2, 64)[number % 3])
+                assert plan.gathers == (windowed and number % 2 == 0)
+                assert torch.equal(solves(variant, batch, plan), right)
+                steps = greedy(variant, batch.source, plan)
                 assert torch.equal(right, (steps == batch.target).all(dim=1))
                 # Up to its first error the one is the other.
-                differs = (parallel != batch.target).long().cumsum(dim=1) - (parallel != batch.target).long() == 0
+                wrong = (parallel != batch.target).long()
+                differs = wrong.cumsum(dim=1) - wrong == 0
                 assert torch.equal(parallel[differs], steps[differs])
-                assert torch.equal(steps[:3], written(variant, batch.source[:3], layout))
+                assert torch.equal(steps[:3], expected)
                 solved += int(right.sum())
                 total += len(batch)
                 ended_early += int((steps[:, -2] == EOS).sum())
@@ -246,14 +355,84 @@ def test_parallel_and_stepwise_solve_the_same_problems(task: Task) -> None:
 def test_a_row_that_has_ended_stays_so() -> None:
     task = TASKS["successor"]
     problems = task.sample(torch.Generator().manual_seed(0), 300, (2,))
-    layout = task.layout((2,))
     model = make(task, 0, "pre", False)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.7)
-    decoded = greedy(model, problems.source, layout)
+    decoded = greedy(model, problems.source, model.plan(task.layout((2,)), 300))
     ended = (decoded == EOS).long()
     assert torch.equal(ended, ended.cummax(dim=1).values)
     assert len(decoded.unique(dim=0)) > 3
+
+
+def own_answers(task: Task, length: int, batch: int, path: AttentionPath) -> tuple[Transformer, Problems]:
+    """A random model, and problems whose right answers are what it says."""
+    model = make(task, 0, "pre", True)
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        model.output.bias[EOS] = -1e9
+    shape = task.evaluation_shapes(length, UNIFORM, torch.Generator())[0]
+    source = task.sample(torch.Generator().manual_seed(length), batch, shape).source
+    problems = Problems(shape, source, written(model, source, task.layout(shape)))
+    model.attend(path)
+    return model, problems
+
+
+@pytest.mark.parametrize("path", ["dense", "gathered"])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_error_is_found_and_the_rest_is_left_out(path: AttentionPath, data: st.DataObject) -> None:
+    task = TASKS[data.draw(st.sampled_from(["successor", "addition", "parity"]))]
+    model, problems = own_answers(task, data.draw(st.integers(1, 9)), 3, path)
+    length = problems.target.shape[1]
+    # In each problem an error at one place, or none.
+    errors = data.draw(st.lists(st.none() | st.integers(0, length - 1), min_size=3, max_size=3))
+    for row, place in enumerate(errors):
+        if place is not None:
+            problems.target[row, place] = (problems.target[row, place] + 1) % len(task.vocabulary)
+    ahead = data.draw(st.integers(1, length + 1))
+    plan = model.plan(task.layout(problems.shape), 3, ahead)
+    seen, advance = [], model.advance
+
+    def spy(tokens: Tensor, state: Any) -> Tensor:
+        seen.append(tokens.shape[1])
+        return advance(tokens, state)
+
+    model.advance = spy  # type: ignore[method-assign]
+    assert solves(model, problems, plan).tolist() == [place is None for place in errors]
+    # It stops after the piece with the last problem's first error, and never before a right problem's end.
+    last = max(length - 1 if place is None else place for place in errors)
+    assert sum(seen) == min(length, (last // ahead + 1) * ahead)
+    assert all(size == ahead for size in seen[:-1])
+
+
+@pytest.mark.parametrize("path", ["dense", "gathered"])
+@pytest.mark.parametrize("task", ["successor", "addition unpadded", "parity"])
+def test_guessing_ahead_changes_no_answer(task: str, path: AttentionPath) -> None:
+    model, problems = own_answers(TASKS[task], 40, 3, path)
+    assert len(problems.target.unique(dim=1).T) > 3  # so that guesses fail
+    for ahead, batch in itertools.product((1, 2, 7, 256), (1, 3)):
+        plan = model.plan(TASKS[task].layout(problems.shape), batch, ahead)
+        assert torch.equal(greedy(model, problems.source[:batch], plan), problems.target[:batch])
+
+
+@pytest.mark.parametrize("path", ["dense", "gathered"])
+@pytest.mark.parametrize("held", [1, 200, 10**6])
+def test_problems_are_done_in_batches_that_fit(path: AttentionPath, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_TOKENS_HELD", held)
+    task = Addition()
+    model = make(task, 0, "pre", True)
+    model.attend(path)
+    problems = task.sample(torch.Generator().manual_seed(0), 25, (3, 3))
+    layout = task.layout((3, 3))
+    tokens = len(layout.source) + len(layout.target)
+    for decode in ("parallel", "steps"):
+        batches = [batch for batch, _ in planned(model, problems, layout, decode)]  # type: ignore[arg-type]
+        assert torch.equal(torch.cat([batch.source for batch in batches]), problems.source)
+        assert torch.equal(torch.cat([batch.target for batch in batches]), problems.target)
+        assert all(len(batch) * tokens <= max(held, tokens) for batch in batches)
+        assert len(batches) == {1: 25, 200: math.ceil(25 / (200 // tokens)), 10**6: 1}[held]
 
 
 @ALL
@@ -289,13 +468,13 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < sum(row.exact_match for row in rows) < len(rows)
     expected_digits = []
     for row in rows:
-        batches = evaluation_problems(task, row.length, row.set, samples, 4)
+        batches = list(evaluation_problems(task, row.length, row.set, samples, 4))
         model = own[row.weights]
         pairs = [
             (predicted.tolist(), target.tolist())
             for batch in batches
             for predicted, target in zip(
-                greedy(model, batch.source, task.layout(batch.shape)), batch.target, strict=True
+                greedy(model, batch.source, model.plan(task.layout(batch.shape), len(batch))), batch.target, strict=True
             )
         ]
         right = sum(predicted == target for predicted, target in pairs)
@@ -313,17 +492,90 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
             "seed": 4,
             "weights": row.weights,
         }
-        if len(batches) == 1:
+        if len({batch.shape for batch in batches}) == 1:
             for place in range(len(pairs[0][1]) - 1):
                 accuracy = sum(p[place] == t[place] for p, t in pairs) / samples
                 expected_digits.append((row.weights, row.set, row.length, place, pytest.approx(accuracy)))
     assert [tuple(d[k] for k in ("weights", "set", "length", "place", "accuracy")) for d in digits] == expected_digits
-    # Decoded or judged in parallel, in one piece or in many.
-    for decode, cells in (("parallel", 2**25), ("parallel", 2**11), ("steps", 1)):
-        monkeypatch.setattr(evaluation, "_CELLS", cells)
-        again, digits_again = evaluate_models(task, own, lengths, SETS, samples, decode, 4, CPU)  # type: ignore[arg-type]
+    # Decoded or judged in parallel, in one piece or in many, by either path.
+    for decode, path, sizes in (
+        ("parallel", "dense", {}),
+        ("parallel", "gathered", {"_TOKENS_HELD": 90, "_TOKENS_AHEAD": 7}),
+        ("steps", "gathered", {"_TOKENS_HELD": 90, "_TOKENS_GUESSED": 100}),
+    ):
+        own["retrain"].attend(path)  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            for name, size in sizes.items():
+                patch.setattr(evaluation, name, size)
+            again, digits_again = evaluate_models(task, own, lengths, SETS, samples, decode, 4, CPU)  # type: ignore[arg-type]
         assert [r.plain() | {"decode": ""} for r in again] == [r.plain() | {"decode": ""} for r in rows]
         assert digits_again == (digits if decode == "steps" else [])
+
+
+def test_places_are_counted_over_pieces_of_one_shape_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_TOKENS_DRAWN", 60)
+    task = TASKS["addition"]
+    model = taught(task, make(task, 0, "pre", True), 40)
+    batches = list(evaluation_problems(task, 3, UNIFORM, 24, 0))
+    assert len(batches) > 3
+    total, right = Total(), torch.zeros(batches[0].target.shape[1] - 1)
+    for batch in batches:
+        total.add(model, batch, task.layout(batch.shape), "steps")
+        right += (written(model, batch.source, task.layout(batch.shape)) == batch.target)[:, :-1].sum(dim=0)
+    assert total.samples == 24
+    assert total.accuracies() == pytest.approx((right / 24).tolist())
+    other = task.sample(torch.Generator().manual_seed(0), 5, (2, 1))
+    total.add(model, other, task.layout(other.shape), "steps")
+    assert total.accuracies() == []
+    assert total.samples == 29
+    # Nothing is said about places where nothing was decoded.
+    judged = Total()
+    judged.add(model, batches[0], task.layout(batches[0].shape), "parallel")
+    assert judged.accuracies() == Total().accuracies() == []
+
+
+class Bar:
+    """Stands in for `report.counter`: what was counted, of how many, by bar."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.counts: list[tuple[str, int, list[int]]] = []
+
+        @contextmanager
+        def counter(_: str, total: int, unit: str) -> Iterator[Any]:
+            counted: list[int] = []
+            self.counts.append((unit, total, counted))
+            yield counted.append
+
+        monkeypatch.setattr(report, "counter", counter)
+
+
+@pytest.mark.parametrize("decode", ["parallel", "steps"])
+def test_evaluation_counts_every_problem(decode: evaluation.Decode, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = Bar(monkeypatch)
+    monkeypatch.setattr(evaluation, "_TOKENS_HELD", 1)
+    task = TASKS["addition"]
+    own = {"fit": make(task, 0, "pre", False), "retrain": make(task, 0, "pre", True)}
+    evaluate_models(task, own, [1, 7], SETS[:3], 10, decode, 0, CPU)
+    ((unit, total, counted),) = bar.counts
+    assert (unit, total) == ("problems", 2 * 3 * 2 * 10)
+    assert counted == [1] * total
+
+
+@pytest.mark.parametrize("path", ["dense", "gathered"])
+def test_solving_counts_every_token(path: AttentionPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = Bar(monkeypatch)
+    task = TASKS["parity"]
+    model = make(task, 0, "pre", True)
+    model.attend(path)
+    lengths = (1, 49, 50, 1, 210, 49)
+    solve_problems(model, task, [((length,), "1" * length) for length in lengths])
+    ((unit, total, counted),) = bar.counts
+    assert (unit, total) == ("tokens", sum(length + 1 for length in lengths))
+    assert sum(counted) == total
+    # Often enough to be seen to move, seldom enough to cost nothing.
+    assert len(counted) <= sum(1 + (length + 1) // 50 for length in lengths)
+    assert max(counted) <= 2 * (50 + 256)
+    assert sum(count >= 50 for count in counted) >= (4 if path == "dense" else 1)
 
 
 @pytest.mark.parametrize(("cells", "pieces"), [(1, 10), (4 * 4 * 9 * 4, 3), (2**25, 1)])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,33 @@ def test_accuracy_shades_the_trained_lengths() -> None:
     assert (band.get_x(), band.get_x() + band.get_width()) == (1, 3)
     assert {"trained lengths, 1 to 3", "10x"} <= {text.get_text() for text in axes.texts}
     assert "10x" not in words(figures._draw_accuracy(results((1, 3, 29)), 3, "Addition"))
+
+
+@pytest.mark.parametrize("lengths", [(6, 60, 600, 6000, 60_000), (60_000,), (1, 6, 12, 60, 120, 6_000_000)])
+def test_accuracy_over_many_powers_of_ten_stays_readable(lengths: tuple[int, ...]) -> None:
+    figure = figures._draw_accuracy(results(lengths, sets=("uniform", "unequal", "carry", "zeros")), 6, "Addition")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    labels = [label for label in axes.get_xticklabels() if label.get_text()]
+    longest = max(lengths)
+    assert {"6", f"{longest:,}"} <= {label.get_text() for label in labels}
+    assert [label.get_text() for label in labels] == [f"{round(tick):,}" for tick in axes.get_xticks()]
+    multiples = [text for text in axes.texts if text.get_text().endswith("x")]
+    most = round(math.log10(longest / 6))
+    assert [text.get_text() for text in multiples] == [f"{10**power:,}x" for power in range(1, most + 1)]
+    assert [text.get_position()[0] for text in multiples] == [6 * 10**power for power in range(1, most + 1)]
+    for texts in (labels, axes.texts):
+        spans = sorted(text.get_window_extent().intervalx.tolist() for text in texts)
+        assert all(before[1] < after[0] for before, after in pairwise(spans)), spans
+    # The marks of every set are inside the axes, though they are moved aside.
+    left, right = axes.get_window_extent().intervalx
+    for bars in axes.containers:
+        line = bars.lines[0]
+        marks = line.get_transform().transform(line.get_xydata())[:, 0]
+        half = line.get_markersize() / 2 * figure.dpi / 72
+        assert left < marks.min() - half
+        assert marks.max() + half < right
 
 
 def test_accuracy_has_a_colour_for_the_weights_and_a_mark_for_the_set() -> None:

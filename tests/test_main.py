@@ -2,7 +2,9 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -233,7 +235,11 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
         *((f"evaluate --overwrite --length {length}", f"{length!r}") for length in ("0x", "-3", "ten", "0", "1,,2")),
         ("evaluate --overwrite --length=", "--length ''"),
         ("evaluate --overwrite --length 6:3", "runs backwards; write 3:6"),
-        ("evaluate --overwrite --length 9999999x", "at most"),
+        ("evaluate --overwrite --length 999999999x", "at most"),
+        ("evaluate --overwrite --length 1:100000", "1:100000 names 100000 lengths; write fewer"),
+        ("evaluate --overwrite --attention gathered", "--attention gathered: .* it has no window.* --weights retrain"),
+        ("evaluate --overwrite --attention nosuch", "--attention: Expected one of 'auto', 'dense', 'gathered'"),
+        ("evaluate --overwrite --weights nosuch", "--weights: Expected one of 'all', 'fit', 'retrain'"),
         ("evaluate --overwrite --samples 0", "--samples 0: give at least 1"),
         ("evaluate --overwrite --samples -4", "--samples -4: give at least 1"),
         ("evaluate --overwrite --sets uniform,nosuch", "'nosuch' names no evaluation set"),
@@ -243,7 +249,9 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
         ("solve 10a", "'a'"),
         ("solve 101 1+1", "problem 2 .*[+]"),
         ("solve --file nowhere", "--file nowhere cannot be read"),
-        ("solve --weights nosuch 101", "choose retrain or fit"),
+        ("solve --weights nosuch 101", "--weights: Expected one of 'retrain', 'fit'"),
+        ("solve --attention nosuch 101", "--attention: Expected one of 'auto', 'dense', 'gathered'"),
+        ("solve --weights fit --attention gathered 101", "it has no window.* --weights retrain"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_changes_nothing(
@@ -284,6 +292,21 @@ def test_problems_of_another_kind_are_refused(
     _refused(abc("solve", problem), f"problem 1 .*({text})")
 
 
+@pytest.mark.parametrize("task", ["Addition", "Multiplication", "Successor", "Parity"])
+def test_a_long_problem_is_refused_in_a_short_line(
+    task: str, abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from abc_toolkit import tasks
+
+    monkeypatch.setattr(commands.Run, "task", lambda *_: getattr(tasks, task)())
+    number = "1" * 20_000
+    for problem in (number + "a" * 20_000, f"{number}+", f"{number}*{number}+{number}", f"+{number}"):
+        Path("problems").write_text(f"{problem}\n")
+        result = abc("solve", "--file", "problems")
+        _refused(result, "problem 1 cannot be solved by this run")
+        assert len(result[2]) < 250
+
+
 @pytest.mark.parametrize("phase", ["fit", "calibrate", "retrain"])
 def test_commands_out_of_order_name_the_one_that_is_missing(
     phase: str, abc: Abc, pipeline: Path, tmp_path: Path
@@ -293,6 +316,52 @@ def test_commands_out_of_order_name_the_one_that_is_missing(
     (pipeline / phase).rename(tmp_path / "away")
     before = _contents(tmp_path)
     _refused(abc(*words), f"holds no finished '{phase}': do 'abc {phase} ")
+    assert _contents(tmp_path) == before
+
+
+def test_a_model_that_is_not_there_is_not_evaluated(abc: Abc, pipeline: Path, tmp_path: Path) -> None:
+    (pipeline / "retrain").rename(tmp_path / "away")
+    before = _contents(tmp_path)
+    _refused(abc("evaluate", "--overwrite", "--weights", "retrain"), "holds no finished 'retrain': do 'abc retrain ")
+    result = abc("evaluate", "--overwrite", "--attention", "gathered")
+    assert result[0] == 2
+    assert "--weights retrain" not in result[2]  # there is no other model to name
+    assert _contents(tmp_path) == before
+    status, _, err = abc("evaluate", "--overwrite", "--length", "1x", "--samples", "4")
+    assert status == 0
+    assert "holds no finished 'retrain': only the vanilla model is evaluated" in err
+    rows = json.loads((pipeline / "evaluate" / "results.json").read_text())
+    assert {row["weights"] for row in rows} == {"fit"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"), [("all", {"fit", "retrain"}), ("fit", {"fit"}), ("retrain", {"retrain"})]
+)
+def test_the_models_that_are_asked_for_are_evaluated(
+    weights: str, expected: set[str], abc: Abc, pipeline: Path
+) -> None:
+    words = ("evaluate", "--overwrite", "--length", "1x", "--samples", "4", "--weights", weights)
+    os.utime(pipeline / "fit" / "record.json")
+    status, out, err = abc(*words)
+    assert status == 0, err
+    rows = json.loads((pipeline / "evaluate" / "results.json").read_text())
+    assert {row["weights"] for row in rows} == expected
+    assert ("vanilla" in out, "retrained" in out) == ("fit" in expected, "retrain" in expected)
+    assert ("older than the phases before it" in err) == ("retrain" in expected)
+    record = yaml.safe_load((pipeline / "evaluate" / "config.yaml").read_text())
+    assert (record["weights"], record["attention"]) == (weights, "auto")
+
+
+@pytest.mark.parametrize(
+    "words", [("evaluate", "--overwrite", "--length", "1x,100000"), ("solve", "--file", "problems")]
+)
+def test_a_length_beyond_memory_is_refused_beforehand(
+    words: tuple[str, ...], abc: Abc, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("problems").write_text(f"101\n{'1' * 100_000}\n")
+    before = _contents(tmp_path)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2**25, resource.RLIM_INFINITY))
+    _refused(abc(*words), r"length 100,000: one problem takes about 1 GiB and there are 0\.0 GiB; choose a shorter one")
     assert _contents(tmp_path) == before
 
 
@@ -319,6 +388,26 @@ def test_solve_takes_problems_from_arguments_a_file_and_standard_input(
     assert out == "".join(f"{answer}\tright\n" for answer in expected.split())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     _refused(abc("solve"), "there is no problem to solve")
+
+
+def test_either_attention_gives_the_same_answers(abc: Abc, pipeline: Path) -> None:
+    problems = [format(7919 * number, "b") for number in (0, 1, 3, 50, 1234, 99_999)] + ["10" * 100]
+    for weights, paths in (("retrain", ("dense", "gathered", "auto")), ("fit", ("dense", "auto"))):
+        printed = {abc("solve", "--check", "--weights", weights, "--attention", path, *problems) for path in paths}
+        assert len(printed) == 1
+        ((status, out, err),) = printed
+        assert (status, err, len(out.splitlines())) == (0, "", len(problems))
+        assert ("wrong" in out) == (weights == "fit")
+
+
+def test_a_problem_of_thousands_of_digits_is_solved(abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = random.Random(0)
+    long, shorter = (format(draws.getrandbits(bits) | 1 << bits - 1, "b") for bits in (2000, 700))
+    Path("problems").write_text(long)
+    expected = (0, f"{long.count('1') % 2}\tright\n", "")
+    assert abc("solve", "--check", "--file", "problems") == expected
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{shorter}\n"))
+    assert abc("solve", "--check") == (0, f"{shorter.count('1') % 2}\tright\n", "")
 
 
 def test_solve_cannot_reach_the_oracle(abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:

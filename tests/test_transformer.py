@@ -1,17 +1,24 @@
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.layout import Layout, Positions
+from abc_toolkit import attention
+from abc_toolkit.attention import KEYS_A_SLOT, Attention, AttentionPath
+from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, site_positions
+from abc_toolkit.errors import UserError
+from abc_toolkit.layout import Layout, Positions, digit_layout
 from abc_toolkit.positions import AttentionPosition, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
 from abc_toolkit.tasks import Addition, Problems
-from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
+from abc_toolkit.transformer import Architecture, LayerCache, Storage, Transformer, teacher_forced
 from abc_toolkit.vocabulary import BOS
+from tests.calibration.test_window import crowded_windows, layouts, visible_oracle
 
 TASK = Addition(padding="none")
 SHAPES = [(3, 2), (1, 1)]
@@ -33,6 +40,22 @@ RULES = [
 ]
 
 
+class Distance(AttentionPosition):
+    """Scales keys by their place and takes a multiple of their distance off."""
+
+    def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
+        return q, k * (1 + 0.1 * k_positions.coordinates["place"][..., None])
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
+        distance = q_positions.coordinates["raw"][:, None] - k_positions.coordinates["raw"]
+        return (-0.2 * distance).expand(HEADS, -1, -1)
+
+
+class DistanceMethod(NoPE):
+    def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
+        return Distance()
+
+
 def window(num_encoder_layers: int) -> Window:
     rules = tuple(rule for rule in RULES if num_encoder_layers or rule.site != "encoder")
     return Window("Addition", num_encoder_layers, LAYERS, HEADS, rules, {})
@@ -44,13 +67,15 @@ def position(name: str, num_encoder_layers: int) -> PositionMethod:
         "sinusoidal": Sinusoidal(),
         "sinusoidal of two": Sinusoidal(("place", "segment"), base=100.0),
         "cyclic": Cyclic(),
+        "distance": DistanceMethod(),
     }
     if name in own:
         return own[name]
     return Windowed(window(num_encoder_layers), own[name.removeprefix("windowed ")])
 
 
-POSITIONS = ["NoPE", "sinusoidal", "sinusoidal of two", "cyclic", "windowed NoPE", "windowed cyclic"]
+WINDOWED = ["windowed NoPE", "windowed cyclic", "windowed sinusoidal of two", "windowed distance"]
+POSITIONS = ["NoPE", "sinusoidal", "sinusoidal of two", "cyclic", *WINDOWED]
 MODELS = [(norm, encoder, name) for norm in ("pre", "post") for encoder in (0, 1) for name in POSITIONS]
 
 
@@ -84,13 +109,91 @@ Case = tuple[Problems, Layout, Tensor]
 
 def stepped(model: Transformer, source: Tensor, prefix: Tensor, layout: Layout) -> Tensor:
     """Logits under a given prefix, a step at a time."""
-    state = model.decoder_state(source, layout)
+    state = model.decoder_state(source, model.plan(layout))
     logits = []
     for i, tokens in enumerate(prefix.unbind(1)):
         assert state.step == i
         logits.append(model.step(tokens, state))
     assert state.step == prefix.shape[1]
     return torch.stack(logits, dim=1)
+
+
+def paths(model: Transformer) -> list[AttentionPath]:
+    return ["dense", "gathered"] if isinstance(model.position, Windowed) else ["dense"]
+
+
+@torch.no_grad()
+def test_every_way_of_computing_is_the_same(model: Transformer, case: Case) -> None:
+    problems, layout, prefix = case
+    expected = model(problems.source, prefix, layout)
+    for path in paths(model):
+        model.attend(path)
+        assert model.path == path
+        torch.testing.assert_close(model(problems.source, prefix, layout), expected, atol=1e-12, rtol=1e-12)
+        for ahead in (1, 2, 3, prefix.shape[1]):
+            plan = model.plan(layout, len(prefix), ahead)
+            assert plan.ahead == ahead
+            assert plan.gathers == (path == "gathered")
+            state = model.decoder_state(problems.source, plan)
+            pieces = [model.advance(piece, state) for piece in prefix.split(ahead, dim=1)]
+            assert state.step == prefix.shape[1]
+            torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-12, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_pieces_may_be_of_any_size_and_be_gone_back_to(model: Transformer, generator: torch.Generator) -> None:
+    problems, layout, prefix = draw(generator, (7, 5))
+    expected = model(problems.source, prefix, layout)
+    for path in paths(model):
+        model.attend(path)
+        state = model.decoder_state(problems.source, model.plan(layout, 3, 4))
+        # The tokens of a piece after those that are kept are wrong guesses.
+        for size, kept in ((1, 1), (4, 1), (4, 2), (2, 2), (3, 1), (2, 2)):
+            start = state.step
+            tokens = prefix[:, start : start + size].clone()
+            tokens[:, kept:] = (tokens[:, kept:] + 5) % len(TASK.vocabulary)
+            logits = model.advance(tokens, state)[:, :kept]
+            torch.testing.assert_close(logits, expected[:, start : start + kept], atol=1e-12, rtol=1e-12)
+            state.go_back(start + kept)
+        assert state.step == prefix.shape[1]
+
+
+@torch.no_grad()
+def test_encoding_in_pieces_is_encoding(model: Transformer, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems, layout, _ = case
+    lengths: list[int] = []
+    forward = Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda m, x, *a: lengths.append(x.shape[1]) or forward(m, x, *a))
+    for path in paths(model):
+        model.attend(path)
+        expected = model.encode(problems.source, layout.source)
+        length, two_queries = len(layout.source), 2 * len(problems) * HEADS * len(layout.source)
+        for cells in (1, two_queries, 2**25):
+            monkeypatch.setattr(attention, "_CELLS", cells)
+            lengths.clear()
+            encoded = model.encode_in_pieces(problems.source, layout.source)
+            torch.testing.assert_close(encoded, expected, atol=1e-12, rtol=1e-12)
+            if cells == two_queries and path == "gathered":
+                assert sum(lengths) == len(model.encoder) * length
+            else:
+                size = {1: 1, two_queries: 2, 2**25: length}[cells]
+                assert lengths == [min(size, length - i) for i in range(0, length, size)] * len(model.encoder)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_gathered_gradient_is_the_dense_one(norm: str, name: str, generator: torch.Generator) -> None:
+    problems, layout, prefix = draw(generator, (3, 2))
+    model = make(norm, 1, name)
+    found = {}
+    for path in paths(model):
+        model.attend(path)
+        model.zero_grad()
+        model(problems.source, prefix, layout).square().mean().backward()
+        found[path] = {key: parameter.grad for key, parameter in model.named_parameters()}
+    for key, gradient in found["dense"].items():
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(found["gathered"][key], gradient, atol=1e-11 * scale, rtol=0)
 
 
 @torch.no_grad()
@@ -279,15 +382,381 @@ def test_validation_under_inference_mode_does_not_spoil_training(generator: torc
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["NoPE", "sinusoidal"])
-def test_stepping_beyond_the_layout_fails(name: str, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("name", ["NoPE", "sinusoidal", "windowed NoPE"])
+def test_decoding_beyond_the_layout_fails(name: str, generator: torch.Generator) -> None:
     problems, layout, prefix = draw(generator, (1, 1))
     model = make("pre", 0, name)
-    state = model.decoder_state(problems.source, layout)
-    for tokens in prefix.unbind(1):
-        model.step(tokens, state)
-    with pytest.raises((ValueError, IndexError, RuntimeError)):
-        model.step(prefix[:, 0], state)
+    for path in paths(model):
+        model.attend(path)
+        state = model.decoder_state(problems.source, model.plan(layout))
+        for tokens in prefix.unbind(1):
+            model.step(tokens, state)
+        with pytest.raises(ValueError, match="the layout has 3 target tokens; no further one"):
+            model.step(prefix[:, 0], state)
+        state = model.decoder_state(problems.source, model.plan(layout, ahead=2))
+        model.advance(prefix[:, :2], state)
+        with pytest.raises(ValueError, match="the layout has 3 target tokens; no further one"):
+            model.advance(prefix[:, :2], state)
+        assert state.step == 2
+
+
+# Which keys the cache keeps.
+
+
+def open_cells(own: Window, layout: Layout) -> list[set[tuple[int, int]]]:
+    """Keys of the first decoder layer that each query reads, with their heads, found by comparing each with each."""
+    bias = visible_oracle(own, "decoder", 0, layout.target, layout.prefix)
+    return [
+        {(key, head) for head, rows in enumerate(bias) for key, value in enumerate(rows[query]) if value > -math.inf}
+        for query in range(len(layout.target))
+    ]
+
+
+def stored(own: Window, layout: Layout, ahead: int) -> Storage:
+    table = own.open_keys("decoder", 0, *site_positions("decoder", layout))
+    assert table is not None
+    return Storage.of(table, len(layout.prefix), ahead)
+
+
+def most_alive(read: Sequence[set[tuple[int, int]]], ahead: int) -> int:
+    """Most keys that must be held at once: a key is written up to `ahead - 1` queries before its own."""
+    last = {key: query for query, cells in enumerate(read) for key, _ in cells}
+    return max(sum(key <= written and last[key] > written - ahead for key in last) for written in range(len(read)))
+
+
+def unravelled(number: int, heads: int) -> tuple[int, int, int]:
+    """Row, key or value, and head of a place in a flattened `[row, 2, head]`."""
+    return number // (2 * heads), number // heads % 2, number % heads
+
+
+def simulate(storage: Storage, read: Sequence[set[tuple[int, int]]], pieces: Sequence[tuple[int, int]]) -> None:
+    """Decodes pieces, each of a size and a number of tokens that are kept of it, with a cache of numbers."""
+    assert storage.rows is not None
+    assert storage.gather is not None
+    rows = storage.rows.tolist()
+    assert all(0 <= row < storage.num_rows for row in rows)
+    heads = storage.gather.index.shape[1]
+    held = [-1] * storage.num_rows
+    start = 0
+    for size, kept in pieces:
+        for key in range(start, start + size):
+            held[rows[key]] = key
+        for query in range(start, start + size):
+            for key, _ in read[query]:
+                assert held[rows[key]] == key
+            # What attention fetches of `[row, key or value, head]`, flattened.
+            is_open = storage.gather.bias[query] > -math.inf
+            if storage.gather.open_rows is not None:
+                is_open &= storage.gather.open_rows[query] > 0
+            fetched = set()
+            for head, slot in is_open.nonzero().tolist():
+                row, of_key, of_head = unravelled(int(storage.gather.rows[query, head, 0, slot]), heads)
+                assert (of_key, of_head) == (0, head)
+                value = unravelled(int(storage.gather.rows[query, head, 1, slot]), heads)
+                assert value == (row, 1, head)
+                fetched.add((held[row], head))
+            assert fetched == read[query]
+        start += kept
+
+
+@st.composite
+def pieces_of(draw: st.DrawFn, length: int, ahead: int, goes_back: bool) -> list[tuple[int, int]]:
+    """Sizes of pieces that cover a target, and how many tokens of each are kept."""
+    pieces, start = [], 0
+    while start < length:
+        size = min(length - start, draw(st.integers(1, ahead)))
+        pieces.append((size, draw(st.integers(1, size)) if goes_back else size))
+        start += pieces[-1][1]
+    return pieces
+
+
+def check_storage(own: Window, layout: Layout, data: st.DataObject) -> None:
+    read = open_cells(own, layout)
+    length = len(read)
+    for ahead in {1, 2, data.draw(st.integers(1, length)), length}:
+        storage = stored(own, layout, ahead)
+        assert storage.num_rows == most_alive(read, ahead) + 1
+        for goes_back in (False, True):
+            simulate(storage, read, data.draw(pieces_of(length, ahead, goes_back)))
+        simulate(storage, read, [(1, 1)] * length)
+        simulate(storage, read, [(min(ahead, length - i), 1) for i in range(length)])
+
+
+@settings(max_examples=100)
+@given(crowded_windows("decoder"), layouts(longest=9), st.data())
+def test_the_cache_holds_what_will_be_read(own: Window, layout: Layout, data: st.DataObject) -> None:
+    check_storage(own, layout, data)
+
+
+def line(*conditions: Condition, head: int = 0, segment: str | None = None) -> Rule:
+    return Rule("decoder", 0, head, segment, conditions)
+
+
+# Lines of a decoder, and how many rows their cache needs at any length from 10.
+OFFSETS = [line(Condition("raw", 3, "raw")), line(Condition("place", 1, "place"), segment="answer", head=1)]
+LINES = {
+    "own": ([line(Condition("raw", 0, "raw"))], 1),
+    "offsets": (OFFSETS, 4),
+    "fixed": ([line(Condition("raw", 4)), line(Condition("index", 0), segment="answer", head=1)], 1 + 1),
+    "fixed and offsets": ([*OFFSETS, line(Condition("raw", 2))], 4 + 1),
+    "nothing": ([line(Condition("raw", -1, "raw"))], 0),
+}
+REVERSAL = [line(Condition("raw_from_end", 0, "raw"))]
+
+
+@settings(max_examples=25)
+@given(st.sampled_from([*(rules for rules, _ in LINES.values()), REVERSAL]), st.integers(1, 24), st.data())
+def test_the_cache_of_usual_lines(rules: list[Rule], length: int, data: st.DataObject) -> None:
+    check_storage(window(0).with_rules(rules), digit_layout((("operand 1", 1),), length), data)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_cache_of_offsets_does_not_grow_with_the_length(name: str) -> None:
+    rules, num_rows = LINES[name]
+    for length in (10, 5_000):
+        for ahead in (1, 3):
+            storage = stored(window(0).with_rules(rules), digit_layout((("operand 1", 1),), length), ahead)
+            # One more is shared by what nobody reads; of a piece all keys are there at once, but fixed ones.
+            more = 0 if name == "nothing" else ahead - 1
+            assert storage.num_rows <= num_rows + more + 1
+            if ahead == 1:
+                assert storage.num_rows == num_rows + 1
+
+
+def test_the_cache_of_a_reversal_holds_half() -> None:
+    # Of tokens 0 .. 20, 10 .. 20 read themselves or one before; the eleven up to the middle are held until then.
+    assert stored(window(0).with_rules(REVERSAL), digit_layout((("operand 1", 1),), 20), 1).num_rows == 11 + 1
+
+
+def test_a_cache_keeps_tokens_in_their_rows() -> None:
+    def numbers(*tokens: int) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.float)[None, :, None, None, None].expand(2, -1, 2, 3, 4)
+
+    plain = LayerCache(Storage(4))
+    assert torch.equal(plain.append(numbers(5)), numbers(5))
+    assert torch.equal(plain.append(numbers(6, 7)), numbers(5, 6, 7))
+    plain.held = 2
+    assert torch.equal(plain.append(numbers(8)), numbers(5, 6, 8))
+
+    chosen = LayerCache(Storage(2, torch.tensor([0, 1, 0, 1])))
+    assert torch.equal(chosen.append(numbers(5)), numbers(5, 0))
+    assert torch.equal(chosen.append(numbers(6, 7)), numbers(7, 6))
+    assert torch.equal(chosen.append(numbers(8)), numbers(7, 8))
+
+
+# What a step costs.
+
+SHORT_LINES = [
+    *(Rule("decoder", layer, head, None, (Condition("raw", 2 * head, "raw"),)) for layer in (0, 1) for head in (0, 1)),
+    Rule("cross", 0, 0, "operand 1", OWN_PLACE),
+    Rule("cross", 0, 1, "operand 2", OWN_PLACE, 1.5),
+    Rule("cross", 0, 1, "operator", (), -0.5, fallback=True),
+    Rule("cross", 1, 0, "operand 2", (Condition("place", 1, "place"),)),
+    Rule("cross", 1, 1, "operator"),
+]
+
+
+def short_lines() -> Transformer:
+    method = Windowed(window(0).with_rules(SHORT_LINES), NoPE())
+    return Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
+
+
+def spoil(cells: Tensor, num_heads: int, read: set[tuple[int, int]], named: Tensor) -> None:
+    """Makes large what a step does not read of `[batch, row, 2, head, dim]`, and no number what it does not fetch."""
+    unread = torch.ones(cells.shape[1], num_heads, dtype=torch.bool)
+    for row, head in read:
+        unread[row, head] = False
+    cells.masked_fill_(unread[:, None, :, None], 1e6)
+    unnamed = torch.ones(cells.shape[1:4].numel(), dtype=torch.bool)
+    unnamed[named.flatten()] = False
+    cells.masked_fill_(unnamed.view(cells.shape[1:4])[..., None], math.nan)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "rules", [SHORT_LINES, [rule for rule in RULES if rule.site != "encoder"]], ids=["short", "any"]
+)
+@pytest.mark.parametrize("new", [1, 3])
+def test_a_step_reads_nothing_but_open_keys(rules: list[Rule], new: int, generator: torch.Generator) -> None:
+    problems, layout, prefix = draw(generator, (6, 4))
+    own = window(0).with_rules(rules)
+    method = Windowed(own, NoPE())
+    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
+    model.attend("gathered")
+    expected = model(problems.source, prefix, layout)
+    bias = {name: matrix > -math.inf for name, matrix in own.matrices(layout).items()}
+    spoilt = 0
+    for start in range(prefix.shape[1] - new + 1):
+        state = model.decoder_state(problems.source, model.plan(layout, ahead=new))
+        for tokens in prefix[:, :start].unbind(1):
+            model.step(tokens, state)
+        queries = range(start, start + new)
+        for layer, (cache, storage) in enumerate(zip(state.caches, state.plan.own, strict=True)):
+            cross = state.plan.cross[layer].gather
+            assert cross is not None
+            assert storage.gather is not None
+            assert storage.rows is not None
+            cells = bias[f"cross.{layer}"][:, start : start + new].nonzero().tolist()
+            spoil(state.memory[layer], HEADS, {(key, head) for head, _, key in cells}, cross.rows[start : start + new])
+            if cache._kept is not None:
+                cells = [
+                    (int(storage.rows[key]), head)
+                    for head, query, key in bias[f"decoder.{layer}"].nonzero().tolist()
+                    if query in queries and key < start
+                ]
+                spoil(cache._kept, HEADS, set(cells), storage.gather.rows[start : start + new])
+                spoilt += int(cache._kept.isnan().sum())
+            assert state.memory[layer].isnan().any()
+        logits = model.advance(prefix[:, start : start + new], state)
+        torch.testing.assert_close(logits, expected[:, start : start + new], atol=1e-12, rtol=1e-12)
+    assert spoilt or new > 1
+
+
+@torch.no_grad()
+def test_a_step_costs_the_same_at_every_position_and_length(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = short_lines()
+    model.attend("gathered")
+    gathered = Attention._gathered
+    read: list[tuple[int, ...]] = []
+    monkeypatch.setattr(Attention, "_gathered", lambda *a: read.append(tuple(a[-1].rows.shape)) or gathered(*a))
+    seen = set()
+    for shape in ((6, 5), (300, 200)):
+        problems, layout, prefix = draw(generator, shape)
+        state = model.decoder_state(problems.source, model.plan(layout))
+        for tokens in prefix.unbind(1):
+            read.clear()
+            model.step(tokens, state)
+            kept = [cache._kept.shape for cache in state.caches if cache._kept is not None]
+            seen.add((tuple(read), tuple(kept)))
+    # Of each layer, the own keys and the source's: `[query, head, key and value, slot]`; three rows and one shared.
+    fetched = ((1, HEADS, 2, 1), (1, HEADS, 2, 2), (1, HEADS, 2, 1), (1, HEADS, 2, 1))
+    assert seen == {(fetched, 2 * ((3, 3 + 1, 2, HEADS, DIM // HEADS),))}
+
+
+# Which path is taken.
+
+
+class Whole(AttentionPosition):
+    """A method whose logits depend on more than a query and a key."""
+
+    pointwise = False
+
+
+class WholeMethod(NoPE):
+    def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
+        return Whole()
+
+
+WITHOUT_WINDOW = "it has no window, so that every key is open to every query"
+NOT_POINTWISE = "Whole is not pointwise: a logit of it depends on more than its query and key"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (NoPE(), WITHOUT_WINDOW),
+        (Sinusoidal(), WITHOUT_WINDOW),
+        (WholeMethod(), WITHOUT_WINDOW),
+        (Windowed(window(0).with_rules(SHORT_LINES), WholeMethod()), NOT_POINTWISE),
+    ],
+    ids=["NoPE", "sinusoidal", "not pointwise", "not pointwise in a window"],
+)
+def test_what_cannot_be_gathered_says_why(method: PositionMethod, reason: str, generator: torch.Generator) -> None:
+    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).eval()
+    with pytest.raises(UserError) as error:
+        model.attend("gathered")
+    assert str(error.value) == f"this model's attention cannot be gathered: {reason}"
+    assert model.path == "auto"
+    # Other ways are open to it: with `auto`, it is dense at any length.
+    for path in ("dense", "auto"):
+        model.attend(path)
+        plan = model.plan(TASK.layout((200, 200)))
+        assert all(storage.gather is None and storage.rows is None for storage in plan.own)
+        assert all(scope.gather is None for scope in plan.cross)
+        assert not plan.gathers
+        assert model.num_slots(TASK.layout((3, 2))) == 2 * LAYERS * [0]
+
+
+@torch.no_grad()
+def test_auto_is_a_matter_of_length(generator: torch.Generator) -> None:
+    model = short_lines()
+    assert model.path == "auto"
+    for length in (3, 4 * KEYS_A_SLOT):
+        problems, layout, prefix = draw(generator, (length, length))
+        plan = model.plan(layout, ahead=5)
+        assert plan.gathers == (length > 3)
+        expected = model(problems.source, prefix, layout)
+        state = model.decoder_state(problems.source, plan)
+        pieces = [model.advance(piece, state) for piece in prefix.split(5, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_gathering_means_every_attention() -> None:
+    layout = TASK.layout((4 * KEYS_A_SLOT, 4 * KEYS_A_SLOT))
+    for site, gathers in (("decoder", (False, True)), ("cross", (True, False))):
+        whole = Rule(site, 1, 0)  # type: ignore[arg-type]
+        method = Windowed(window(0).with_rules([*SHORT_LINES, whole]), NoPE())
+        plan = Transformer(13, replace(BASE, num_encoder_layers=0), method).plan(layout)
+        own, cross = ([part.gather is not None for part in parts] for parts in (plan.own, plan.cross))
+        assert (own, cross) == ([True, gathers[0]], [True, gathers[1]])
+        assert not plan.gathers
+
+
+def test_slots_are_counted() -> None:
+    model = short_lines()
+    layout = TASK.layout((3, 2))
+    # A slot in each of two heads; in the first layer the second head has a fallback beside its line.
+    for path, numbers in (("auto", [2, 4, 2, 2]), ("gathered", [2, 4, 2, 2]), ("dense", [0, 0, 0, 0])):
+        model.attend(path)  # type: ignore[arg-type]
+        assert model.num_slots(layout) == numbers
+
+
+@torch.no_grad()
+def test_maps_are_dense_whatever_the_path(generator: torch.Generator) -> None:
+    problems, layout, prefix = draw(generator, (3, 2))
+    model = make("pre", 1, "windowed cyclic")
+    found = []
+    for path in paths(model):
+        model.attend(path)
+        maps: dict[tuple[str, int], Tensor] = {}
+        model(problems.source, prefix, layout, maps)
+        found.append(maps)
+    assert set(found[0]) == set(found[1])
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+def test_a_table_made_under_inference_mode_does_not_spoil_training(generator: torch.Generator) -> None:
+    model = make("pre", 1, "windowed cyclic")
+    model.attend("gathered")
+    problems = TASK.sample(generator, 3, (4, 5))
+    with torch.inference_mode():
+        layout = TASK.layout((4, 5))
+        validated = teacher_forced(model, problems, layout)
+    logits = teacher_forced(model, problems, layout)
+    assert torch.equal(logits, validated)
+    logits.square().sum().backward()
+
+
+@torch.no_grad()
+def test_pieces_keep_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layout = short_lines(), TASK.layout((6, 5))
+    monkeypatch.setattr(attention, "_CELLS", 1000)
+    model.attend("dense")
+    # 2 heads of 12 keys of the source, and of 8 of the target, to a query.
+    assert [model.plan(layout, batch, 100).ahead for batch in (1, 3, 500)] == [41, 13, 1]
+    model.attend("gathered")
+    # 2 heads, each with at most 2 keys and values of 4 channels.
+    assert [model.plan(layout, batch, 100).ahead for batch in (1, 3, 500)] == [31, 10, 1]
+    assert model.plan(layout, 1, 7).ahead == 7
+    # The own keys count as well: here 8 in each head.
+    method = Windowed(window(0).with_rules([Rule("decoder", 1, 1)]), NoPE())
+    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method)
+    model.attend("gathered")
+    assert len(layout.prefix) == 8
+    assert [model.plan(layout, batch, 100).ahead for batch in (1, 3)] == [1000 // (2 * 8 * 2 * 4), 2]
 
 
 class Learned(AttentionPosition, nn.Module):

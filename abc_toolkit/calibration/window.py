@@ -21,6 +21,8 @@ from abc_toolkit.positions import SITES, AttentionPosition, OpenKeys, PositionMe
 SCHEMA = 1
 T = TypeVar("T")
 _KEPT_CELLS = 2**18
+_LARGEST_OFFSET = 10**18  # has room in 64 bits, with a coordinate beside it
+_LARGEST_BIAS = float(torch.finfo(torch.float32).max)
 
 
 class WindowError(UserError):
@@ -47,8 +49,10 @@ class Condition:
                 raise WindowError(
                     f"a condition names the coordinate {coordinate!r}; there are {', '.join(COORDINATES)}"
                 )
-        if type(self.equals) is not int:
-            raise WindowError(f"a condition compares a coordinate with {self.equals!r}, which is no integer")
+        if type(self.equals) is not int or abs(self.equals) > _LARGEST_OFFSET:
+            raise WindowError(
+                f"a condition compares a coordinate with {self.equals!r}, which is no integer of up to 18 digits"
+            )
 
     def holds(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         """Where it holds, boolean `[query, key]`."""
@@ -99,8 +103,8 @@ class Rule:
             raise WindowError(f"{where} names the site {self.site!r}; there are {', '.join(SITES)}")
         if type(self.layer) is not int or type(self.head) is not int or min(self.layer, self.head) < 0:
             raise WindowError(f"{where}: both must be integers from 0")
-        if type(self.bias) not in (int, float) or not math.isfinite(self.bias):
-            raise WindowError(f"{where} has the bias {self.bias!r}, which is no finite number")
+        if type(self.bias) not in (int, float) or not abs(self.bias) <= _LARGEST_BIAS:
+            raise WindowError(f"{where} has the bias {self.bias!r}, which is no finite number in single precision")
         for segment in (self.key_segment, self.query_segment):
             if segment is not None and not isinstance(segment, str):
                 raise WindowError(f"{where} names the segment {segment!r}, which is no name")
@@ -363,8 +367,9 @@ class _Ranked:
     Attributes:
         order: Numbers of the keys, those with equal coordinates together.
         ranks: What they are sorted by.
-        values: For each coordinate in turn, the sorted values that it takes, and the sorted pairs that the rank so far
-            makes with them, as single numbers whose places are the next rank.
+        values: For each coordinate in turn, two sorted lists: the values that it takes, and the pairs that occur of the
+            rank by the coordinates before and its own value's place, a pair as one number. A pair's place in the
+            second list is the rank by all coordinates so far.
     """
 
     order: Tensor
@@ -389,13 +394,19 @@ class _Ranked:
         """First and number of the keys that have the wanted coordinates `[query]`."""
         rank, found = torch.zeros_like(queries), torch.full_like(queries, len(self.ranks) > 0, dtype=torch.bool)
         for (single, pairs), value in zip(self.values, wanted, strict=True):
-            for known in (single, pairs):
-                place = torch.searchsorted(known, value).clamp(max=max(len(known) - 1, 0))
-                found = found & (known[place] == value) if len(known) else torch.zeros_like(found)
-                value = rank * len(single) + place
-            rank = place
+            own, has_value = _look_up(single, value)
+            rank, has_pair = _look_up(pairs, rank * len(single) + own)
+            found = found & has_value & has_pair
         first, last = (torch.searchsorted(self.ranks, rank, right=right) for right in (False, True))
         return first, (last - first) * found
+
+
+def _look_up(known: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where values stand among known ones, which are sorted, and which of them do at all."""
+    if not len(known):
+        return torch.zeros_like(values), torch.zeros_like(values, dtype=torch.bool)
+    place = torch.searchsorted(known, values).clamp(max=len(known) - 1)
+    return place, known[place] == values
 
 
 def _may_overlap(rules: Sequence[Rule]) -> bool:

@@ -28,8 +28,9 @@ class AttentionPosition:
     """What one attention module of one layer knows of positions. Overriding nothing is NoPE.
 
     A method with parameters is also an `nn.Module`. Keys come whole, `[batch, head, key, dim]`, or gathered, each query
-    with its own, `[batch, head, query, slot, dim]`; their coordinates are then `[head, query, slot]`. A hook of a
-    pointwise method holds for both if it is written to broadcast: `q_coordinate[:, None] - k_coordinate`.
+    with its own, `[batch, head, query, slot, dim]`; their coordinates are then `[head, query, slot]`. A pointwise
+    method's hooks must hold for both. Written to broadcast, `q_coordinate[:, None] - k_coordinate`, they do, but for a
+    `transform` that reads `k`.
 
     Attributes:
         pointwise: Whether a logit needs only its own query and key, so that keys may be gathered.
@@ -65,7 +66,7 @@ class AttentionPosition:
         return None
 
     def among_open_keys(self) -> "AttentionPosition":
-        """What tells order among the open keys: the method without what `open_keys` says already."""
+        """What tells order among gathered keys: the method without the window, which `open_keys` says already."""
         return self
 
     def why_not_gathered(self) -> str | None:

@@ -21,8 +21,8 @@ from abc_toolkit.calibration.window import (
     WindowError,
     site_positions,
 )
-from abc_toolkit.layout import COORDINATES, Positions, digit_layout
-from abc_toolkit.positions import SITES, AttentionPosition, Cyclic, NoPE
+from abc_toolkit.layout import COORDINATES, Layout, Positions, digit_layout
+from abc_toolkit.positions import SITES, AttentionPosition, Cyclic, NoPE, OpenKeys, Site
 from tests.contracts.position_contract import PositionCase, PositionContract
 
 NAMES = ("operand 1", "operator", "operand 2", "start", "answer", "end")
@@ -53,6 +53,38 @@ def windows(draw: st.DrawFn) -> Window:
         rules.append(Rule(site, layer, head, draw(segments), held, draw(biases), draw(segments), draw(st.booleans())))
     calibration = draw(st.dictionaries(st.text(), plain, max_size=3))
     return Window(draw(st.text()), encoder, decoder, heads, tuple(rules), calibration, draw(st.text()))
+
+
+@st.composite
+def crowded_windows(draw: st.DrawFn, site: Site, biases: st.SearchStrategy[float] = biases) -> Window:
+    """Two heads of one site with lines that mostly hold somewhere, and often overlap."""
+    few = st.sampled_from((None, "operand 1", "answer"))
+    near = st.builds(Condition, coordinates, st.integers(-1, 1), st.none() | coordinates)
+    rules = st.builds(
+        Rule,
+        site=st.just(site),
+        layer=st.just(0),
+        head=st.integers(0, 1),
+        key_segment=few,
+        conditions=st.lists(near, max_size=2).map(tuple),
+        bias=biases,
+        query_segment=few,
+        fallback=st.booleans(),
+    )
+    drawn = draw(st.lists(rules, max_size=5))
+    for rule in drawn[: draw(st.integers(0, 2))]:  # a line that holds at least where another does
+        conditions = rule.conditions[: draw(st.integers(0, 2))]
+        segment = draw(st.sampled_from((None, rule.key_segment)))
+        drawn.append(replace(rule, key_segment=segment, conditions=conditions, bias=draw(biases), fallback=False))
+    return Window("Addition", 1, 1, 2, tuple(drawn), {})
+
+
+@st.composite
+def layouts(draw: st.DrawFn, longest: int = 3) -> Layout:
+    """Layouts of addition, with segments that may be empty."""
+    digits = st.integers(0, longest)
+    lengths = [("operand 1", draw(digits)), ("operator", 1), ("operand 2", draw(digits))]
+    return digit_layout(lengths, draw(digits))
 
 
 def window(*rules: Rule, num_heads: int = 2) -> Window:
@@ -117,7 +149,7 @@ def positions(draw: st.DrawFn, max_length: int = 5) -> Positions:
     length = draw(st.integers(1, max_length))
     tensors = [torch.tensor(draw(st.lists(numbers, min_size=length, max_size=length))) for _ in COORDINATES]
     segment = torch.tensor(draw(st.lists(st.integers(0, 5), min_size=length, max_size=length)))
-    return Positions(NAMES, segment, dict(zip(COORDINATES, tensors, strict=True)) | {"segment": segment})
+    return Positions(NAMES, dict(zip(COORDINATES, tensors, strict=True)) | {"segment": segment})
 
 
 @given(
@@ -133,6 +165,19 @@ def test_rules_hold_where_they_say(rule: Rule, query_segment: str | None, q: Pos
     assert cells.tolist() == holds_oracle(rule, q, k)
 
 
+Case = tuple[Window, Site, int, Positions, Positions]
+
+
+@st.composite
+def cases(draw: st.DrawFn, biases: st.SearchStrategy[float] = biases) -> Case:
+    """A window, one of its sites and layers, queries and keys: those of a layout, or any."""
+    site = draw(st.sampled_from(SITES))
+    own = draw(crowded_windows(site, biases))
+    if draw(st.booleans()):
+        return own, site, 0, *site_positions(site, draw(layouts()))
+    return own, site, 0, draw(positions()), draw(positions())
+
+
 @settings(max_examples=150)
 @given(windows(), positions(), positions())
 def test_bias_is_the_largest_of_the_rules(own: Window, q: Positions, k: Positions) -> None:
@@ -141,6 +186,158 @@ def test_bias_is_the_largest_of_the_rules(own: Window, q: Positions, k: Position
             bias = own.bias(site, layer, q, k)
             assert bias.shape == (own.num_heads, len(q), len(k))
             assert bias.tolist() == bias_oracle(own, site, layer, q, k)
+
+
+@given(cases())
+def test_bias_of_crowded_heads(case: Case) -> None:
+    own, site, layer, q, k = case
+    assert own.bias(site, layer, q, k).tolist() == bias_oracle(own, site, layer, q, k)
+
+
+# What a window says as a table of open keys.
+
+
+def scattered(table: OpenKeys, num_keys: int) -> list[list[list[float]]]:
+    """The table as a dense bias `[head, query, key]`; no key may be open twice in a row."""
+    assert table.index.dtype == torch.int64
+    assert table.index.shape == table.bias.shape
+    dense = [[[-INF] * num_keys for _ in head] for head in table.index]
+    for row, keys, biases in (
+        (dense[head][query], table.index[head, query].tolist(), table.bias[head, query].tolist())
+        for head in range(len(dense))
+        for query in range(len(dense[head]))
+    ):
+        assert all(0 <= key < num_keys for key in keys)
+        for key, bias in zip(keys, biases, strict=True):
+            if bias > -INF:
+                assert row[key] == -INF
+                row[key] = bias
+    return dense
+
+
+def visible_oracle(own: Window, site: str, layer: int, q: Positions, k: Positions) -> list[list[list[float]]]:
+    """The dense bias, in the decoder with the keys after a query closed."""
+    bias = bias_oracle(own, site, layer, q, k)
+    for i, j in ((i, j) for i in range(len(q)) for j in range(len(k))):
+        if site == "decoder" and k.coordinates["raw"][j] > q.coordinates["raw"][i]:
+            for rows in bias:
+                rows[i][j] = -INF
+    return bias
+
+
+def slots_oracle(own: Window, site: str, layer: int, q: Positions, k: Positions) -> int:
+    """Slots of the fullest head, where each line needs as many as the query with most keys on it."""
+    slots = [0] * own.num_heads
+    for rule in own.rules:
+        if (rule.site, rule.layer) == (site, layer):
+            slots[rule.head] += max(map(sum, holds_oracle(rule, q, k)))
+    return max(1, *slots)
+
+
+def check_table(own: Window, site: Site, layer: int, q: Positions, k: Positions) -> None:
+    table = own.open_keys(site, layer, q, k)
+    assert table is not None
+    expected = visible_oracle(own, site, layer, q, k)
+    assert scattered(table, len(k)) == expected
+    dense = own.bias(site, layer, q, k)
+    if site == "decoder":
+        dense = dense.masked_fill(k.coordinates["raw"] > q.coordinates["raw"][:, None], -INF)
+    assert dense.tolist() == expected
+
+    # As many slots as are needed, and no table where fewer are wanted.
+    needed = slots_oracle(own, site, layer, q, k)
+    assert table.index.shape == (own.num_heads, len(q), needed)
+    assert own.open_keys(site, layer, q, k, needed - 1) is None
+    assert own.open_keys(site, layer, q, k, needed - 0.5) is None
+    for enough in (needed, needed + 1):
+        same = own.open_keys(site, layer, q, k, enough)
+        assert same is not None
+        assert torch.equal(same.index, table.index)
+        assert torch.equal(same.bias, table.bias)
+
+
+@settings(max_examples=150)
+@given(cases())
+def test_a_table_is_the_dense_bias(case: Case) -> None:
+    check_table(*case)
+
+
+@given(windows(), positions(), positions())
+def test_a_table_of_any_window_is_the_dense_bias(own: Window, q: Positions, k: Positions) -> None:
+    for site in SITES:
+        for layer in range(own.layers(site)):
+            check_table(own, site, layer, q, k)
+
+
+@given(cases(), st.data())
+def test_a_table_of_some_queries_is_those_rows_of_the_whole(case: Case, data: st.DataObject) -> None:
+    own, site, layer, q, k = case
+    start = data.draw(st.integers(0, len(q) - 1))
+    piece = slice(start, data.draw(st.integers(start + 1, len(q))))
+    table = own.open_keys(site, layer, q[piece], k)
+    assert table is not None
+    whole = visible_oracle(own, site, layer, q, k)
+    assert scattered(table, len(k)) == [rows[piece] for rows in whole]
+
+
+def table_of(*rules: Rule, layout: Layout = LAYOUT) -> OpenKeys:
+    q, k = site_positions(rules[0].site, layout)
+    table = window(*rules).open_keys(rules[0].site, rules[0].layer, q, k)
+    assert table is not None
+    return table
+
+
+def cells_of(table: OpenKeys) -> list[list[dict[int, float]]]:
+    """Open keys and their biases of each head and query."""
+    return [
+        [
+            {key: bias for key, bias in zip(keys, biases, strict=True) if bias > -INF}
+            for keys, biases in zip(index, bias, strict=True)
+        ]
+        for index, bias in zip(table.index.tolist(), table.bias.tolist(), strict=True)
+    ]
+
+
+def test_tables_by_hand() -> None:
+    # 123+45: the keys of the source are 0 .. 5, the queries digits 0 .. 3 and the end
+    own_place, carry = (
+        Rule("cross", 0, 0, "operand 1", (OWN_PLACE,), 0.5),
+        Rule("cross", 0, 0, "operand 2", (Condition("place", 1, "place"),)),
+    )
+    fallback = Rule("cross", 0, 0, "operator", (), -1.0, fallback=True)
+    closed = [{}] * 5
+    expected = [{2: 0.5}, {1: 0.5, 5: 0.0}, {0: 0.5, 4: 0.0}, {3: -1.0}, {3: -1.0}]
+    for rules in ((own_place, carry, fallback), (fallback, carry, own_place)):
+        assert cells_of(table_of(*rules)) == [expected, closed]
+    # The larger bias holds where lines overlap, in either order.
+    low = Rule("cross", 0, 1, "operator", bias=-2.0)
+    for segment in (None, "operator"):
+        high = Rule("cross", 0, 1, segment, (Condition("raw", 3),), -1.0)
+        for rules in ((low, high), (high, low)):
+            assert cells_of(table_of(*rules)) == [closed, [{3: -1.0}] * 5]
+    # In the decoder, nothing of what is yet to be written; a fallback opens where only that would be.
+    ahead = Rule("decoder", 0, 0, "answer", (Condition("place", 2),))
+    fallback = Rule("decoder", 0, 0, None, (Condition("raw", 0),), fallback=True)
+    assert cells_of(table_of(ahead)) == [[{}, {}, {}, {3: 0.0}, {3: 0.0}], closed]
+    assert cells_of(table_of(ahead, fallback)) == [[{0: 0.0}, {0: 0.0}, {0: 0.0}, {3: 0.0}, {3: 0.0}], closed]
+
+
+def test_a_table_does_not_grow_with_the_length() -> None:
+    rules = (
+        Rule("cross", 0, 0, "operand 1", (OWN_PLACE,)),
+        Rule("cross", 0, 0, "operand 2", (Condition("place", 1, "place"),)),
+        Rule("cross", 0, 1, None, (Condition("raw", 0),)),
+        Rule("cross", 0, 1, "operator"),
+    )
+    for length in (3, 5_000):
+        layout = digit_layout((("operand 1", length), ("operator", 1), ("operand 2", length)), length)
+        table = table_of(*rules, layout=layout)
+        assert table.index.shape == (2, length + 1, 2)
+        # The first and the last digit, asked for by the first and the last of the answer's.
+        cells = cells_of(table)
+        assert cells[0][0] == {length - 1: 0.0}
+        assert cells[0][length - 1] == {0: 0.0, length + 2: 0.0}
+        assert cells[1][length] == {0: 0.0, length: 0.0}
 
 
 def test_fallbacks_do_not_depend_on_their_order() -> None:
@@ -355,14 +552,17 @@ OTHERS = ("task", "weights", "calibration")
         (edited(head=2), "encoder layer 0 head 2 is outside the window's 1 layers of 2 heads"),
         *((edited(layer=v), f"layer {v!r} and head 1: both must be integers") for v in (-1, 0.0, "0", None, False)),
         *((edited(head=v), f"layer 0 and head {v!r}: both must be integers") for v in (-1, 1.0, "1", None, True)),
-        *((edited(bias=b), f"{RULE} has the bias {b!r}, which") for b in ("0", None, [], True, math.nan, INF, -INF)),
+        *(
+            (edited(bias=b), f"{RULE} has the bias {b!r}, which")
+            for b in ("0", None, [], True, math.nan, INF, -INF, 1e39)
+        ),
         *((edited(**{n: v}), f"{RULE} names the segment {v!r}") for n in SEGMENTS for v in (["a"], 5)),
         (edited(fallback="no"), f"{RULE} has fallback 'no'"),
         *((edited(conditions=[RAW | {"key": k}]), f"names the coordinate {k!r}") for k in ("row", 5, [], None)),
         (edited(conditions=[RAW | {"query": "x"}]), "names the coordinate 'x'"),
         *(
             (edited(conditions=[RAW | {"equals": e}]), f"compares a coordinate with {e!r}")
-            for e in (0.5, "1", None, True)
+            for e in (0.5, "1", None, True, 2**63)
         ),
         *(
             (edited({name: value}), f"its {name} is {value!r}; it must be an integer from {least}")
@@ -475,6 +675,37 @@ def test_a_bias_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) -
     assert len(made) == 2 * len(sites)
 
 
+def test_a_table_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    open_keys = Window.open_keys
+    monkeypatch.setattr(Window, "open_keys", lambda *a: made.append(a[1:3]) or open_keys(*a))
+    hooks = {(site, layer): Windowed(WINDOW, NoPE()).at(site, layer, 2, 4) for site in SITES for layer in range(2)}
+    for _ in range(3):
+        for layout in (LAYOUT, OTHER):
+            for (site, layer), hook in hooks.items():
+                q_positions, k_positions = site_positions(site, layout)
+                expected = visible_oracle(WINDOW, site, layer, q_positions, k_positions)
+                table = hook.open_keys(q_positions, k_positions, INF)
+                assert table is not None
+                assert scattered(table, len(k_positions)) == expected
+                # Fewer slots than there are may be wanted of the table that is kept, too.
+                slots = table.index.shape[-1]
+                assert hook.open_keys(q_positions, k_positions, slots - 1) is None
+                assert hook.open_keys(q_positions, k_positions, slots) is table
+    assert len(made) == 2 * len(hooks)
+
+
+def test_large_tables_are_made_anew_and_small_ones_go_with_their_positions() -> None:
+    hook = Windowed(window(Rule("cross", 0, 0, None, (OWN_PLACE,))), NoPE()).at("cross", 0, 2, 4)
+    assert isinstance(hook, WindowedAttention)
+    q_positions, k_positions = site_positions("cross", digit_layout((("operand 1", 3),), 2**17))
+    for size in (1, 5):
+        hook.open_keys(q_positions[:size], k_positions, INF)
+    hook.open_keys(q_positions, k_positions, INF)
+    gc.collect()
+    assert sum(len(by_key) for by_key in hook._tables._by_query.values()) == 0
+
+
 def test_a_bias_goes_with_its_positions() -> None:
     hook = Windowed(WINDOW, NoPE()).at("cross", 0, 2, 4)
     assert isinstance(hook, WindowedAttention)
@@ -483,4 +714,15 @@ def test_a_bias_goes_with_its_positions() -> None:
         hook.bias(q_positions[i : i + 1], k_positions)  # queries of a step
         hook.bias(q_positions, k_positions[: i + 1])
     gc.collect()
-    assert sum(len(by_key) for by_key in hook._kept.values()) == 0
+    assert sum(len(by_key) for by_key in hook._biases._by_query.values()) == 0
+
+
+def test_what_is_not_pointwise_cannot_be_gathered() -> None:
+    class Method(NoPE):
+        def at(self, site: str, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
+            return Inner()
+
+    windowed, other = (Windowed(WINDOW, inner).at("cross", 0, 2, 4) for inner in (NoPE(), Method()))
+    assert windowed.why_not_gathered() is None
+    assert other.why_not_gathered() == ("Inner is not pointwise: a logit of it depends on more than its query and key")
+    assert type(other.among_open_keys()) is Inner

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import math
 import pickle
 from dataclasses import dataclass
 from typing import ClassVar
@@ -122,14 +123,57 @@ class PositionContract:
             bias = hook.bias(q_positions, k_positions)
             if not hook.pointwise or bias is None:
                 continue
-            few = Positions(
-                k_positions.names,
-                k_positions.segment[chosen],
-                {name: coordinate[chosen] for name, coordinate in k_positions.coordinates.items()},
-            )
-            gathered = hook.bias(q_positions, few)
+            gathered = hook.bias(q_positions, k_positions[chosen])
             assert gathered is not None
             torch.testing.assert_close(gathered, bias[:, :, chosen])
+
+    def test_hooks_hold_for_gathered_keys(self, case: PositionCase) -> None:
+        """Keys that each query of a head has to itself, `[head, query, slot]`, are those of the whole."""
+        for (site, _), hook in self.hooks(case).items():
+            if not hook.pointwise:
+                continue
+            among = hook.among_open_keys()
+            q_positions, k_positions = pairs(LAYOUTS[1])[site]
+            q, k, _ = self.tensors(q_positions, k_positions)
+            chosen = torch.randint(len(k_positions), (NUM_HEADS, len(q_positions), 3))
+            heads, queries = torch.arange(NUM_HEADS)[:, None, None], torch.arange(len(q_positions))[:, None]
+            whole_q, whole_k = among.rotate(q, k, q_positions, k_positions)
+            few = k_positions[chosen]
+            gathered_q, gathered_k = among.rotate(q, k[:, heads, chosen], q_positions, few)
+            torch.testing.assert_close(gathered_q, whole_q)
+            torch.testing.assert_close(gathered_k, whole_k[:, heads, chosen])
+
+            scores = whole_q @ whole_k.transpose(-1, -2)
+            whole = among.transform(scores, whole_q, whole_k, q_positions, k_positions)
+            gathered = among.transform(scores[:, heads, queries, chosen], gathered_q, gathered_k, q_positions, few)
+            torch.testing.assert_close(gathered, whole[:, heads, queries, chosen])
+
+            bias, gathered_bias = (among.bias(q_positions, keys) for keys in (k_positions, few))
+            assert (bias is None) == (gathered_bias is None)
+            if bias is not None and gathered_bias is not None:
+                bias = bias.expand(NUM_HEADS, -1, -1)
+                torch.testing.assert_close(gathered_bias.expand_as(chosen), bias[heads, queries, chosen])
+
+    def test_open_keys_and_what_is_among_them_are_the_whole(self, case: PositionCase) -> None:
+        for (site, _), hook in self.hooks(case).items():
+            q_positions, k_positions = pairs(LAYOUTS[1])[site]
+            table = hook.open_keys(q_positions, k_positions, math.inf)
+            assert (hook.why_not_gathered() is None) == (table is not None and hook.pointwise)
+            if table is None or not hook.pointwise:
+                continue
+            among = hook.among_open_keys().bias(q_positions, k_positions)
+            dense = torch.full((NUM_HEADS, len(q_positions), len(k_positions)), -torch.inf)
+            for head, query, slot in (table.bias > -torch.inf).nonzero().tolist():
+                key = int(table.index[head, query, slot])
+                inner = 0.0 if among is None else float(among[head % len(among), query, key])
+                assert dense[head, query, key] == -torch.inf
+                dense[head, query, key] = table.bias[head, query, slot] + inner
+            expected = hook.bias(q_positions, k_positions)
+            assert expected is not None
+            if site == "decoder":
+                future = k_positions.coordinates["raw"] > q_positions.coordinates["raw"][:, None]
+                expected = expected.masked_fill(future, -torch.inf)
+            torch.testing.assert_close(dense, expected.expand_as(dense))
 
     def test_any_length(self, case: PositionCase) -> None:
         for (site, _), hook in self.hooks(case).items():
