@@ -226,8 +226,8 @@ class Attention(nn.Module):
         weights = functional.softmax(scores + bias.to(scores.dtype), dim=-1)
         if open_rows is not None:
             weights = weights * open_rows.to(scores.dtype)
-        dropped = functional.dropout(weights, self.dropout, self.training)
-        return (dropped.unsqueeze(-1) * v).sum(-2), weights.transpose(1, 2)
+        kept = functional.dropout(weights, self.dropout) if self.dropout and self.training else weights
+        return (kept.unsqueeze(-1) * v).sum(-2), weights.transpose(1, 2)
 
 
 def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) -> Scope:
