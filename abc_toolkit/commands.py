@@ -373,9 +373,9 @@ def evaluate(
     elif "retrain" in asked and not place.up_to_date("retrain"):
         report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
     models = {phase: _attending(place, phase, attention) for phase in asked}
+    largest = task.evaluation_shapes(max(lengths), UNIFORM, torch.Generator())[0]  # of other sets none is larger
     for model in models.values():
-        for number in lengths:  # shapes of other sets are no larger than the uniform one's
-            check_memory(task, model, task.evaluation_shapes(number, UNIFORM, torch.Generator())[0], device)
+        check_memory(task, model, largest, device)
     with place.writing("evaluate", overwrite=overwrite) as folder:
         rows, digits = evaluate_models(task, models, lengths, sets, samples, decode, seed, device)
         plain = [row.plain() for row in rows]

@@ -322,6 +322,9 @@ def greedy(
         guessed.copy_(found)
         lately.append(min(ahead, right.index(False) + 1 if False in right else ahead))
         known += lately[-1]
+        if tokens[:, known].eq(EOS).all():
+            tokens[:, known:] = EOS
+            known = length
         if known == length or known - counted >= _TOKENS_COUNTED:
             count(len(source) * (known - counted))
             counted = known

@@ -1,7 +1,7 @@
 """What is in the figures, read from their artists, and that their files appear whole."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -328,7 +328,15 @@ def test_accuracy_shades_the_trained_lengths() -> None:
     assert "10x" not in words(figures._draw_accuracy(results((1, 3, 29)), 3, "Addition"))
 
 
-@pytest.mark.parametrize("lengths", [(6, 60, 600, 6000, 60_000), (60_000,), (1, 6, 12, 60, 120, 6_000_000)])
+def stand_apart(texts: Sequence[Text]) -> bool:
+    """Whether texts that stand side by side do not touch, once they are drawn."""
+    spans = sorted(text.get_window_extent().intervalx.tolist() for text in texts)
+    return all(before[1] < after[0] for before, after in pairwise(spans))
+
+
+@pytest.mark.parametrize(
+    "lengths", [(6, 60, 600, 6000, 60_000), (60_000,), (6, 250_000, 600_000), (1, 6, 12, 6_000_000)]
+)
 def test_accuracy_over_many_powers_of_ten_stays_readable(lengths: tuple[int, ...]) -> None:
     figure = figures._draw_accuracy(results(lengths, sets=("uniform", "unequal", "carry", "zeros")), 6, "Addition")
     figure.draw_without_rendering()
@@ -342,9 +350,8 @@ def test_accuracy_over_many_powers_of_ten_stays_readable(lengths: tuple[int, ...
     most = round(math.log10(longest / 6))
     assert [text.get_text() for text in multiples] == [f"{10**power:,}x" for power in range(1, most + 1)]
     assert [text.get_position()[0] for text in multiples] == [6 * 10**power for power in range(1, most + 1)]
-    for texts in (labels, axes.texts):
-        spans = sorted(text.get_window_extent().intervalx.tolist() for text in texts)
-        assert all(before[1] < after[0] for before, after in pairwise(spans)), spans
+    assert stand_apart(labels)
+    assert stand_apart(axes.texts)
     # The marks of every set are inside the axes, though they are moved aside.
     left, right = axes.get_window_extent().intervalx
     for bars in axes.containers:
@@ -353,6 +360,16 @@ def test_accuracy_over_many_powers_of_ten_stays_readable(lengths: tuple[int, ...
         half = line.get_markersize() / 2 * figure.dpi / 72
         assert left < marks.min() - half
         assert marks.max() + half < right
+
+
+def test_accuracy_leaves_out_a_multiple_that_has_no_room() -> None:
+    figure = figures._draw_accuracy(results((2, 2_000_000)), 2, "Addition")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert stand_apart(axes.texts)
+    shown = {text.get_text() for text in axes.texts}
+    assert "10x" not in shown
+    assert {"trained lengths, 1 to 2", "100x", "1,000,000x"} <= shown
 
 
 def test_accuracy_has_a_colour_for_the_weights_and_a_mark_for_the_set() -> None:

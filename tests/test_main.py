@@ -353,7 +353,7 @@ def test_the_models_that_are_asked_for_are_evaluated(
 
 
 @pytest.mark.parametrize(
-    "words", [("evaluate", "--overwrite", "--length", "1x,100000"), ("solve", "--file", "problems")]
+    "words", [("evaluate", "--overwrite", "--length", "1x,100000", "--samples", "1"), ("solve", "--file", "problems")]
 )
 def test_a_length_beyond_memory_is_refused_beforehand(
     words: tuple[str, ...], abc: Abc, pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
