@@ -566,6 +566,7 @@ def test_solving_counts_every_token(path: AttentionPath, monkeypatch: pytest.Mon
     bar = Bar(monkeypatch)
     task = TASKS["parity"]
     model = make(task, 0, "pre", True)
+    model.output.bias.data[EOS] = -1e4  # it never ends
     model.attend(path)
     lengths = (1, 49, 50, 1, 210, 49)
     solve_problems(model, task, [((length,), "1" * length) for length in lengths])
@@ -576,6 +577,25 @@ def test_solving_counts_every_token(path: AttentionPath, monkeypatch: pytest.Mon
     assert len(counted) <= sum(1 + (length + 1) // 50 for length in lengths)
     assert max(counted) <= 2 * (50 + 256)
     assert sum(count >= 50 for count in counted) >= (4 if path == "dense" else 1)
+
+
+@pytest.mark.parametrize("path", ["dense", "gathered"])
+def test_decoding_stops_when_every_row_has_ended(path: AttentionPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TASKS["parity"]
+    model = make(task, 0, "pre", True)
+    model.attend(path)
+    problems = task.sample(torch.Generator().manual_seed(0), 3, (400,))
+    calls = []
+    advance = model.advance
+    monkeypatch.setattr(model, "advance", lambda *words: calls.append(1) or advance(*words))
+    plan = model.plan(task.layout((400,)), 3, 8)
+    for bias, most in ((-1e4, 401), (1e4, 1)):
+        model.output.bias.data[EOS] = bias
+        calls.clear()
+        decoded = greedy(model, problems.source, plan)
+        assert decoded.shape == problems.target.shape
+        assert (decoded == EOS).all() == (bias > 0)
+        assert 401 // 8 <= len(calls) <= most if bias < 0 else len(calls) == most
 
 
 @pytest.mark.parametrize(("cells", "pieces"), [(1, 10), (4 * 4 * 9 * 4, 3), (2**25, 1)])
