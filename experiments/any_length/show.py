@@ -71,7 +71,9 @@ def figure(found: dict) -> Figure:
 def table(found: dict) -> str:
     """Problems solved beyond 50 times the training length, over all sets and seeds, in Markdown."""
     lines = ["| task | digits an operand | vanilla | retrained |", "|---|---|---|---|"]
-    for task, multiple in dict.fromkeys((task, multiple) for task, multiple, *_ in sorted(found) if multiple > 50):
+    tasks = list(dict.fromkeys(task for task, *_ in found))
+    long = {(task, multiple) for task, multiple, *_ in found if multiple > 50}
+    for task, multiple in sorted(long, key=lambda key: (tasks.index(key[0]), key[1])):
         cells = []
         for weights in LOOKS:
             own = [row for key, part in found.items() if key[:3] == (task, multiple, weights) for row in part]
