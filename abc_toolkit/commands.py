@@ -263,6 +263,7 @@ def calibrate(
             "problems": asked,
             "rules": len(found.window.rules),
             "added": len(found.added),
+            "closed": len(found.closed),
             "sufficient": found.conflict is None,
             "seconds": time.perf_counter() - start,
         }
@@ -273,7 +274,9 @@ def calibrate(
     summary = (
         f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
         f"{'x'.join(map(str, longest))}"
-        + (f"; {len(found.added)} added to make the window sufficient." if found.added else ".")
+        + (f"; {len(found.added)} added to make the window sufficient" if found.added else "")
+        + (f"; {len(found.closed)} closed or made fallbacks, as it is sufficient without" if found.closed else "")
+        + "."
     )
     report.done(summary, place.folder("calibrate"), _next(place, "retrain"))
     return CalibrationResult(place, found.window, maps, found.added, exact_match)

@@ -115,7 +115,7 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
                     + (" (added: needed)" if rule in added else "")
                     for rule in rules
                 ]
-                measured = [attention.get(replace(rule, bias=0.0)) for rule in rules]
+                measured = [attention.get(replace(rule, bias=0.0, fallback=False)) for rule in rules]
                 means = ["" if mean is None else f"{mean:.2f}" for mean in measured]
                 first = head == 0
                 table.add_row(

@@ -41,6 +41,8 @@ class Places(CalibrationMethod):
         bias: `zero` on every line, or the `difference` between its mean and the head's largest, as in the paper.
         complete: Whether to add lines until the window is sufficient: no two training problems that look alike
             within it need different tokens.
+        narrow: Whether to close lines, or to open them only where nothing else is, as long as the window stays
+            sufficient and predictions come to depend on fewer tokens.
     """
 
     lines_per_segment: int = 1
@@ -52,6 +54,7 @@ class Places(CalibrationMethod):
     closed_rows: Literal["zero", "first"] = "zero"
     bias: Literal["zero", "difference"] = "zero"
     complete: bool = True
+    narrow: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "method", ("lines_per_segment",), at_least=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.sufficiency import Conflict, Evidence
+from abc_toolkit.calibration.sufficiency import Conflict, Evidence, cones
 from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
@@ -34,9 +34,11 @@ class CalibrationMethod(abc.ABC):
 
     Attributes:
         complete: Whether lines are added until the window is sufficient.
+        narrow: Whether lines are closed that bring in tokens which no prediction needs.
     """
 
     complete: bool = False
+    narrow: bool = False
 
     @abc.abstractmethod
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
@@ -59,12 +61,14 @@ class Found:
     Attributes:
         window: The window.
         added: Rules that were added because it was not sufficient without them.
+        closed: Rules that were closed because it is sufficient without them; some of them stayed as fallbacks.
         conflict: Two problems that it cannot tell apart; `None` where none was found.
         attention: Mean attention along the lines that the method measured, by their rules with bias 0.
     """
 
     window: Window
     added: tuple[Rule, ...]
+    closed: tuple[Rule, ...]
     conflict: Conflict | None
     attention: Mapping[Rule, float]
 
@@ -82,7 +86,7 @@ def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
 def find_window(
     method: CalibrationMethod, maps: AttentionMaps, task: Task, window: Window, generator: Generator
 ) -> Found:
-    """Finds a window's rules, and adds lines until no two training problems conflict within it.
+    """Finds a window's rules, adds lines until no two training problems conflict within it, and closes those in vain.
 
     The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
     and then another; each in a head of its own where there is one. (A line that shows any further token leaves fewer
@@ -116,8 +120,51 @@ def find_window(
             break
         window = best
         added.append(window.rules[-1])
+    found = window
+    if method.narrow and not conflicts:
+        window = narrowed(window, task, evidence)
+    closed = tuple(rule for rule in found.rules if rule not in window.rules)
     attention = {line.rule: line.attention for line in lines}
-    return Found(window, tuple(added), evidence.describe(conflicts[0]) if conflicts else None, attention)
+    conflict = evidence.describe(conflicts[0]) if conflicts else None
+    return Found(window, tuple(rule for rule in added if rule in window.rules), closed, conflict, attention)
+
+
+def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:
+    """A sufficient window without what only brings in tokens that no prediction needs.
+
+    Of the last rules first, a line is closed in all heads of its layer, or else opened only where nothing else is, or
+    the same in one head alone, wherever the predictions of the longest training shape then depend on fewer tokens and
+    the window stays sufficient; over and over until nothing more can be done. A line that shows no further token stays.
+    (What is dropped is mostly a place to rest: the start token, the operator, the first digit. By the layers above it
+    would bring along all that it has read.)
+
+    Args:
+        window: A sufficient window.
+        task: The task.
+        evidence: The training problems that are compared.
+    """
+    layout = task.layout(task.training_shapes()[-1])
+
+    def size(window: Window) -> int:
+        return sum(int(cone.sum()) for cone in cones(window, layout))
+
+    def without(lines: Sequence[Rule], window: Window) -> Window:
+        closed = window.with_rules([rule for rule in window.rules if rule not in lines])
+        back = window.with_rules([replace(rule, fallback=True) if rule in lines else rule for rule in window.rules])
+        for narrower in (closed, back):
+            if size(narrower) < size(window) and not evidence.conflicts(narrower):
+                return narrower
+        return window
+
+    before = None
+    while before != window:
+        before = window
+        shared = dict.fromkeys(replace(rule, head=0, bias=0.0, fallback=False) for rule in reversed(window.rules))
+        for line in shared:
+            window = without([r for r in window.rules if replace(r, head=0, bias=0.0, fallback=False) == line], window)
+        for rule in reversed(window.rules):
+            window = without([rule], window)
+    return window
 
 
 def _strongest(lines: Sequence[Line]) -> list[Line]:

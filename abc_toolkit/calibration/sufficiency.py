@@ -88,19 +88,23 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def source_cone(window: Window, layout: Layout) -> Tensor:
-    """Source tokens on which a prediction can depend through cross-attention, boolean `[target_length, source_length]`.
+def cones(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Tokens on which a prediction can depend, through any number of layers, the query's own among them.
 
-    Dependence through the tokens written before counts as far as the layers carry it.
+    Returns:
+        Those of the source, boolean `[target_length, source_length]`, and of the target so far,
+        `[target_length, target_length]`. Dependence through the tokens written before counts as far as the layers
+        carry it.
     """
     source = torch.eye(len(layout.source), dtype=torch.bool)
     for layer in range(window.num_encoder_layers):
         source = source | _reach(window, "encoder", layer, layout, source)
     seen = torch.zeros(len(layout.target), len(layout.source), dtype=torch.bool)
+    own = torch.eye(len(layout.target), dtype=torch.bool)
     for layer in range(window.num_decoder_layers):
-        seen = seen | _reach(window, "decoder", layer, layout, seen)
+        own, seen = (part | _reach(window, "decoder", layer, layout, part) for part in (own, seen))
         seen = seen | _reach(window, "cross", layer, layout, source)
-    return seen
+    return seen, own
 
 
 def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class Evidence:
     def _altered(self, window: Window) -> list[Problems]:
         """For every prediction of the longest shape, problems that differ outside what it can depend on."""
         task, base = self.task, self.bases
-        cone = source_cone(window, task.layout(base.shape))
+        cone, _ = cones(window, task.layout(base.shape))
         altered = [base]
         for visible in cone.unique(dim=0):
             source = torch.where(visible, base.source, self.others.source)

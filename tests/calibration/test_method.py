@@ -7,7 +7,7 @@ import torch
 from abc_toolkit.calibration import Paper, Places
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, find_window, heads_of
-from abc_toolkit.calibration.sufficiency import Evidence
+from abc_toolkit.calibration.sufficiency import Evidence, cones
 from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES
@@ -29,6 +29,7 @@ class Fixed(CalibrationMethod):
     found: tuple[Rule, ...] = ()
     more: tuple[Rule, ...] = ()
     complete: bool = True
+    narrow: bool = False
 
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
         assert {shape: len(layout.source) for shape, layout in layouts.items()} == {
@@ -190,3 +191,75 @@ def test_heads_of_every_site() -> None:
     expected = {("encoder", 0): 3, **{(site, layer): 3 for site in ("decoder", "cross") for layer in (0, 1)}}
     assert heads_of(maps) == expected
     assert list(heads_of(maps_of(TASK, 2))) == [("decoder", 0), ("cross", 0)]
+
+
+def decoder(head: int, segment: str, conditions: tuple[Condition, ...], layer: int = 1) -> Rule:
+    return Rule("decoder", layer, head, segment, conditions)
+
+
+DIGITS = (cross(0, OWN), cross(1, OWN, "operand 2"))
+CARRIES = (decoder(0, "answer", TWO_BELOW), decoder(1, "answer", TWO_BELOW))
+RESTS = (
+    cross(2, FIRST, "operator", 1),  # brings in a token that says nothing
+    decoder(2, "answer", FIRST),  # brings in the digits of the second place
+    decoder(0, "start", FIRST),
+    decoder(1, "start", FIRST),
+)
+
+
+def test_a_window_is_narrowed_to_what_predictions_need() -> None:
+    task = Addition()
+    rules = (*DIGITS, *CARRIES, *RESTS)
+    maps = maps_of(task, 3, layers=2)
+    wide = find(task, Fixed(rules), maps=maps)
+    found = find(task, Fixed(rules, narrow=True), maps=maps)
+    assert (wide.window.rules, wide.closed, wide.conflict) == (rules, (), None)
+    # What the start token holds is needed where the carry comes from the first place, and nowhere else.
+    assert found.window.rules == (*DIGITS, *CARRIES, *(replace(rule, fallback=True) for rule in RESTS[2:]))
+    assert set(found.closed) == set(RESTS)
+    assert found.conflict is None
+
+
+def test_a_line_that_shows_no_further_token_stays() -> None:
+    twice = (*DIGITS, *CARRIES, RESTS[2], cross(1, OWN), cross(2, OWN, "operand 2", 1), decoder(2, "answer", BELOW))
+    found = find(Addition(), Fixed(twice, narrow=True), maps=maps_of(Addition(), 3, layers=2))
+    assert [replace(rule, fallback=False) for rule in found.window.rules] == list(twice)
+    assert found.closed == (RESTS[2],)
+
+
+def test_a_window_that_lacks_a_line_is_not_narrowed() -> None:
+    rules = (*DIGITS, RESTS[1])
+    found = find(Addition(), Fixed(rules, complete=False, narrow=True), maps=maps_of(Addition(), 3, layers=2))
+    assert found.window.rules == rules
+    assert found.closed == ()
+    assert found.conflict is not None
+
+
+@pytest.mark.parametrize("task", [Addition(max_length=3), Successor(max_length=4), Parity(max_length=5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_narrowing_keeps_a_window_sufficient_and_its_cones_within(task: Task, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    operands = [name for name in task.layout(task.training_shapes()[0]).source.names if name.startswith("operand ")]
+    candidates = [cross(h, c, s, n) for h in (0, 1) for c in (OWN, BELOW, FIRST) for s in operands for n in (0, 1)]
+    candidates += [decoder(h, s, c) for h in (0, 1) for s in ("answer", "start") for c in (TWO_BELOW, FIRST)]
+    evidence = Evidence(task, torch.Generator().manual_seed(seed + 99))
+    frame = Window(type(task).__name__, 0, 2, 2, (), {}, "ab")
+    drawn: list[Rule] = []
+    while not drawn or evidence.conflicts(frame.with_rules(drawn)):
+        drawn = [rule for rule in candidates if torch.rand((), generator=generator) < 0.3]
+    found = find(task, Fixed(tuple(drawn), narrow=True), heads=2, maps=maps_of(task, 2, layers=2))
+    assert found.conflict is None
+    assert not evidence.conflicts(found.window)
+    for shape in task.training_shapes():
+        layout = task.layout(shape)
+        for narrow, wide in zip(
+            cones(found.window, layout), cones(found.window.with_rules(drawn), layout), strict=True
+        ):
+            assert (narrow <= wide).all()
+    # Nothing more can be closed in one head: a line either is needed or shows no further token.
+    layout = task.layout(task.training_shapes()[-1])
+    size = sum(int(cone.sum()) for cone in cones(found.window, layout))
+    for rule in found.window.rules:
+        less = found.window.with_rules([other for other in found.window.rules if other != rule])
+        smaller = sum(int(cone.sum()) for cone in cones(less, layout)) < size
+        assert not smaller or evidence.conflicts(less)

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from abc_toolkit.calibration.sufficiency import Conflict, Evidence, solved, source_cone, views
+from abc_toolkit.calibration.sufficiency import Conflict, Evidence, cones, solved, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, site_positions
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import NoPE, Site
@@ -206,7 +206,7 @@ def test_cone_is_what_a_prediction_can_depend_on(own: Window) -> None:
     # A token that is like no other changes the views of just those in whose cone it is, under one and the same prefix.
     batch = next(batch for batch in BATCHES if batch.shape == (2, 1))
     layout = TASK.layout(batch.shape)
-    cone, before = source_cone(own, layout), views(own, batch, layout)
+    (cone, _), before = cones(own, layout), views(own, batch, layout)
     for position in range(len(layout.source)):
         source = batch.source.clone()
         source[:, position] = 4
