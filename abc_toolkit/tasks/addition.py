@@ -13,6 +13,7 @@ from abc_toolkit.tasks.base import (
     UNEQUAL,
     ZEROS,
     DigitTask,
+    LocalRule,
     ProblemError,
     Shape,
     carried,
@@ -28,6 +29,17 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+
+
+class Carrying(LocalRule):
+    """The sum of the digits and the carry; the state is the carry."""
+
+    operands = ("operand 1", "operand 2")
+    num_states = 2
+
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        total = digits[0] + digits[1] + state
+        return total // 10, total % 10
 
 
 @dataclass(frozen=True)
@@ -149,3 +161,6 @@ class Addition(DigitTask):
     def solve(self, source: str) -> str:
         first, second = source.split("+")
         return exact_result(add, first, second, max(len(first), len(second)) + 1)
+
+    def local_rule(self) -> LocalRule | None:
+        return Carrying()

@@ -54,6 +54,29 @@ class ProblemError(UserError):
     """A problem as written by a user is not one of the task's; the message is one line that says why."""
 
 
+class LocalRule(abc.ABC):
+    """From place to place, what the next token of a target follows from: a finite-state transducer over places.
+
+    At each place, from the least significant on, it reads a digit of every operand (0 beyond its end), goes from one
+    state to the next and writes a digit of the answer. Where the answer ends, `EOS` follows.
+
+    Attributes:
+        operands: Segments that give it a digit at each place.
+        constants: Segments of one digit that it reads at every place.
+        num_states: Its states; it starts in `start`.
+        start: The state at place 0.
+    """
+
+    operands: ClassVar[tuple[str, ...]]
+    constants: ClassVar[tuple[str, ...]] = ()
+    num_states: ClassVar[int]
+    start: ClassVar[int] = 0
+
+    @abc.abstractmethod
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The next state and the answer's digit, of tensors of one shape."""
+
+
 class Task(abc.ABC):
     """What is computed. Nothing else in the toolkit knows which task it serves.
 
@@ -127,6 +150,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def solve(self, source: str) -> str:
         """The oracle: the target, without `EOS`, that belongs to a source, by other means than `sample`'s."""
+
+    def local_rule(self) -> LocalRule | None:
+        """The rule by which a proof goes from place to place; `None` if the task has none."""
+        return None
 
     @abc.abstractmethod
     def answer(self, target: str) -> str:

@@ -12,6 +12,7 @@ from abc_toolkit.tasks.base import (
     CARRY,
     ZEROS,
     DigitTask,
+    LocalRule,
     ProblemError,
     Shape,
     carried,
@@ -23,6 +24,18 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+
+
+class Product(LocalRule):
+    """The digit times the second operand and the carry; the state is the carry."""
+
+    operands = ("operand 1",)
+    constants = ("operand 2",)
+    num_states = 9
+
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        total = digits[0] * constants[0] + state
+        return total // 10, total % 10
 
 
 @dataclass(frozen=True)
@@ -95,3 +108,6 @@ class Multiplication(DigitTask):
     def solve(self, source: str) -> str:
         first, second = source.split("*")
         return exact_result(mul, first, second, len(first) + 1)
+
+    def local_rule(self) -> LocalRule | None:
+        return Product()

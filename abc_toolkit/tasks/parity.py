@@ -15,12 +15,24 @@ from abc_toolkit.tasks.base import (
     UNIFORM,
     ZEROS,
     DigitTask,
+    LocalRule,
     Shape,
     choose_rows,
     quoted,
     random_run,
     with_zeros,
 )
+
+
+class Running(LocalRule):
+    """The exclusive or of the bit and the state; the state is the last answer."""
+
+    operands = ("operand 1",)
+    num_states = 2
+
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        total = (digits[0] + state) % 2
+        return total, total
 
 
 @dataclass(frozen=True)
@@ -81,3 +93,6 @@ class Parity(DigitTask):
 
     def answer(self, target: str) -> str:
         return target[-1:]
+
+    def local_rule(self) -> LocalRule | None:
+        return Running() if self.form == "scratchpad" else None

@@ -12,6 +12,7 @@ from abc_toolkit.tasks.base import (
     CARRY,
     ZEROS,
     DigitTask,
+    LocalRule,
     Shape,
     check_numbers_below,
     choose_rows,
@@ -25,6 +26,18 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+
+
+class Increment(LocalRule):
+    """The digit and the carry; the state is the carry, which is 1 to begin with."""
+
+    operands = ("operand 1",)
+    num_states = 2
+    start = 1
+
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        total = digits[0] + state
+        return total // 10, total % 10
 
 
 @dataclass(frozen=True)
@@ -100,3 +113,6 @@ class Successor(DigitTask):
 
     def solve(self, source: str) -> str:
         return exact_result(add, source, "1", len(source) + 1)
+
+    def local_rule(self) -> LocalRule | None:
+        return Increment()
