@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from abc_toolkit import report
 from abc_toolkit.attention import Gather, Scope
 from abc_toolkit.calibration.window import Window, Windowed, site_positions
 from abc_toolkit.evaluation import solve_problems
@@ -27,6 +28,13 @@ from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 Token = tuple[str, int]  # "source" or "prefix", and its number in that string
 MOST_CONTEXTS = 2 * 10**7
+GIVEN = "The layout: the window is told where each number begins and ends, that is, the place of every digit."
+ARGUMENT = (
+    "Lines reach a fixed number of places from the query or from an end of a segment, so beyond a length no new "
+    "pattern of open keys appears; every pattern up to it was gone through. By induction over the answer's tokens: "
+    "under a right prefix a prediction is one of the contexts that were enumerated, in each of which the token that "
+    "the local rule asks for leads; so every token is right, and the end comes at its place and not before."
+)
 _AT_ONCE = 2**14
 
 
@@ -371,13 +379,12 @@ def _certified(task: Task, model: Transformer) -> Certificate:
     checked = _checked_rule(task, rule)
     longest = 2 * _stretch(window) + 6
     functions: dict[tuple, list[tuple[Enumeration, Tensor]]] = {}
-    predictions = 0
-    for shape, cone in _predictions(task, window, longest):
+    kinds = list(_predictions(task, window, longest))
+    for shape, cone in report.track(kinds, "finding contexts"):
         enumeration = Enumeration(task, rule, shape, cone)
         functions.setdefault(cone.form, []).append((enumeration, enumeration.contexts()))
-        predictions += 1
     smallest, narrowest, count = math.inf, "", 0
-    for parts in functions.values():
+    for parts in report.track(list(functions.values()), "running the model on them"):
         contexts = torch.cat([part for _, part in parts]).unique()
         count += len(contexts)
         gaps = _gaps(model, parts[0][0], contexts)
@@ -401,7 +408,7 @@ def _certified(task: Task, model: Transformer) -> Certificate:
         "",
         None,
         longest,
-        predictions,
+        len(kinds),
         len(functions),
         count,
         smallest,
@@ -517,7 +524,33 @@ def _checked_rule(task: DigitTask, rule: LocalRule, most: int = 20_000) -> int:
             if task.vocabulary.decode(target) != task.solve(text):
                 raise CannotDecideError(f"the local rule of {task.name} does not say what integers say of {text}")
         count += len(problems)
+    _check_settling(task, rule)
     return count
+
+
+def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
+    """Checks that after some places it is all one how many they were: the same states can follow on the same.
+
+    Between what a cone holds near an end and near its own place, longer problems have more places than were gone
+    through, and those gone through have at least `steps`.
+
+    Raises:
+        CannotDecideError: If the rule does not settle.
+    """
+    states = torch.arange(rule.num_states)
+    for constants in product(range(task.base), repeat=len(rule.constants)):
+        for present in product((True, False), repeat=len(rule.operands)):
+            digits = _all_of([task.base if there else 1 for there in present])
+            row = states.repeat_interleave(len(digits))
+            drawn = digits.repeat(rule.num_states, 1).unbind(1)
+            after, _ = rule.step(row, drawn, [torch.full_like(row, value) for value in constants])
+            leads = torch.zeros(rule.num_states, rule.num_states)
+            leads[row, after] = 1
+            reached = torch.linalg.matrix_power(leads, steps) > 0
+            if not torch.equal(reached, reached.float() @ leads > 0):
+                raise CannotDecideError(
+                    f"the states of the local rule of {task.name} do not settle from place to place"
+                )
 
 
 def _by_rule(task: DigitTask, rule: LocalRule, problems: Problems) -> Tensor:

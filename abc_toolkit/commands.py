@@ -4,6 +4,8 @@ Each phase writes a folder of its run and returns a small result; the next one f
 """
 
 import contextlib
+import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +15,13 @@ from typing import Any, Literal
 
 import torch
 
+from abc_toolkit import certify as certifier
 from abc_toolkit import report
 from abc_toolkit.attention import AttentionPath
 from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
 from abc_toolkit.calibration.capture import AttentionMaps, capture, shape_name
 from abc_toolkit.calibration.method import find_window
+from abc_toolkit.certify import Certificate
 from abc_toolkit.data import Data, seeded, validation_problems
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import (
@@ -53,6 +57,8 @@ from abc_toolkit.transformer import Architecture, Transformer
 
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
+CERTIFICATE = "certificate.json"
+CERTIFICATE_SCHEMA = 1
 DIGITS = "digit_accuracy.json"
 # What the seeds of the phases are drawn for.
 _PURPOSES: Mapping[Phase, int] = {"fit": 100, "calibrate": 101, "retrain": 102}
@@ -518,6 +524,69 @@ def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path 
         _, source = task.parse(problem)
         right.append(task.answer(task.solve(source)) == answer)
     return right
+
+
+def certify(
+    *,
+    run: Path | None = None,
+    verify: Path | None = None,
+    overwrite: bool = False,
+) -> Certificate:
+    """Proves that the retrained model is right at every length, or finds a problem that it fails on.
+
+    Exit status 0: correct at every length; 1: wrong, with a problem on which abc solve fails; 3: it cannot be decided.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        verify: Certificate to check again from the run's weights; none is written.
+        overwrite: Replace a certificate that is there.
+
+    Returns:
+        The verdict and what it rests on.
+
+    Raises:
+        UserError: If there is no finished retrain, or the certificate to verify is another model's.
+    """
+    place = Run.newest(run, "retrain")
+    task, path = place.task("fit"), place.path / CERTIFICATE
+    if verify is None and path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: replace it with --overwrite, or check it with --verify {path}")
+    facts = {"schema": CERTIFICATE_SCHEMA, "task": describe(task), "weights": place.weights_hash("retrain")}
+    stated = None if verify is None else _certificate_of(verify, facts, place)
+    start = time.perf_counter()
+    certificate = certifier.certify(task, place.load_model("retrain"))
+    seconds = time.perf_counter() - start
+    if stated is not None:
+        gap, found = float(stated.get("smallest_gap", math.nan)), certificate.smallest_gap
+        if stated.get("verdict") != certificate.verdict or abs(gap - found) > 1e-3 * abs(found):
+            raise UserError(
+                f"--verify {verify} does not hold: the verdict is now {certificate.verdict}, its gap {found}"
+            )
+    else:
+        window = json.loads((place.folder("retrain") / WINDOW).read_text())
+        how = {"precision": "float32", "device": "cpu", "given": certifier.GIVEN, "argument": certifier.ARGUMENT}
+        found = {
+            key: value for key, value in asdict(certificate).items() if value == value
+        }  # not a number says nothing
+        save_json(path, facts | found | how | {"seconds": seconds, "window": window})
+    report.print_certificate(certificate, task.name)
+    report.done(f"{seconds:.0f} s.", path if verify is None else verify, None)
+    return certificate
+
+
+def _certificate_of(path: Path, facts: Mapping[str, Any], place: Run) -> dict[str, Any]:
+    """What a certificate's file states, if it is one of a run's weights."""
+    try:
+        stated = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--verify {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(stated, dict) or stated.get("schema") != facts["schema"]:
+        raise UserError(f"--verify {path}: it is no certificate of schema {facts['schema']}, which this version reads")
+    for fact in ("task", "weights"):
+        if stated.get(fact) != facts[fact]:
+            raise UserError(f"--verify {path}: its {fact} is not that of {place.folder('retrain')}: certify that anew")
+
+    return stated
 
 
 def _attending(place: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Transformer:

@@ -188,10 +188,13 @@ class Commands:
     retrain = staticmethod(commands.retrain)
     evaluate = staticmethod(commands.evaluate)
     solve = staticmethod(commands.solve)
+    certify = staticmethod(commands.certify)
 
 
 class CommandLine(LightningCLI):
     """One subcommand a function; its typed arguments are the flags, its docstring the help."""
+
+    status = 0
 
     def __init__(self, arguments: list[str] | None = None) -> None:
         words = sys.argv[1:] if arguments is None else arguments
@@ -267,6 +270,8 @@ class CommandLine(LightningCLI):
         try:
             if subcommand == "solve":
                 _solve(arguments)
+            elif subcommand == "certify":
+                self.status = VERDICTS[commands.certify(**arguments).verdict]
             else:
                 getattr(Commands, subcommand)(**arguments)
         except KeyboardInterrupt:
@@ -301,6 +306,7 @@ def _solve(arguments: Mapping[str, Any]) -> None:
 
 
 COMMANDS = tuple(name for name in vars(Commands) if not name.startswith("_"))
+VERDICTS = {"correct": 0, "wrong": 1, "undecided": 3}  # exit statuses
 DESCRIPTION = (
     "Attention Bias Calibration: train a transformer on short arithmetic, read a window off its attention, retrain "
     "inside the window, and use it at any length. 'abc run' does all of it; 'abc COMMAND --help' tells what a command "
@@ -312,7 +318,7 @@ DESCRIPTION = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     try:
-        CommandLine(arguments)
+        return CommandLine(arguments).status
     except UserError as error:
         report.remark(f"abc: error: {error}")
         return 2
@@ -325,7 +331,6 @@ def main(arguments: list[str] | None = None) -> int:
         with suppress(OSError):  # or Python would try to flush the output once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1 if isinstance(error, BrokenPipeError) else 2
-    return 0
 
 
 if __name__ == "__main__":

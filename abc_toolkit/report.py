@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -23,6 +23,9 @@ from rich.table import Table
 from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.files import process_rank
 from abc_toolkit.positions import SITES
+
+if TYPE_CHECKING:  # it draws the certifier's progress from here
+    from abc_toolkit.certify import Certificate
 
 T = TypeVar("T")
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
@@ -152,6 +155,23 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
         heading = (str(length), str(shown[0]["tokens"])) if before != length else ("", "")
         before = length
         table.add_row(*heading, name, *(_share(row) for row in shown))
+    Console().print(table)
+
+
+def print_certificate(certificate: "Certificate", task: str) -> None:
+    """The verdict of a certificate and what it rests on."""
+    titles = {"correct": "correct at every length", "wrong": "wrong", "undecided": "cannot decide"}
+    table = Table(title=f"{task}: {titles[certificate.verdict]}", title_justify="left", show_header=False)
+    if certificate.reason:
+        table.add_row("reason", certificate.reason)
+    else:
+        table.add_row("shapes gone through", f"all up to length {certificate.longest}; longer ones bring nothing new")
+        table.add_row("kinds of predictions", f"{certificate.predictions:,}, {certificate.functions} functions")
+        table.add_row("contexts, each one run", f"{certificate.contexts:,}")
+        table.add_row("smallest gap of logits", f"{certificate.smallest_gap:.3g}, {certificate.narrowest}")
+        table.add_row("largest deviation of a logit", f"{certificate.largest_deviation:.1g} over paths and precisions")
+        table.add_row("change by tokens outside", f"{certificate.outside:.1g}")
+        table.add_row("problems that the rule was held to", f"{certificate.rule_checked:,}")
     Console().print(table)
 
 

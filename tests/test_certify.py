@@ -237,6 +237,24 @@ class Forgetful(Addition):
         return Other()
 
 
+class Counting(Carrying):
+    """A rule that knows whether a place is odd."""
+
+    num_states = 4
+
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        after, written = super().step(state % 2, digits, constants)
+        return after + 2 * (1 - state // 2), written
+
+
+@dataclass(frozen=True)
+class Swinging(Addition):
+    """Addition with a rule that never settles."""
+
+    def local_rule(self) -> LocalRule:
+        return Counting()
+
+
 def test_what_cannot_be_decided_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     task, rules = RULES["addition"]
     plain = Transformer(len(task.vocabulary), SIZES)
@@ -245,6 +263,7 @@ def test_what_cannot_be_decided_is_said_with_the_reason(monkeypatch: pytest.Monk
         (task, make(task, rules, Sinusoidal()), "Sinusoidal positions"),
         (Parity(form="label"), make(Parity(form="label"), (cross(0),)), "parity has no local rule"),
         (Forgetful(), make(Forgetful(), rules), "the local rule of forgetful does not say what integers say of 1+9"),
+        (Swinging(), make(Swinging(), rules), "the states of the local rule of swinging do not settle"),
         (task, make(task, (*rules, cross(0, (Condition("raw", 0, "raw"),)))), "'operand 1, raw = query's raw' (cross"),
         (task, make(task, (*rules, cross(0, ()))), ""),
         (task, make(task, (*rules, decoder(1, (), layer=0))), ""),

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from abc_toolkit.tasks import Parity
 from abc_toolkit.tasks.base import DigitTask
 
 Abc = Callable[..., tuple[int, str, str]]
-COMMANDS = ("run", *PHASES, "solve")
+COMMANDS = ("run", *PHASES, "solve", "certify")
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 PARITY = ("--task", "Parity", "--task.max_length", "3")
 TINY = (
@@ -119,6 +120,7 @@ def test_printed_settings_are_a_configuration(command: str, abc: Abc, tmp_path: 
         "retrain": ("--seed", "4", "--model.num_heads", "8", "--stopping.loss", "0.5"),
         "evaluate": ("--sets", "uniform,carry", "--decode", "steps"),
         "solve": ("--weights", "fit"),
+        "certify": ("--run", "somewhere"),
     }
     status, first, err = abc(command, *changes[command], "--print_config")
     assert status == 0, err
@@ -499,3 +501,33 @@ def test_output_that_nobody_reads_or_that_does_not_fit(pipeline: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "No space left" in done.stderr
+
+
+def test_a_certificate_is_made_and_verified(abc: Abc, pipeline: Path) -> None:
+    status, out, err = abc("certify")
+    path = pipeline / "certificate.json"
+    certificate = json.loads(path.read_text())
+    # Three bits show it too little to be right at every length, or just enough: the verdict and the status agree.
+    assert status == {"correct": 0, "wrong": 1}[certificate["verdict"]], err
+    assert str(path) in err
+    assert ("correct at every length" in out) == (status == 0)
+    if status:
+        assert abc("solve", "--check", certificate["problem"])[1].endswith("\twrong\n")
+    before = path.read_bytes()
+    _refused(abc("certify"), "certificate.json is there already.*--overwrite.*--verify")
+    assert abc("certify", "--verify", str(path))[0] == status
+    assert abc("certify", "--overwrite")[0] == status
+    assert json.loads(path.read_text()) | {"seconds": 0} == json.loads(before) | {"seconds": 0}
+    for change, reason in (
+        ({"schema": 0}, "no certificate of schema 1"),
+        ({"weights": "ab"}, "its weights is not that of"),
+        ({"task": {}}, "its task is not that of"),
+        ({"verdict": "correct" if status else "wrong"}, "does not hold"),
+    ):
+        Path("other.json").write_text(json.dumps(certificate | change))
+        _refused(abc("certify", "--verify", "other.json"), reason)
+    Path("other.json").write_text("{")
+    _refused(abc("certify", "--verify", "other.json"), "--verify other.json cannot be read")
+    _refused(abc("certify", "--verify", "nowhere.json"), "nowhere.json")
+    shutil.rmtree(pipeline / "retrain")
+    _refused(abc("certify", "--overwrite"), "no finished 'retrain'")
