@@ -20,10 +20,10 @@ from abc_toolkit.attention import Gather, Scope
 from abc_toolkit.calibration.window import Window, Windowed, site_positions
 from abc_toolkit.evaluation import solve_problems
 from abc_toolkit.layout import ANSWER, START, Layout
-from abc_toolkit.positions import NoPE, OpenKeys, Site
+from abc_toolkit.positions import SITES, NoPE, OpenKeys, Site
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule
-from abc_toolkit.transformer import Block, Transformer, teacher_forced
+from abc_toolkit.transformer import Block, Transformer, prefix_of, teacher_forced
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 Token = tuple[str, int]  # "source" or "prefix", and its number in that string
@@ -86,8 +86,7 @@ class Cones:
         self.window = window
         self.layout = layout
         self.tables: dict[tuple[Site, int], OpenKeys] = {}
-        sites: list[Site] = ["encoder", "decoder", "cross"]
-        for site in sites:
+        for site in SITES:
             for layer in range(window.layers(site)):
                 table = window.open_keys(site, layer, *site_positions(site, layout))
                 assert table is not None
@@ -439,8 +438,7 @@ def _window(model: Transformer) -> Window:
 
 def _stretch(window: Window) -> int:
     """Places that a cone can stretch from its query, or from the end that a line is fixed to."""
-    sites: tuple[Site, ...] = ("encoder", "decoder", "cross")
-    layers = [window.of(site, layer) for site in sites for layer in range(window.layers(site))]
+    layers = [window.of(site, layer) for site in SITES for layer in range(window.layers(site))]
     return 2 + sum(1 + max((abs(c.equals) for rule in rules for c in rule.conditions), default=0) for rules in layers)
 
 
@@ -576,7 +574,7 @@ def _deviation(task: Task, model: Transformer, longest: int) -> float:
     shape = replace(task, max_length=longest).training_shapes()[-1]  # type: ignore[type-var]
     layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
-    prefix = torch.cat([torch.full_like(problems.target[:, :1], BOS), problems.target[:, :-1]], dim=1)
+    prefix = prefix_of(problems.target)
     path = model.path
     found = []
     for way in ("dense", "gathered"):

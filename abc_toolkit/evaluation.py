@@ -21,7 +21,7 @@ from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import DigitAccuracy, wilson_interval
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
-from abc_toolkit.transformer import DecodingPlan, Transformer
+from abc_toolkit.transformer import DecodingPlan, Transformer, prefix_of
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
@@ -274,7 +274,7 @@ def solves(model: Transformer, problems: Problems, plan: DecodingPlan) -> Tensor
     """
     state = model.decoder_state(problems.source, plan)
     target = problems.target
-    prefix = torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
+    prefix = prefix_of(target)
     right = torch.ones(len(target), dtype=torch.bool, device=target.device)
     for start in range(0, target.shape[1], plan.ahead):
         piece = slice(start, start + plan.ahead)

@@ -449,5 +449,9 @@ class Transformer(nn.Module):
 
 def teacher_forced(model: Transformer, problems: Problems, layout: Layout, maps: Maps | None = None) -> Tensor:
     """Logits `[batch, T, num_tokens]` of every target token under the true tokens before it."""
-    start = torch.full_like(problems.target[:, :1], BOS)
-    return model(problems.source, torch.cat([start, problems.target[:, :-1]], dim=1), layout, maps)
+    return model(problems.source, prefix_of(problems.target), layout, maps)
+
+
+def prefix_of(target: Tensor) -> Tensor:
+    """The tokens under which those of a target `[batch, T]` are predicted: `BOS`, then each before the last."""
+    return torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)

@@ -523,6 +523,7 @@ def test_a_certificate_is_made_and_verified(abc: Abc, pipeline: Path) -> None:
         ({"weights": "ab"}, "its weights is not that of"),
         ({"task": {}}, "its task is not that of"),
         ({"verdict": "correct" if status else "wrong"}, "does not hold"),
+        *([] if status else [({"smallest_gap": gap}, "does not hold") for gap in (None, "9", 0.0)]),
     ):
         Path("other.json").write_text(json.dumps(certificate | change))
         _refused(abc("certify", "--verify", "other.json"), reason)

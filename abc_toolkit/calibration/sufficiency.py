@@ -19,7 +19,8 @@ from abc_toolkit.calibration.window import Window
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.vocabulary import BOS, EOS
+from abc_toolkit.transformer import prefix_of
+from abc_toolkit.vocabulary import EOS
 
 _MOST_KEYS = 4096
 # A share of n keys, 1/n, as an integer: a multiple that all n have in common, modulo 2^64, over n.
@@ -52,7 +53,7 @@ class Conflict:
 
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
     """Views of every prediction under the true tokens before it, int64 `[batch, target_length]`."""
-    prefix = torch.cat([torch.full_like(problems.target[:, :1], BOS), problems.target[:, :-1]], dim=1)
+    prefix = prefix_of(problems.target)
     memory = _mix(problems.source + 1)
     for layer in range(window.num_encoder_layers):
         memory = _attended(window, "encoder", layer, layout, memory, memory)
