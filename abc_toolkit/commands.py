@@ -20,6 +20,7 @@ from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
 from abc_toolkit.calibration.capture import AttentionMaps, capture, shape_name
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.certify import Certificate
+from abc_toolkit.contexts import CannotDecideError
 from abc_toolkit.data import Data, seeded, validation_problems
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import (
@@ -32,6 +33,7 @@ from abc_toolkit.evaluation import (
     parse_lengths,
     solve_problems,
 )
+from abc_toolkit.examination import THIN, Examination
 from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.module import Optimizer
@@ -47,6 +49,7 @@ from abc_toolkit.run import (
     device_for,
     save_record,
     save_weights,
+    versions,
 )
 from abc_toolkit.tasks import Addition, ProblemError, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
@@ -56,8 +59,9 @@ from abc_toolkit.transformer import Architecture, Transformer
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
 CERTIFICATE = "certificate.json"
-CERTIFICATE_SCHEMA = 1
+CERTIFICATE_SCHEMA = 2
 DIGITS = "digit_accuracy.json"
+Until = Literal["auto", "certified", "validated"]
 # What the seeds of the phases are drawn for.
 _PURPOSES: Mapping[Phase, int] = {"fit": 100, "calibrate": 101, "retrain": 102}
 # The held-out problems that calibration asks are others than those that ended the training.
@@ -181,7 +185,7 @@ def fit(
     place = Run.of(run, task)
     _check_task(place, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    result = _train(place, "fit", task, None, seed, settings, resume, overwrite)
+    result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite)
     summary = _training_summary("The vanilla model", result.trained, stopping)
     report.done(summary, place.folder("fit"), _next(place, "calibrate"))
     return result
@@ -295,6 +299,7 @@ def retrain(
     data: Data = RETRAIN_DATA,
     optimizer: Optimizer = Optimizer(),  # noqa: B008
     stopping: Stopping = RETRAIN_STOPPING,
+    until: Until = "auto",
     trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
     resume: bool = False,
     overwrite: bool = False,
@@ -309,6 +314,9 @@ def retrain(
         data: Training batches and validation problems.
         optimizer: Optimiser.
         stopping: When training has reached its end.
+        until: certified ends training when the model leads in everything that it can meet at the training lengths,
+            and trains more on that where it is weak; stopping.loss does not count then. validated ends it by held-out
+            problems. auto is certified where the task and the window allow it.
         trainer: Lightning's trainer.
         resume: Go on with an interrupted retrain.
         overwrite: Replace a retrain that is there.
@@ -326,7 +334,7 @@ def retrain(
     sizes = model.of(place.architecture("fit"))
     seed = int(place.record("fit")["seed"]) if seed is None else seed
     settings = {"model": sizes, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    result = _train(place, "retrain", task, rules, seed, settings, resume, overwrite)
+    result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite)
     summary = _training_summary("The model inside the window", result.trained, stopping)
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
     return result
@@ -563,7 +571,8 @@ def certify(
             )
     else:
         window = load_json(place.folder("retrain") / WINDOW)
-        how = {"precision": "float32", "device": "cpu", "given": certifier.GIVEN, "argument": certifier.ARGUMENT}
+        how = {"path": certifier.PATH, "precision": "float32", "device": "cpu"}
+        how |= {"given": certifier.GIVEN, "argument": certifier.ARGUMENT, "versions": versions()}
         found = {
             key: value for key, value in asdict(certificate).items() if value == value
         }  # not a number says nothing
@@ -640,6 +649,7 @@ def _train(
     window: Window | None,
     seed: int,
     settings: Mapping[str, Any],
+    until: Until,
     resume: bool,
     overwrite: bool,
 ) -> TrainingResult:
@@ -648,12 +658,15 @@ def _train(
     torch.manual_seed(draws)
     model = build_model(task, settings["model"], window)
     with place.writing(phase, resume, overwrite) as folder:
-        trained = train(task, model, **settings, seed=seed, draws=draws, folder=folder, resume=resume, title=phase)
+        examination = None if until == "validated" else _examination(task, model.position, until)
+        beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume, "title": phase}
+        trained = train(task, model, **settings, **beside, examination=examination)
         if not process_rank():
             if window is not None:
                 save_text(folder / WINDOW, window.to_json())
             save_weights(folder, model)
-            arguments = {"seed": seed} | ({"task": task} if phase == "fit" else {}) | dict(settings)
+            own = {"task": task} if phase == "fit" else {"until": until}
+            arguments = {"seed": seed} | own | dict(settings)
             save_record(folder, phase, seed, arguments, asdict(trained), {"task": task})
             from abc_toolkit import figures  # here and below where it is used: it loads seaborn and pandas
 
@@ -705,10 +718,28 @@ def _layout_of_size(task: Task, window: Window, target_length: int, source_lengt
     return raw_layout(target_length, source_length)
 
 
+def _examination(task: Task, position: PositionMethod, until: Until) -> Examination | None:
+    """The contexts that training is to go on for, if they can be enumerated."""
+    try:
+        return Examination(task, position)
+    except CannotDecideError as error:
+        if until == "certified":
+            raise UserError(f"--until certified cannot be: {error}; take --until validated") from None
+        report.remark(f"Training ends by validation alone: {error}.")
+    return None
+
+
 def _training_summary(what: str, trained: Trained, stopping: Stopping) -> str:
     share = f"{100 * trained.exact_match:.2f} % of {trained.validated_on} held-out problems"
     summary = f"{what} solves {share} after {trained.steps} steps ({trained.seconds:.0f} s)."
-    if not trained.reached:
+    if trained.weak:
+        summary += (
+            f" In {trained.weak} contexts it is wrong or leads by less than {THIN:g}: train longer with --overwrite "
+            "--trainer.max_steps N."
+        )
+    elif trained.reached and trained.weak is not None:
+        summary += " So it does everything that it can meet at these lengths."
+    elif not trained.reached:
         summary += (
             f" Asked for were {100 * stopping.exact_match:g} % and a loss of {stopping.loss:g} (it is "
             f"{trained.loss:.2g}): train longer with --overwrite --trainer.max_steps N."

@@ -15,6 +15,7 @@ from abc_toolkit.vocabulary import NUM_SPECIAL
 
 HELD_OUT_SHARE = 16
 SMALL = 10_000
+LESSON_SHARE = 0.25
 _VALIDATION, _SHAPES, _TRAINING = range(3)
 
 
@@ -135,6 +136,9 @@ class TrainingBatches(IterableDataset[Problems]):
         seed: The run's seed.
         rank: Which of several processes this is; each gets batches of its own.
         step: Tells the step that the next batch is for, so that a resumed run goes on where it was.
+
+    Attributes:
+        lessons: Problems that are to come up more often: they take a share of every batch of their shape.
     """
 
     def __init__(self, task: Task, data: Data, seed: int, rank: int, step: Callable[[], int]) -> None:
@@ -146,13 +150,20 @@ class TrainingBatches(IterableDataset[Problems]):
         self.step = step
         self.shapes = task.training_shapes()
         self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])
+        self.lessons: tuple[Problems, ...] = ()
 
     def batch(self, step: int) -> Problems:
         """The batch of one step."""
         # The shape is the same in every process, so that none waits for another.
         which = int(torch.multinomial(self.weights, 1, generator=seeded(self.seed, _SHAPES, step)))
         generator = seeded(self.seed, _TRAINING, step, self.rank)
-        return draw(self.task, generator, self.data.batch_size, self.shapes[which], for_validation=False)
+        problems = draw(self.task, generator, self.data.batch_size, self.shapes[which], for_validation=False)
+        for lesson in self.lessons:
+            if lesson.shape == problems.shape:
+                count = math.ceil(LESSON_SHARE * len(problems))
+                rows = torch.randint(len(lesson), (count,), generator=generator)
+                problems.source[:count], problems.target[:count] = lesson.source[rows], lesson.target[rows]
+        return problems
 
     def __iter__(self) -> Iterator[Problems]:
         step = self.step()

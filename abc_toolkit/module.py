@@ -54,11 +54,14 @@ class TrainingModule(lightning.LightningModule):
         task: The task.
         model: The transformer.
         optimizer: Its optimiser.
-        decay_steps: Steps over which the rate falls to zero from `decay_from` on.
+        decay_steps: Steps over which the rate falls from `decay_from` on, towards zero.
+        decay_to: Share of the rate below which it does not fall.
         seed: The run's seed, for messages.
     """
 
-    def __init__(self, task: Task, model: Transformer, optimizer: Optimizer, decay_steps: int, seed: int) -> None:
+    def __init__(
+        self, task: Task, model: Transformer, optimizer: Optimizer, decay_steps: int, decay_to: float, seed: int
+    ) -> None:
         super().__init__()
         self.task = task
         self.model = model
@@ -67,6 +70,7 @@ class TrainingModule(lightning.LightningModule):
         self.average.requires_grad_(False)
         self.settings = optimizer
         self.decay_steps = decay_steps
+        self.decay_to = decay_to
         self.decay_from: int | None = None
         self.seed = seed
         self.exact_match = ExactMatch()
@@ -113,7 +117,7 @@ class TrainingModule(lightning.LightningModule):
         """The learning rate of a step over the constant one."""
         factor = min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
         if self.decay_from is not None:
-            factor *= max(0.0, 1.0 - (step - self.decay_from) / max(1, self.decay_steps))
+            factor *= max(self.decay_to, 1.0 - (step - self.decay_from) / max(1, self.decay_steps))
         return factor
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

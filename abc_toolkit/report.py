@@ -43,15 +43,21 @@ class TrainingBar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
-        self._loss = self._exact_match = ""
+        self._loss = self._exact_match = self._weak = ""
 
-    def update(self, step: int, loss: float | None = None, exact_match: float | None = None) -> None:
+    def update(
+        self, step: int, loss: float | None = None, exact_match: float | None = None, weak: int | None = None
+    ) -> None:
         """Moves to a step, and shows what is given."""
         if loss is not None:
             self._loss = f"loss {loss:.4f}"
         if exact_match is not None:
             self._exact_match = f"exact match {100 * exact_match:.2f} %"
-        self._progress.update(self._task, completed=step, loss=self._loss, exact_match=self._exact_match)
+        if weak is not None:
+            self._weak = f"{weak:,} weak contexts"
+        self._progress.update(
+            self._task, completed=step, loss=self._loss, exact_match=self._exact_match, weak=self._weak
+        )
 
 
 @contextmanager
@@ -62,10 +68,10 @@ def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBa
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[loss]}  {task.fields[exact_match]}"),
+        TextColumn("{task.fields[loss]}  {task.fields[exact_match]}  {task.fields[weak]}"),
     )
     with _progress(*columns, shown=shown) as progress:
-        yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", exact_match=""))
+        yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", exact_match="", weak=""))
 
 
 def track(items: Sequence[T], title: str) -> Iterable[T]:
@@ -166,8 +172,11 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
         table.add_row("reason", certificate.reason)
     else:
         table.add_row("shapes gone through", f"all up to length {certificate.longest}; longer ones bring nothing new")
-        table.add_row("kinds of predictions", f"{certificate.predictions:,}, {certificate.functions} functions")
-        table.add_row("contexts, each one run", f"{certificate.contexts:,}")
+        patterns = sum(len(part.patterns) for part in certificate.parts)
+        table.add_row("patterns of open keys", f"{patterns:,}, which make {len(certificate.parts)} functions")
+        beyond = f"{certificate.beyond_training:,}" if certificate.beyond_training else "all"
+        where = "do not occur" if certificate.beyond_training else "occur"
+        table.add_row("contexts, each one run", f"{certificate.contexts:,}; {beyond} {where} in training shapes")
         table.add_row("smallest gap of logits", f"{certificate.smallest_gap:.3g}, {certificate.narrowest}")
         table.add_row("largest deviation of a logit", f"{certificate.largest_deviation:.1g} over paths and precisions")
         table.add_row("change by tokens outside", f"{certificate.outside:.1g}")

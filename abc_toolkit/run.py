@@ -267,11 +267,16 @@ def save_record(
     save_text(folder / CONFIG, yaml.safe_dump(described, sort_keys=False))
     record = {"schema": SCHEMA, "phase": phase, "seed": seed} | described | {"results": dict(results)}
     record |= {name: describe(value) for name, value in (facts or {}).items()}
-    record["versions"] = {name: version(name) for name in ("abc_toolkit", "torch", "lightning")}
-    record["versions"]["python"] = platform.python_version()
+    record["versions"] = versions()
     record["commit"] = _commit()
     record["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     save_json(folder / RECORD, record)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result follows from."""
+    packages = {name: version(name) for name in ("abc_toolkit", "torch", "lightning")}
+    return packages | {"python": platform.python_version()}
 
 
 def describe(value: Any) -> Any:

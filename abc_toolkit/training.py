@@ -1,5 +1,6 @@
 """The training that `fit` and `retrain` share: Lightning's Trainer, and what runs beside it."""
 
+import copy
 import logging
 import os
 import signal
@@ -21,13 +22,17 @@ from torch.utils.data import DataLoader
 from abc_toolkit import report
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
 from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.examination import Examination
 from abc_toolkit.files import cannot_write, save_json
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.run import PROGRESS, describe
-from abc_toolkit.tasks import Task
+from abc_toolkit.tasks import Problems, Task
 from abc_toolkit.transformer import Architecture, Transformer
 
 HISTORY = "training.json"
+# The share of the learning rate that is left to mend the last contexts by; at the whole rate, mending one costs others.
+LAST_RATE = 0.05
+_EXAMINATION = 1  # what its seeds are drawn for
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ class Trained:
         exact_match: Exact match on held-out problems at the end.
         loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, at the end.
         validated_on: Number of held-out problems.
+        weak: Contexts in which the model is wrong or leads by little, of those that were tried; `None` if none were.
+        smallest_gap: Least lead of a required token's logit over the next best in the contexts that were tried.
         reached: Whether the stopping rule was met.
         step_seconds: Wall time of the steps alone, since the last start, with validation and saving left out.
         seconds: Wall time of the training since the last start.
@@ -107,6 +114,8 @@ class Trained:
     exact_match: float
     loss: float
     validated_on: int
+    weak: int | None
+    smallest_gap: float | None
     reached: bool
     step_seconds: float
     seconds: float
@@ -125,7 +134,13 @@ class Watch(Callback):
         seed: The run's seed.
         settings: What the weights follow from besides the code; a training is resumed under the same alone.
         bar: Shows the progress.
+        examination: Tries the model on all contexts, which it must pass in place of the rule's loss and decay.
+
+    Attributes:
+        batches: What is trained on; is given lessons of the contexts in which the model is weak.
     """
+
+    batches: TrainingBatches
 
     def __init__(
         self,
@@ -135,6 +150,7 @@ class Watch(Callback):
         seed: int,
         settings: Mapping[str, Any],
         bar: report.TrainingBar,
+        examination: Examination | None,
     ) -> None:
         self.stopping = stopping
         self.folder = folder
@@ -142,6 +158,7 @@ class Watch(Callback):
         self.seed = seed
         self.settings = settings
         self.bar = bar
+        self.examination = examination
         self.began = False
         self.ended = False
         self.reached = False
@@ -172,7 +189,8 @@ class Watch(Callback):
             self.bar.update(step, loss=loss)
             if trainer.logger is not None:
                 trainer.logger.log_metrics({"loss": loss}, step)
-        if pl_module.decay_from is not None and step >= pl_module.decay_from + self.stopping.decay_steps:
+        decay_from = pl_module.decay_from if self.examination is None else None
+        if decay_from is not None and step >= decay_from + self.stopping.decay_steps:
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
@@ -181,11 +199,25 @@ class Watch(Callback):
         loss = float(trainer.callback_metrics["validation_loss"])
         self.validation.append({"step": trainer.global_step, "exact_match": exact_match, "loss": loss})
         self.bar.update(trainer.global_step, exact_match=exact_match)
-        met = exact_match >= self.stopping.exact_match and loss <= self.stopping.loss
-        if met and pl_module.decay_from is None:
+        met = exact_match >= self.stopping.exact_match
+        validated = met and (self.examination is not None or loss <= self.stopping.loss)
+        self.reached = validated
+        if self.examination is not None:
+            self.reached = False
+            if met or pl_module.decay_from is not None:  # before that it is weak in many, and needs no lessons
+                self.reached = self._passes(self.examination, pl_module.averaged, trainer.global_step) and met
+        if validated and pl_module.decay_from is None:
             pl_module.decay_from = trainer.global_step
-            trainer.should_stop = trainer.should_stop or self.stopping.decay_steps == 0
-        self.reached = met
+        at_once = self.examination is not None or self.stopping.decay_steps == 0
+        trainer.should_stop = trainer.should_stop or (self.reached and at_once)
+
+    def _passes(self, examination: Examination, model: Transformer, step: int) -> bool:
+        """Whether the model is weak in no context; of those in which it is, lessons are made."""
+        examined = examination.of(copy.deepcopy(model).cpu().eval(), seeded(self.seed, _EXAMINATION, step))
+        self.batches.lessons = examined.problems
+        self.validation[-1] |= {"weak": examined.weak, "smallest_gap": examined.smallest_gap}
+        self.bar.update(step, weak=examined.weak)
+        return not examined.weak
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         # Lightning validates before it ends an epoch, so what is saved holds this epoch's validation.
@@ -206,11 +238,14 @@ class Watch(Callback):
             "reached": self.reached,
             "ended": self.ended,
             "settings": self.settings,
+            "lessons": [(list(part.shape), part.source, part.target) for part in self.batches.lessons],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
         self.reached, self.ended = bool(state_dict["reached"]), bool(state_dict["ended"])
+        lessons = [Problems(tuple(shape), source, target) for shape, source, target in state_dict["lessons"]]
+        self.batches.lessons = tuple(lessons)
         changed = [name for name, value in self.settings.items() if state_dict["settings"].get(name) != value]
         if changed:
             raise UserError(
@@ -228,6 +263,7 @@ def train(
     optimizer: Optimizer,
     trainer: TrainerSettings,
     stopping: Stopping,
+    examination: Examination | None,
     seed: int,
     draws: int,
     folder: Path,
@@ -244,6 +280,7 @@ def train(
         optimizer: Optimiser.
         trainer: Lightning's settings.
         stopping: The stopping rule.
+        examination: Contexts in all of which the model must do well, in place of the rule's loss and decay.
         seed: The run's seed, which messages name.
         draws: The phase's own seed, from which everything random follows.
         folder: Receives the progress and the history (`training.json`).
@@ -255,15 +292,17 @@ def train(
     """
     start = time.perf_counter()
     held_out = validation_problems(task, draws, data.validation_problems)
-    module = TrainingModule(task, network, optimizer, stopping.decay_steps, seed)
+    decay_to = 0.0 if examination is None else LAST_RATE
+    module = TrainingModule(task, network, optimizer, stopping.decay_steps, decay_to, seed)
     with report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar, _quiet():
         settings = {"seed": seed, "task": task, "data": data, "optimizer": optimizer, "stopping": stopping}
-        settings |= {"model": model, "window": network.position}
-        watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar)
+        settings |= {"model": model, "window": network.position, "until": "certified" if examination else "validated"}
+        watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar, examination)
         lightning_trainer = _lightning_trainer(trainer, watch)
         batches = TrainingBatches(
             task, data, draws, lightning_trainer.global_rank, lambda: lightning_trainer.global_step
         )
+        watch.batches = batches
         try:
             lightning_trainer.fit(
                 module,
@@ -298,6 +337,8 @@ def train(
         exact_match=last["exact_match"],
         loss=last["loss"],
         validated_on=sum(len(problems) for problems in held_out),
+        weak=int(last["weak"]) if "weak" in last else None,
+        smallest_gap=last.get("smallest_gap"),
         reached=watch.reached,
         step_seconds=watch.step_seconds,
         seconds=time.perf_counter() - start,

@@ -37,7 +37,7 @@ class Architecture:
     """
 
     num_encoder_layers: int = 0
-    num_decoder_layers: int = 2
+    num_decoder_layers: int = 1
     model_dim: int = 64
     num_heads: int = 4
     feedforward_dim: int = 256

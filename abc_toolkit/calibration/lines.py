@@ -54,7 +54,7 @@ class Places(CalibrationMethod):
     closed_rows: Literal["zero", "first"] = "zero"
     bias: Literal["zero", "difference"] = "zero"
     complete: bool = True
-    narrow: bool = False
+    narrow: bool = True
 
     def __post_init__(self) -> None:
         check_numbers(self, "method", ("lines_per_segment",), at_least=1)

@@ -89,8 +89,8 @@ def find_window(
     """Finds a window's rules, adds lines until no two training problems conflict within it, and closes those in vain.
 
     The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
-    and then another; each in a head of its own where there is one. (A line that shows any further token leaves fewer
-    by chance, so the first that leaves fewer is not good enough.)
+    and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
+    fewer by chance, so the first that leaves fewer is not good enough.)
 
     Args:
         method: How lines are found.
@@ -178,15 +178,32 @@ def _strongest(lines: Sequence[Line]) -> list[Line]:
 def _with_line(window: Window, rule: Rule, num_heads: int) -> Window:
     """The window and one line more, last of its rules.
 
-    It takes the head of its site and layer that holds the fewest lines, its own where several do. In a head that is
-    open everywhere it takes the place of that, as it would show nothing more beside it.
+    It takes a head of its site and layer for itself, if there is one: an empty one, or else one whose lines other
+    heads hold as well, which then gives them up. Without positions a head does not know two neighbouring lines apart,
+    and a model learns slowly, or not at all, what only one of them tells. If there is none, it takes the head that
+    holds the fewest lines. Of several, its own. In a head that is open everywhere it takes the place of that, as it
+    would show nothing more beside it.
     """
-    count = [0] * num_heads
+    lines: list[list[Rule]] = [[] for _ in range(num_heads)]
     for other in window.of(rule.site, rule.layer):
-        count[other.head] += not (_is_open(other) or other.fallback)
-    rule = replace(rule, head=min(range(num_heads), key=lambda head: (count[head], head != rule.head)))
+        if not (_is_open(other) or other.fallback):
+            lines[other.head].append(other)
+    elsewhere = [
+        {replace(line, head=0) for own in (*lines[:head], *lines[head + 1 :]) for line in own}
+        for head in range(num_heads)
+    ]
+    spare = [all(replace(line, head=0) in elsewhere[head] for line in lines[head]) for head in range(num_heads)]
+    head = min(
+        range(num_heads), key=lambda head: (bool(lines[head]) and not spare[head], len(lines[head]), head != rule.head)
+    )
+    rule = replace(rule, head=head)
     place = (rule.site, rule.layer, rule.head)
-    kept = [other for other in window.rules if not (_is_open(other) and (other.site, other.layer, other.head) == place)]
+    dropped = lines[head] if spare[head] else []
+    kept = [
+        other
+        for other in window.rules
+        if other not in dropped and not (_is_open(other) and (other.site, other.layer, other.head) == place)
+    ]
     return window.with_rules([*kept, rule])
 
 

@@ -81,6 +81,14 @@ class PositionMethod:
     so that a run folder records it by its fields and parameters exist only inside a model.
     """
 
+    @property
+    def repeats_after(self) -> int | None:
+        """Places after which what it adds to embeddings repeats, if it does nothing else.
+
+        A proof for every length is possible beside it. `None` if it does not repeat, or does more.
+        """
+        return None
+
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """Adds to a stream of token embeddings `[batch, length, dim]`; queries' positions in the decoder."""
         return x

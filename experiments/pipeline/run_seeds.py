@@ -1,8 +1,8 @@
 """Runs the shipped configurations over tasks and seeds and keeps what they measured.
 
-Each run is `abc run --config configs/TASK.yaml --seed SEED`, timed as a whole process, and then its models at 20 and
-50 times the training length on 200 problems of each set. A run that is in the results already is skipped, so that an
-interrupted sweep goes on where it was.
+Each run is `abc run --config configs/TASK.yaml --seed SEED` and `abc certify`, each timed as a whole process, and then
+its models at 20 and 50 times the training length on 200 problems of each set. A run that is in the results already is
+skipped, so that an interrupted sweep goes on where it was.
 
     python experiments/pipeline/run_seeds.py --seeds 0 1 2 3 4 --jobs 2
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from abc_toolkit.commands import CERTIFICATE
 from abc_toolkit.evaluation import evaluate_models, parse_lengths
 from abc_toolkit.files import save_json
 from abc_toolkit.run import Run
@@ -25,21 +26,30 @@ from abc_toolkit.tasks.base import SETS
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TASKS = ("successor", "addition", "multiplication", "parity")
+KEPT = (
+    "verdict", "reason", "contexts", "beyond_training", "examples", "functions", "smallest_gap", "deviations", "outside"
+)  # fmt: skip
+
+
+def abc(*arguments: object) -> tuple[subprocess.CompletedProcess[str], float]:
+    """One command, and how long it took."""
+    start = time.perf_counter()
+    command = [str(Path(sys.executable).parent / "abc"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True), time.perf_counter() - start
 
 
 def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
     """One whole run; what it measured and how long it took."""
-    command = [
-        Path(sys.executable).parent / "abc", "run", "--config", ROOT / "configs" / f"{task}.yaml",
-        "--seed", str(seed), "--run", folder, "--resume" if folder.exists() else "--overwrite",
-    ]  # fmt: skip
-    start = time.perf_counter()
-    finished = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    seconds = time.perf_counter() - start
+    config, going_on = ROOT / "configs" / f"{task}.yaml", "--resume" if folder.exists() else "--overwrite"
+    finished, seconds = abc("run", "--config", config, "--seed", seed, "--run", folder, going_on)
     result: dict = {"task": task, "seed": seed, "seconds": seconds, "status": finished.returncode, "rows": []}
     if finished.returncode:
         return result | {"error": finished.stderr.strip().splitlines()[-1]}
     place = Run(folder)
+    certified, result["certify_seconds"] = abc("certify", "--run", folder, "--overwrite")
+    certificate = json.loads((folder / CERTIFICATE).read_text())
+    certificate["functions"] = len(certificate.pop("parts", ()))
+    result["certificate"] = {"status": certified.returncode} | {key: certificate.get(key) for key in KEPT}
     result["phases"] = {phase: place.record(phase)["results"] for phase in ("fit", "calibrate", "retrain")}
     result["versions"] = place.record("retrain")["versions"]
     result["commit"] = place.record("retrain")["commit"]
@@ -73,7 +83,8 @@ def main() -> None:
         results.append(result)
         save_json(settings.results, sorted(results, key=lambda r: (TASKS.index(r["task"]), r["seed"])))
         worst = min((row["exact_match"] for row in result["rows"] if row["weights"] == "retrain"), default=0.0)
-        print(f"{task} {seed}: {result['seconds']:.0f} s, worst {worst:.4f} {result.get('error', '')}", flush=True)
+        verdict = result.get("certificate", {}).get("verdict", result.get("error"))
+        print(f"{task} {seed}: {result['seconds']:.0f} s, worst {worst:.4f}, {verdict}", flush=True)
 
     with ThreadPoolExecutor(settings.jobs) as pool:
         list(pool.map(do, work))

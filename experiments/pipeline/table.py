@@ -1,4 +1,4 @@
-"""Makes the README's table of results from `results.json`: `python experiments/pipeline/table.py`."""
+"""Makes the README's tables of results and of certificates: `python experiments/pipeline/table.py`."""
 
 import json
 import statistics
@@ -6,7 +6,8 @@ from pathlib import Path
 
 README = Path(__file__).parent.parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
-BEGIN, END = "<!-- results: made by experiments/pipeline/table.py -->", "<!-- end of results -->"
+RESULTS_MARKS = "<!-- results: made by experiments/pipeline/table.py -->", "<!-- end of results -->"
+CERTIFIED = "<!-- certificates: made by experiments/pipeline/table.py -->", "<!-- end of certificates -->"
 SETS = ("uniform", "unequal", "carry", "zeros")
 
 
@@ -43,21 +44,50 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def certificates(results: list[dict]) -> str:
+    """The table of certificates in Markdown, a row for each task; from least to most over seeds."""
+
+    def span(values: list[float], form: str = ",.0f") -> str:
+        low, high = f"{min(values):{form}}", f"{max(values):{form}}"
+        return low if low == high else f"{low} to {high}"
+
+    lines = [
+        "| task | correct at every length | retraining steps | contexts | that occur in no training shape "
+        "| smallest gap | largest deviation | `abc certify` |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for task in dict.fromkeys(result["task"] for result in results):
+        own = [result for result in results if result["task"] == task]
+        right = [r["certificate"] for r in own if r.get("certificate", {}).get("verdict") == "correct"]
+        steps = [result["phases"]["retrain"]["steps"] for result in own if "phases" in result]
+        deviations = [max(certificate["deviations"].values()) for certificate in right]
+        seconds = [result["certify_seconds"] for result in own if "certify_seconds" in result]
+        cells = [f"{len(right)} of {len(own)}", span(steps), span([c["contexts"] for c in right])]
+        cells += [span([c["beyond_training"] for c in right]), span([c["smallest_gap"] for c in right], ".2g")]
+        cells += [span(deviations, ".0e"), f"{span(seconds)} s"]
+        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def between(text: str, marks: tuple[str, str], new: str) -> str:
+    """A text with what stands between two marks replaced."""
+    before, _, rest = text.partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    return f"{before}{marks[0]}\n{new}\n{marks[1]}{after}"
+
+
 def main() -> None:
     results = json.loads(RESULTS.read_text())
     failed = [f"{result['task']} seed {result['seed']}: {result['error']}" for result in results if result["status"]]
     seeds = sorted({result["seed"] for result in results})
     text = (
-        f"Exact match in %, seeds {seeds[0]} to {seeds[-1]} (those from 5 on were run once, when nothing was left to "
-        f"change): the same number for all seeds, or the median and, in brackets, the worst and the best.\n\n"
-        f"{table(results)}\n"
+        f"Exact match in %, seeds {seeds[0]} to {seeds[-1]}: the same number for all seeds, or the median and, in "
+        f"brackets, the worst and the best.\n\n{table(results)}"
     )
     if failed:
-        text += "\nRuns that failed: " + "; ".join(failed) + ".\n"
-    readme = README.read_text()
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+        text += "\n\nRuns that failed: " + "; ".join(failed) + "."
+    readme = between(README.read_text(), RESULTS_MARKS, text)
+    README.write_text(between(readme, CERTIFIED, certificates(results)))
 
 
 if __name__ == "__main__":

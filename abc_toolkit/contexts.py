@@ -1,0 +1,515 @@
+"""What a prediction inside a window depends on, everything that this can be, and the model on all of it.
+
+A prediction depends on a handful of tokens, its *cone*. What these tokens can be is a *context*. Where a rule of the
+task says from place to place what the next token is, all contexts are enumerated, and the model is a function that can
+be tried on each.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.attention import Gather, Scope
+from abc_toolkit.calibration.window import Window, Windowed, site_positions
+from abc_toolkit.layout import ANSWER, START, Layout, Positions
+from abc_toolkit.positions import SITES, NoPE, OpenKeys, PositionMethod, Site
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.tasks.base import DigitTask, LocalRule
+from abc_toolkit.transformer import Block, Transformer
+from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
+
+Token = tuple[str, int]  # "source" or "prefix", and its number in that string
+MOST_CONTEXTS = 2 * 10**7
+_AT_ONCE = 2**15
+_CHANNELS = 16
+
+
+class CannotDecideError(Exception):
+    """It cannot be said what a model does at every length; the message is one line that says what is to blame."""
+
+
+@dataclass(frozen=True)
+class Cone:
+    """What one prediction of a layout depends on, layer by layer.
+
+    Attributes:
+        layout: The layout.
+        query: Which target token is predicted.
+        streams: Tokens whose decoder stream is needed, before each layer and after the last, `[query]` at the end.
+        sources: The same of the encoder; the last are the keys of cross-attention.
+        tables: Open keys of the tokens needed after each layer, by site and layer, numbered within those before it.
+        added: What positions add to the embedding of each leaf, in its first channels.
+    """
+
+    layout: Layout
+    query: int
+    streams: tuple[tuple[int, ...], ...]
+    sources: tuple[tuple[int, ...], ...]
+    tables: Mapping[tuple[Site, int], OpenKeys]
+    added: tuple[tuple[float, ...], ...]
+
+    @cached_property
+    def leaves(self) -> tuple[Token, ...]:
+        """The tokens of the cone."""
+        return (*(("source", i) for i in self.sources[0]), *(("prefix", i) for i in self.streams[0]))
+
+    @cached_property
+    def places(self) -> tuple[tuple[str, int], ...]:
+        """Segment and place of each."""
+        found = []
+        for string, number in self.leaves:
+            positions = self.layout.source if string == "source" else self.layout.prefix
+            found.append((positions.names[int(positions.segment[number])], int(positions.coordinates["place"][number])))
+        return tuple(found)
+
+    @cached_property
+    def form(self) -> tuple:
+        """What the model sees of the cone beside the values of its tokens; of equal ones it is the same function."""
+        tables = tuple(
+            (key, repr(table.index.tolist()), repr(table.bias.tolist())) for key, table in sorted(self.tables.items())
+        )
+        inner = tuple(
+            tuple(part[i].index(token) for token in part[i + 1])
+            for part in (self.streams, self.sources)
+            for i in range(len(part) - 1)
+        )
+        return tables, inner, self.added, len(self.sources[0]), len(self.streams[0])
+
+
+class Cones:
+    """Cones of a window's predictions, shape by shape.
+
+    Args:
+        window: The window.
+        layout: The shape's layout.
+        inner: Position method beside the window; one that repeats.
+    """
+
+    def __init__(self, window: Window, layout: Layout, inner: PositionMethod = NoPE()) -> None:  # noqa: B008
+        self.window = window
+        self.layout = layout
+        self.added = [
+            list(map(tuple, inner.embed(torch.zeros(1, len(positions), _CHANNELS), positions)[0].tolist()))
+            for positions in (layout.source, layout.target)
+        ]
+        self.tables: dict[tuple[Site, int], OpenKeys] = {}
+        for site in SITES:
+            for layer in range(window.layers(site)):
+                table = window.open_keys(site, layer, *site_positions(site, layout))
+                assert table is not None
+                self.tables[site, layer] = table
+
+    def _keys(self, site: Site, layer: int, queries: Sequence[int]) -> set[int]:
+        table = self.tables[site, layer]
+        rows = list(queries)
+        return set(table.index[:, rows][table.bias[:, rows] > -torch.inf].tolist())
+
+    def of(self, query: int) -> Cone:
+        """The cone of one prediction."""
+        streams: list[tuple[int, ...]] = [(query,)]
+        read: set[int] = set()
+        for layer in reversed(range(self.window.num_decoder_layers)):
+            read |= self._keys("cross", layer, streams[0])
+            streams.insert(0, tuple(sorted({*streams[0], *self._keys("decoder", layer, streams[0])})))
+        sources = [tuple(sorted(read))]
+        for layer in reversed(range(self.window.num_encoder_layers)):
+            sources.insert(0, tuple(sorted({*sources[0], *self._keys("encoder", layer, sources[0])})))
+        tables: dict[tuple[Site, int], OpenKeys] = {}
+        for layer in range(self.window.num_encoder_layers):
+            tables["encoder", layer] = self._within("encoder", layer, sources[layer + 1], sources[layer])
+        for layer in range(self.window.num_decoder_layers):
+            tables["decoder", layer] = self._within("decoder", layer, streams[layer + 1], streams[layer])
+            tables["cross", layer] = self._within("cross", layer, streams[layer + 1], sources[-1])
+        added = (*(self.added[0][i] for i in sources[0]), *(self.added[1][i] for i in streams[0]))
+        return Cone(self.layout, query, tuple(streams), tuple(sources), tables, added)
+
+    def _within(self, site: Site, layer: int, queries: Sequence[int], keys: Sequence[int]) -> OpenKeys:
+        """The rows of some queries, with keys numbered among some."""
+        table = self.tables[site, layer]
+        number = torch.zeros(int(table.index.max()) + 1 + max(keys, default=0), dtype=torch.long)
+        number[list(keys)] = torch.arange(len(keys))
+        bias = table.bias[:, list(queries)]
+        return OpenKeys(number[table.index[:, list(queries)]] * (bias > -torch.inf), bias)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """The stream of one token of a cone, computed once for all contexts that agree on what it depends on.
+
+    Attributes:
+        columns: Leaves that it depends on.
+        values: Its values, `[distinct, ...]`.
+        which: The value in each context, `[context]`.
+    """
+
+    columns: frozenset[int]
+    values: Tensor
+    which: Tensor
+
+    def of(self, contexts: Tensor) -> Tensor:
+        """Its values in some contexts."""
+        return self.values[self.which[contexts]]
+
+
+@torch.no_grad()
+def cone_logits(model: Transformer, cone: Cone, tokens: Tensor) -> Tensor:
+    """Logits `[context, num_tokens]` of a cone's prediction.
+
+    Args:
+        model: The model, inside the window that the cone is of.
+        cone: The cone.
+        tokens: Token ids of its leaves, `[context, leaf]`.
+    """
+    layout = cone.layout
+
+    def distinct(columns: frozenset[int]) -> tuple[Tensor, Tensor]:
+        """A context for each way in which some leaves differ, and for each context that which is like it."""
+        everything = torch.arange(len(tokens))
+        if len(columns) == tokens.shape[1]:
+            return everything, everything
+        code = torch.zeros_like(everything)
+        for column in sorted(columns):
+            code = code * len(model.embedding.weight) + tokens[:, column]
+        found, which = code.unique(return_inverse=True)
+        return torch.zeros_like(found).scatter_reduce(0, which, everything, "amin", include_self=False), which
+
+    def embedded(positions: Positions, numbers: Sequence[int], start: int) -> list[_Stream]:
+        streams = []
+        for column, number in enumerate(numbers, start):
+            first, which = distinct(frozenset({column}))
+            x = model.embed(tokens[first, column][:, None], positions[torch.tensor([number])])
+            streams.append(_Stream(frozenset({column}), x, which))
+        return streams
+
+    def through(
+        blocks: Sequence[Block],
+        side: Site,
+        streams: list[_Stream],
+        needed: Sequence[Sequence[int]],
+        encoded: Sequence[_Stream] = (),
+    ) -> list[_Stream]:
+        queries, keys = site_positions(side, layout)
+        sources = layout.source[torch.tensor(cone.sources[-1], dtype=torch.long)]
+        for layer, block in enumerate(blocks):
+            reads = {side: (cone.tables[side, layer], [_mapped(s, block.keys_values) for s in streams])}
+            if encoded:
+                read = block.cross_attention.keys_values
+                reads["cross"] = (cone.tables["cross", layer], [_mapped(s, read) for s in encoded])
+            after = []
+            for row, token in enumerate(needed[layer + 1]):
+                own = streams[needed[layer].index(token)]
+                tables = {
+                    site: OpenKeys(t.index[:, row : row + 1], t.bias[:, row : row + 1])
+                    for site, (t, _) in reads.items()
+                }
+                is_open = {site: set(t.index[t.bias > -torch.inf].tolist()) for site, t in tables.items()}
+                columns = own.columns.union(*(reads[site][1][k].columns for site in reads for k in is_open[site]))
+                first, which = distinct(columns)
+                fetched = {site: torch.cat([s.of(first) for s in parts], dim=1) for site, (_, parts) in reads.items()}
+                scope = Scope(keys[torch.tensor(needed[layer])], gather=Gather.of(tables[side]))
+                memory = None
+                if encoded:
+                    memory = (fetched["cross"], Scope(sources, gather=Gather.of(tables["cross"])))
+                x = block(own.of(first), queries[torch.tensor([token])], scope, memory, whole=fetched[side])
+                after.append(_Stream(columns, x, which))
+            streams = after
+        return streams
+
+    encoded = through(list(model.encoder), "encoder", embedded(layout.source, cone.sources[0], 0), cone.sources)
+    encoded = [_mapped(stream, model.encoder_norm) for stream in encoded]
+    if not encoded:  # so that there is something to point at
+        nothing = torch.zeros(1, 1, model.architecture.model_dim, dtype=model.embedding.weight.dtype)
+        encoded = [_Stream(frozenset(), nothing, torch.zeros(len(tokens), dtype=torch.long))]
+    streams = embedded(layout.target, cone.streams[0], len(cone.sources[0]))
+    (last,) = through(list(model.decoder), "decoder", streams, cone.streams, encoded)
+    return model.output(model.decoder_norm(last.values[:, 0]))[last.which]
+
+
+def _mapped(stream: _Stream, function: Callable[[Tensor], Tensor]) -> _Stream:
+    return _Stream(stream.columns, function(stream.values), stream.which)
+
+
+class Enumeration:
+    """Everything that can occur in a cone, place by place from the least significant, and what is to be predicted.
+
+    A context is one number: its leaves and then the required token, a digit each in base `len(vocabulary)`.
+
+    Args:
+        task: The task.
+        rule: Its local rule.
+        shape: The shape.
+        cone: The cone.
+        known: Contexts that were enumerated before, for cones that are alike; more are added.
+        most: Most contexts.
+    """
+
+    def __init__(
+        self,
+        task: DigitTask,
+        rule: LocalRule,
+        shape: Shape,
+        cone: Cone,
+        known: dict[Hashable, Tensor] | None = None,
+        most: int = MOST_CONTEXTS,
+    ) -> None:
+        layout = cone.layout
+        self.task, self.rule, self.shape, self.cone = task, rule, shape, cone
+        self.known = {} if known is None else known
+        self.most = most
+        self.answer_length = len(layout.target) - 1
+        self.widths = [int(layout.source.within(name).sum()) for name in rule.operands]
+        self.columns: dict[tuple[str, int], int] = {}  # segment and place to leaf
+        self.fixed: dict[int, int] = {}
+        written = task.sample(Generator(), 1, shape).source[0]
+        for column, (segment, place) in enumerate(cone.places):
+            if segment == START:
+                self.fixed[column] = BOS
+            elif segment in (*rule.operands, *rule.constants, ANSWER):
+                self.columns[segment, place] = column
+            else:  # an operator
+                self.fixed[column] = int(written[cone.leaves[column][1]])
+
+    def contexts(self) -> Tensor:
+        """The contexts, `[context]`; cones that are alike share the tensor.
+
+        Raises:
+            CannotDecideError: If they are too many.
+        """
+        rule, query = self.rule, self.cone.query
+        answers = query < self.answer_length
+        places = [place for segment, place in self.columns if segment not in rule.constants] + [query] * answers
+        first, last = min(places, default=0), max(places, default=-1)
+        constants = all_of([self.task.base] * len(rule.constants))
+        held: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
+        held["state"] = torch.full((len(constants),), rule.start)
+        for place in range(first):
+            held = self._after(place, held)
+        # All that the rest depends on.
+        start = tuple((name, tuple(values.tolist())) for name, values in held.items())
+        columns = tuple(
+            (segment, place - first * (segment not in rule.constants), column)
+            for (segment, place), column in self.columns.items()
+        )
+        present = tuple(tuple(place < width for width in self.widths) for place in range(first, last + 1))
+        key = (start, columns, tuple(self.fixed.items()), present, query - first if answers else None)
+        if key not in self.known:
+            for place in range(first, last + 1):
+                held = self._after(place, held)
+            every = torch.ones_like(held["state"])
+            for (segment, _), column in self.columns.items():
+                if segment in rule.constants:
+                    held[column] = held[f"constant {rule.constants.index(segment)}"] + NUM_SPECIAL
+            leaves = [
+                held[column] if column in held else self.fixed[column] * every
+                for column in range(len(self.cone.leaves))
+            ]
+            self.known[key] = self._packed([*leaves, held.get("required", EOS * every)]).unique()
+        return self.known[key]
+
+    def _after(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """What is held of the places up to one: constants, state, tokens that the cone shows or the query needs."""
+        rule, base = self.rule, self.task.base
+        digits = all_of([base if place < width else 1 for width in self.widths])
+        if len(held["state"]) * len(digits) > self.most:
+            raise CannotDecideError(
+                f"there are more than {self.most:,} contexts: a prediction depends on {self.describe()}"
+            )
+        row = torch.arange(len(held["state"])).repeat_interleave(len(digits))
+        drawn = digits.repeat(len(held["state"]), 1).unbind(1)
+        held = {name: values[row] for name, values in held.items()}
+        constants = [held[f"constant {i}"] for i in range(len(rule.constants))]
+        held["state"], written = rule.step(held["state"], drawn, constants)
+        for name, value in (*zip(rule.operands, drawn, strict=True), (ANSWER, written)):
+            if (name, place) in self.columns:
+                held[self.columns[name, place]] = value + NUM_SPECIAL
+        if place == self.cone.query < self.answer_length:
+            held["required"] = written + NUM_SPECIAL
+        code = self._packed(list(held.values())).unique()
+        return dict(zip(held, self._unpacked(code, len(held)), strict=True))
+
+    def tokens(self, contexts: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids of the leaves `[context, leaf]`, and the required tokens `[context]`."""
+        *leaves, required = self._unpacked(contexts, len(self.cone.leaves) + 1)
+        return torch.stack(leaves, dim=1), required
+
+    def _packed(self, parts: Sequence[Tensor]) -> Tensor:
+        base = len(self.task.vocabulary)
+        if base ** len(parts) > 2**63:
+            raise CannotDecideError(f"a prediction depends on too many tokens: {self.describe()}")
+        code = torch.zeros_like(parts[0])
+        for part in parts:
+            code = code * base + part
+        return code
+
+    def _unpacked(self, code: Tensor, count: int) -> list[Tensor]:
+        base = len(self.task.vocabulary)
+        parts = []
+        for _ in range(count):
+            parts.append(code % base)
+            code = code // base
+        return parts[::-1]
+
+    def problem(self, context: Tensor, generator: Generator | None = None) -> Problems:
+        """A problem in which a context occurs.
+
+        Args:
+            context: The context.
+            generator: Draws what the context leaves open; if not given, it is as small as can be.
+        """
+        rule, base = self.rule, self.task.base
+        (leaves,), (required,) = (part.tolist() for part in self.tokens(context[None]))
+        shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
+        if self.cone.query < self.answer_length:
+            shown[ANSWER, self.cone.query] = required - NUM_SPECIAL
+
+        def shuffled(rows: Tensor) -> Tensor:
+            return rows if generator is None else rows[torch.randperm(len(rows), generator=generator)]
+
+        for constants in shuffled(all_of([base] * len(rule.constants))).tolist():
+            if any(shown.get((name, 0), value) != value for name, value in zip(rule.constants, constants, strict=True)):
+                continue
+            ways: dict[int, list[tuple[int, ...]]] = {rule.start: []}
+            for place in range(self.answer_length):
+                digits = all_of([base if place < width else 1 for width in self.widths])
+                for column, name in enumerate(rule.operands):
+                    if (name, place) in shown:
+                        digits = digits[digits[:, column] == shown[name, place]]
+                before, ways = ways, {}
+                for state, way in before.items():
+                    every = torch.full_like(digits[:, 0], state)
+                    after, written = rule.step(every, digits.unbind(1), [torch.full_like(every, c) for c in constants])
+                    fits = torch.ones_like(every, dtype=torch.bool)
+                    if (ANSWER, place) in shown:
+                        fits = written == shown[ANSWER, place]
+                    for row in shuffled(fits.nonzero()[:, 0]).tolist():
+                        ways.setdefault(int(after[row]), [*way, tuple(digits[row].tolist())])
+            for way in ways.values():
+                operands = [
+                    torch.tensor([list(part)[:width]])
+                    for part, width in zip(zip(*way, strict=True), self.widths, strict=True)
+                ]
+                return self.task.problems(self.shape, operands + [torch.tensor([[value]]) for value in constants])
+        raise AssertionError("every context that is enumerated occurs in a problem")
+
+    def describe(self, context: Tensor | None = None) -> str:
+        """The cone in words, with the tokens of a context."""
+        tokens = [""] * len(self.cone.leaves)
+        if context is not None:
+            leaves = self.tokens(context[None])[0][0]
+            tokens = [f" = {self.task.vocabulary.decode(token[None])}" for token in leaves]
+        places = zip(self.cone.places, tokens, strict=True)
+        words = ", ".join(f"{segment} place {place}{token}" for (segment, place), token in places)
+        return f"{self.where()}, from {words}"
+
+    def where(self) -> str:
+        """Which prediction it is, in words."""
+        return f"at place {self.cone.query} of {'x'.join(map(str, self.shape))}"
+
+
+def all_of(sizes: Sequence[int]) -> Tensor:
+    """All tuples of numbers below the sizes, `[tuple, size]`."""
+    return torch.tensor(list(product(*map(range, sizes))), dtype=torch.long).reshape(math.prod(sizes), len(sizes))
+
+
+class Function:
+    """Predictions for which the model is one function of the tokens in their cones.
+
+    Attributes:
+        parts: Each prediction, and the contexts that occur in it.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Enumeration, Tensor]] = []
+
+    @property
+    def enumeration(self) -> Enumeration:
+        """One that stands for all."""
+        return self.parts[0][0]
+
+    @cached_property
+    def contexts(self) -> Tensor:
+        """All contexts, each once, `[context]`."""
+        return torch.cat(list({id(part): part for _, part in self.parts}.values())).unique()
+
+    def met(self, context: Tensor) -> list[Enumeration]:
+        """The predictions in which a context occurs."""
+        holds = {id(part): bool((part == context).any()) for _, part in {id(p): (e, p) for e, p in self.parts}.values()}
+        return [enumeration for enumeration, part in self.parts if holds[id(part)]]
+
+
+def gaps(model: Transformer, function: "Function", contexts: Tensor) -> Tensor:
+    """By how much the required token's logit leads over the next best in each context, `[context]`.
+
+    Not above zero where it does not lead.
+
+    Args:
+        model: The model.
+        function: The function.
+        contexts: Some of its contexts.
+    """
+    found = []
+    for part in contexts.split(_AT_ONCE):
+        tokens, required = function.enumeration.tokens(part)
+        logits = cone_logits(model, function.enumeration.cone, tokens)
+        own = logits.gather(1, required[:, None])[:, 0]
+        found.append(own - logits.scatter(1, required[:, None], -torch.inf).amax(dim=1))
+    return torch.cat(found).nan_to_num(nan=-torch.inf)
+
+
+def functions_of(
+    task: DigitTask, rule: LocalRule, predictions: Iterable[tuple[Shape, Cone]], most: int = MOST_CONTEXTS
+) -> list[Function]:
+    """The functions that a model computes for some predictions, with all contexts of each.
+
+    Args:
+        task: The task.
+        rule: Its local rule.
+        predictions: Shapes and cones.
+        most: Most contexts, all together.
+
+    Raises:
+        CannotDecideError: If there are more.
+    """
+    functions: dict[tuple, Function] = {}
+    known: dict[Hashable, Tensor] = {}
+    for shape, cone in predictions:
+        enumeration = Enumeration(task, rule, shape, cone, known, most)
+        functions.setdefault(cone.form, Function()).parts.append((enumeration, enumeration.contexts()))
+    count = sum(len(function.contexts) for function in functions.values())
+    if count > most:
+        raise CannotDecideError(f"there are {count:,} contexts, more than {most:,}")
+    return list(functions.values())
+
+
+def decidable(task: Task, position: PositionMethod) -> tuple[DigitTask, LocalRule, Window, PositionMethod]:
+    """What a proof needs: a task of digits, its local rule, a window, and positions beside it that repeat.
+
+    Raises:
+        CannotDecideError: If one of them is missing, or a line of the window opens ever more keys.
+    """
+    rule = task.local_rule()
+    if rule is None or not isinstance(task, DigitTask):
+        raise CannotDecideError(f"{task.name} has no local rule: nothing says from place to place what comes next")
+    if not isinstance(position, Windowed):
+        raise CannotDecideError("the model has no window: a prediction depends on every token before it")
+    if position.inner.repeats_after is None:
+        raise CannotDecideError(
+            f"{type(position.inner).__name__} positions tell places apart without end: a proof needs none beside the "
+            "window, or such as repeat"
+        )
+    shapes = replace(task, max_length=task.max_length + 1).training_shapes()
+    short, long = (task.layout(shape) for shape in (shapes[0], shapes[-1]))
+    for own in position.window.rules:
+        where = f"the line '{own.describe()}' ({own.site} layer {own.layer} head {own.head})"
+        anchors = {name for c in own.conditions for name in (c.key, c.query)} - {None, "segment"}
+        if anchors & {"raw", "raw_from_end"} and own.site != "decoder":
+            raise CannotDecideError(f"{where} counts whole strings")
+        lengths = {int(site_positions(own.site, x)[1].within(own.key_segment or "").sum()) for x in (short, long)}
+        if not anchors and (own.key_segment is None or len(lengths) > 1):
+            raise CannotDecideError(f"{where} is open to more tokens, the longer the problem")
+    return task, rule, position.window, position.inner
