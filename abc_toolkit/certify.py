@@ -275,7 +275,7 @@ def _refuted(
     number = next((i for i in range(len(wrong)) if answers[i] != right[i]), None)
     if number is None:
         raise CannotDecideError(
-            f"the model is wrong in {len(wrong)} contexts that were tried, but its answers are right, as to {texts[0]}: "
+            f"the model is wrong in {len(wrong)} contexts, but its answers are right, as to {texts[0]}: "
             f"{met[0].describe(wrong[0][1])}"
         )
     where = met[number].describe(wrong[number][1])
