@@ -184,6 +184,7 @@ class Attention(nn.Module):
         k, v = keys_values.permute(2, 0, 3, 1, 4)
         q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
         bias = self.position.bias(q_positions, scope.k_positions)
+        may_look = _may_look(bias, scope.mask) if self.position.transforms else None
         bias, open_rows = _masked(bias, scope.mask, q)
         dropout = self.dropout if self.training else 0.0
 
@@ -191,7 +192,7 @@ class Attention(nn.Module):
         weights = None
         if need_weights or self.position.transforms:
             scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
-            scores = self.position.transform(scores, q, k, q_positions, scope.k_positions)
+            scores = self.position.transform(scores, q, k, q_positions, scope.k_positions, may_look)
             weights = functional.softmax(scores if bias is None else scores + bias, dim=-1)
             if open_rows is not None:
                 weights = weights * open_rows
@@ -245,6 +246,14 @@ def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Ten
     if bias is None:
         return None, None
     return _opened(bias.to(like.dtype))
+
+
+def _may_look(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Where queries may look, `[head or 1, query, key]`; `None` if everywhere."""
+    if bias is None:
+        return None if mask is None else mask[None]
+    is_open = bias > -torch.inf
+    return is_open if mask is None else is_open & mask
 
 
 def _opened(bias: Tensor) -> tuple[Tensor, Tensor]:

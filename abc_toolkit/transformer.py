@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from abc_toolkit.attention import Attention, AttentionPath, Gather, Scope, dense_scope, linear
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions import OpenKeys, PositionMethod, Sinusoidal
+from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal
 from abc_toolkit.tasks import Problems
 from abc_toolkit.vocabulary import BOS
 
@@ -73,13 +73,13 @@ class Block(nn.Module):
 
     Args:
         architecture: Sizes.
-        position: Position method of the attentions.
+        position: What the model knows of positions.
         side: `encoder` or `decoder`.
         layer: Counted from 0 at the input.
     """
 
     def __init__(
-        self, architecture: Architecture, position: PositionMethod, side: Literal["encoder", "decoder"], layer: int
+        self, architecture: Architecture, position: ModelPosition, side: Literal["encoder", "decoder"], layer: int
     ) -> None:
         super().__init__()
         dim, heads = architecture.model_dim, architecture.num_heads
@@ -88,7 +88,7 @@ class Block(nn.Module):
         self.pre = architecture.norm == "pre"
 
         def attention(site: Literal["encoder", "decoder", "cross"]) -> Attention:
-            return Attention(dim, heads, architecture.dropout, position.at(site, layer, heads, dim // heads))
+            return Attention(dim, heads, architecture.dropout, position.at(site, layer))
 
         self.self_attention = attention(side)
         self.self_norm = nn.LayerNorm(dim)
@@ -297,14 +297,17 @@ class Transformer(nn.Module):
         self.architecture = architecture
         self.position = architecture.positions if position is None else position
         dim = architecture.model_dim
+        self.positioning = self.position.build(
+            ModelSizes(dim, architecture.num_heads, architecture.num_encoder_layers, architecture.num_decoder_layers)
+        )
         self.embedding = nn.Embedding(num_tokens, dim)
         self.embedding_scale = dim**0.5
         self.dropout = nn.Dropout(architecture.dropout)
         self.encoder = Stack(
-            Block(architecture, self.position, "encoder", layer) for layer in range(architecture.num_encoder_layers)
+            Block(architecture, self.positioning, "encoder", layer) for layer in range(architecture.num_encoder_layers)
         )
         self.decoder = Stack(
-            Block(architecture, self.position, "decoder", layer) for layer in range(architecture.num_decoder_layers)
+            Block(architecture, self.positioning, "decoder", layer) for layer in range(architecture.num_decoder_layers)
         )
         final_norm = architecture.norm == "pre"
         self.encoder_norm = nn.LayerNorm(dim) if final_norm and self.encoder else nn.Identity()
@@ -315,7 +318,7 @@ class Transformer(nn.Module):
     def embed(self, tokens: Tensor, positions: Positions) -> Tensor:
         """Embeddings `[batch, length, model_dim]` of token ids `[batch, length]`."""
         x = self.embedding(tokens) * self.embedding_scale
-        return self.dropout(self.position.embed(x, positions))
+        return self.dropout(self.positioning.embed(x, positions))
 
     @property
     def path(self) -> AttentionPath:
@@ -368,6 +371,7 @@ class Transformer(nn.Module):
             Logits `[batch, T, num_tokens]`.
         """
         dense = maps is not None
+        layout = self.positioning.prepare(layout)
         memory = self.encode(source, layout.source, maps)
         x = self.embed(prefix, layout.target)
         for block in self.decoder:
@@ -385,6 +389,7 @@ class Transformer(nn.Module):
             batch: Most problems of a batch.
             ahead: Most tokens of a piece; they are fewer where dense attention would take too much memory.
         """
+        layout = self.positioning.prepare(layout)
         target, prefix, source = layout.target, layout.prefix, layout.source
         own = [block.self_attention.open_keys(target, prefix) for block in self.decoder]
         cross = [block.cross_attention.scope(target, source) for block in self.decoder]

@@ -14,7 +14,7 @@ from abc_toolkit import attention
 from abc_toolkit.attention import KEYS_A_SLOT, Attention, Gather, Scope, dense_scope
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, WindowedAttention, site_positions
 from abc_toolkit.layout import Positions, digit_layout
-from abc_toolkit.positions import AttentionPosition, NoPE, OpenKeys, Site
+from abc_toolkit.positions import AttentionPosition, ModelSizes, NoPE, OpenKeys, Site
 from tests.calibration.test_window import Case, cases, visible_oracle
 
 BATCH, QUERIES, KEYS, DIM = 2, 4, 5, 6
@@ -39,7 +39,9 @@ class Given(AttentionPosition):
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor | None:
         return self.given
 
-    def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
+    def transform(
+        self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions, mask: Any = None
+    ) -> Tensor:
         return scores if self.change is None else self.change(scores)
 
 
@@ -273,7 +275,9 @@ class Bending(AttentionPosition, nn.Module):
         super().__init__()
         self.strength = nn.Parameter(torch.tensor(0.8))
 
-    def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
+    def transform(
+        self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions, mask: Any = None
+    ) -> Tensor:
         distance = q_positions.coordinates["raw"][:, None] - k_positions.coordinates["raw"]
         return torch.tanh(scores) * (1 + self.strength * distance)
 
@@ -330,7 +334,7 @@ class Pair:
     def make(cls, case: Case, inside: str, dtype: torch.dtype = torch.float64, dropout: float = 0.0) -> "Pair":
         own, site, layer, q_positions, k_positions = case
         method = Windowed(own, Holding(INSIDE[inside][0]))
-        module = Attention(8, own.num_heads, dropout, method.at(site, layer, own.num_heads, 8 // own.num_heads))
+        module = Attention(8, own.num_heads, dropout, method.build(ModelSizes(8, own.num_heads, 2, 2)).at(site, layer))
         for name, parameter in module.named_parameters():
             if "position" not in name:
                 nn.init.normal_(parameter, std=0.7)

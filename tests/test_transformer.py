@@ -296,7 +296,7 @@ def test_layers_are_those_of_torch(norm: str, num_encoder_layers: int, case: Cas
 
     def embedded(tokens: Tensor, positions: Positions) -> Tensor:
         x = model.embedding.weight[tokens] * math.sqrt(DIM)
-        return model.position.embed(x, positions)
+        return model.positioning.embed(x, positions)
 
     memory = embedded(problems.source, layout.source)
     for block in model.encoder:
@@ -317,7 +317,7 @@ def test_layers_are_those_of_torch(norm: str, num_encoder_layers: int, case: Cas
 def test_an_encoder_of_no_layers_passes_embeddings_through(norm: str, case: Case) -> None:
     problems, layout, _ = case
     model = make(norm, 0, "cyclic")
-    embedded = model.position.embed(model.embedding.weight[problems.source] * math.sqrt(DIM), layout.source)
+    embedded = model.positioning.embed(model.embedding.weight[problems.source] * math.sqrt(DIM), layout.source)
     torch.testing.assert_close(model.encode(problems.source, layout.source), embedded, atol=1e-14, rtol=0)
 
 

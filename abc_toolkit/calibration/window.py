@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import COORDINATES, Layout, Positions
-from abc_toolkit.positions import SITES, AttentionPosition, OpenKeys, PositionMethod, Site
+from abc_toolkit.positions import (
+    SITES,
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    OpenKeys,
+    PositionMethod,
+    Site,
+)
 
 SCHEMA = 1
 T = TypeVar("T")
@@ -446,11 +454,26 @@ class Windowed(PositionMethod):
     window: Window
     inner: PositionMethod
 
+    def build(self, sizes: ModelSizes) -> ModelPosition:
+        return _WindowedModel(self, sizes)
+
+
+class _WindowedModel(ModelPosition):
+    """`Windowed` in one model."""
+
+    def __init__(self, method: Windowed, sizes: ModelSizes) -> None:
+        super().__init__(method, sizes)
+        self.window = method.window
+        self.inner = method.inner.build(sizes)
+
+    def prepare(self, layout: Layout) -> Layout:
+        return self.inner.prepare(layout)
+
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         return self.inner.embed(x, positions)
 
-    def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
-        return WindowedAttention(self.window, site, layer, self.inner.at(site, layer, num_heads, head_dim))
+    def at(self, site: Site, layer: int) -> AttentionPosition:
+        return WindowedAttention(self.window, site, layer, self.inner.at(site, layer))
 
 
 class _Kept(Generic[T]):
@@ -492,8 +515,16 @@ class WindowedAttention(nn.Module, AttentionPosition):
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return self.inner.rotate(q, k, q_positions, k_positions)
 
-    def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
-        return self.inner.transform(scores, q, k, q_positions, k_positions)
+    def transform(
+        self,
+        scores: Tensor,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Positions,
+        k_positions: Positions,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        return self.inner.transform(scores, q, k, q_positions, k_positions, mask)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         bias = self._biases.of(q_positions, k_positions)

@@ -3,12 +3,38 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from abc_toolkit.layout import Positions
+from abc_toolkit.layout import Layout, Positions
 
 Site = Literal["encoder", "decoder", "cross"]
 SITES: tuple[Site, ...] = get_args(Site)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Sizes of the model that a position method is built for.
+
+    Attributes:
+        model_dim: Width of the streams.
+        num_heads: Attention heads a layer.
+        num_encoder_layers: Encoder depth.
+        num_decoder_layers: Decoder depth.
+    """
+
+    model_dim: int
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.model_dim // self.num_heads
+
+    def layers(self, site: Site) -> int:
+        """Layers that have a site."""
+        return self.num_encoder_layers if site == "encoder" else self.num_decoder_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +53,10 @@ class OpenKeys:
 class AttentionPosition:
     """What one attention module of one layer knows of positions. Overriding nothing is NoPE.
 
-    A method with parameters is also an `nn.Module`. Keys come whole, `[batch, head, key, dim]`, or gathered, each query
-    with its own, `[batch, head, query, slot, dim]`; their coordinates are then `[head, query, slot]`. A pointwise
-    method's hooks must hold for both. Written to broadcast, `q_coordinate[:, None] - k_coordinate`, they do, but for a
-    `transform` that reads `k`.
+    One with parameters of its own is also an `nn.Module`; one that only reads what the model shares is not. Keys come
+    whole, `[batch, head, key, dim]`, or gathered, each query with its own, `[batch, head, query, slot, dim]`; their
+    coordinates are then `[head, query, slot]`. A pointwise method's hooks must hold for both. Written to broadcast,
+    `q_coordinate[:, None] - k_coordinate`, they do, but for a `transform` that reads `k`.
 
     Attributes:
         pointwise: Whether a logit needs only its own query and key, so that keys may be gathered.
@@ -48,8 +74,26 @@ class AttentionPosition:
         """Added to the logits, a function of positions alone: `[head, query, key]`, minus infinity where closed."""
         return None
 
-    def transform(self, scores: Tensor, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> Tensor:
-        """Scaled logits `[batch, head, query, key or slot]` turned into others."""
+    def transform(
+        self,
+        scores: Tensor,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Positions,
+        k_positions: Positions,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Scaled logits turned into others, before any bias is added.
+
+        Args:
+            scores: The logits, `[batch, head, query, key or slot]`.
+            q: Rotated queries.
+            k: Rotated keys.
+            q_positions: Positions of the queries.
+            k_positions: Positions of the keys.
+            mask: True where a query may look, `[head or 1, query, key]`; everywhere, if not given. A method that is
+                not pointwise needs it; gathered keys come without.
+        """
         return scores
 
     def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
@@ -74,11 +118,39 @@ class AttentionPosition:
         return "it has no window, so that every key is open to every query"
 
 
+class ModelPosition(nn.Module):
+    """What one model knows of positions, made once for it: it holds the parameters that layers share.
+
+    Args:
+        method: The method.
+        sizes: The model's sizes.
+    """
+
+    def __init__(self, method: "PositionMethod", sizes: ModelSizes) -> None:
+        super().__init__()
+        self.method = method
+        self.sizes = sizes
+
+    def prepare(self, layout: Layout) -> Layout:
+        """The layout that the model runs on: with positions drawn at random, for a method that draws them."""
+        return layout
+
+    def embed(self, x: Tensor, positions: Positions) -> Tensor:
+        """Adds to a stream of token embeddings `[batch, length, dim]`; queries' positions in the decoder."""
+        return self.method.embed(x, positions)
+
+    def at(self, site: Site, layer: int) -> AttentionPosition:
+        """What the attention of one site and layer runs."""
+        return self.method.at(site, layer, self.sizes.num_heads, self.sizes.head_dim)
+
+
 class PositionMethod:
-    """Settings of a position method, and the maker of what the model runs. Overriding nothing is NoPE.
+    """Settings of a position method, and the maker of what a model runs. Overriding nothing is NoPE.
 
     A method is an immutable value (a frozen dataclass) that makes its hooks, rather than a module that holds them,
-    so that a run folder records it by its fields and parameters exist only inside a model.
+    so that a run folder records it by its fields and parameters exist only inside a model. One without parameters, or
+    with parameters of each layer alone, says `embed` and `at`; one that embeds by parameters, shares some over layers
+    or draws positions says `build`.
     """
 
     @property
@@ -89,10 +161,22 @@ class PositionMethod:
         """
         return None
 
+    def build(self, sizes: ModelSizes) -> ModelPosition:
+        """What a model of these sizes runs.
+
+        Raises:
+            UserError: If the method and the sizes do not go together.
+        """
+        return ModelPosition(self, sizes)
+
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """Adds to a stream of token embeddings `[batch, length, dim]`; queries' positions in the decoder."""
         return x
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
-        """What the attention of one site and layer runs; a method that shares returns the same object again."""
+        """What the attention of one site and layer runs.
+
+        Raises:
+            UserError: If the method has no meaning there, or does not go with these sizes.
+        """
         return AttentionPosition()

@@ -22,7 +22,7 @@ from abc_toolkit.calibration.window import (
     site_positions,
 )
 from abc_toolkit.layout import COORDINATES, Layout, Positions, digit_layout
-from abc_toolkit.positions import SITES, AttentionPosition, Cyclic, NoPE, OpenKeys, Site
+from abc_toolkit.positions import SITES, AttentionPosition, Cyclic, ModelSizes, NoPE, OpenKeys, Site
 from tests.contracts.position_contract import PositionCase, PositionContract
 
 NAMES = ("operand 1", "operator", "operand 2", "start", "answer", "end")
@@ -99,6 +99,7 @@ WINDOW = window(
     Rule("cross", 0, 1, "operator", (), 1.5, "end", True),
     Rule("cross", 1, 1, "operand 2", (Condition("place", 1, "place"), Condition("index", 0)), 0.25, "answer"),
 )
+SIZES = ModelSizes(8, 2, 2, 2)
 
 
 # What a window says, cell by cell.
@@ -616,9 +617,9 @@ def test_check_fits(sizes: tuple[int, int, int], message: str) -> None:
 
 class TestWindowed(PositionContract):
     cases = {  # noqa: RUF012
-        "around NoPE": PositionCase(Windowed(WINDOW, NoPE())),
-        "around cyclic": PositionCase(Windowed(WINDOW, Cyclic(("place",)))),
-        "empty": PositionCase(Windowed(window(), NoPE())),
+        "around NoPE": PositionCase(Windowed(WINDOW, NoPE()), configured=False),
+        "around cyclic": PositionCase(Windowed(WINDOW, Cyclic(("place",))), configured=False),
+        "empty": PositionCase(Windowed(window(), NoPE()), configured=False),
     }
 
 
@@ -646,7 +647,7 @@ def test_an_inner_method_keeps_its_say() -> None:
 
     method = Windowed(WINDOW, Method())
     q_positions, k_positions = site_positions("cross", LAYOUT)
-    hook = method.at("cross", 1, 2, 4)
+    hook = method.build(SIZES).at("cross", 1)
     assert (hook.pointwise, hook.transforms) == (False, True)
     q, k, scores = PositionContract.tensors(q_positions, k_positions)
     rotated = hook.rotate(q, k, q_positions, k_positions)
@@ -656,14 +657,14 @@ def test_an_inner_method_keeps_its_say() -> None:
     expected = WINDOW.site_bias("cross", 1, LAYOUT) + Inner().bias(q_positions, k_positions)
     assert torch.equal(hook.bias(q_positions, k_positions), expected)
     x = torch.randn(2, len(q_positions), 8)
-    assert torch.equal(method.embed(x, q_positions), Cyclic().embed(x, q_positions))
+    assert torch.equal(method.build(SIZES).embed(x, q_positions), Cyclic().embed(x, q_positions))
 
 
 def test_a_bias_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     bias = Window.bias
     monkeypatch.setattr(Window, "bias", lambda *a: made.append(a[1:3]) or bias(*a))
-    hooks = [Windowed(WINDOW, NoPE()).at(site, layer, 2, 4) for site in SITES for layer in range(2)]
+    hooks = [Windowed(WINDOW, NoPE()).build(SIZES).at(site, layer) for site in SITES for layer in range(2)]
     sites = [(site, layer) for site in SITES for layer in range(2)]
     for _ in range(3):
         for layout in (LAYOUT, OTHER):
@@ -679,7 +680,9 @@ def test_a_table_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) 
     made = []
     open_keys = Window.open_keys
     monkeypatch.setattr(Window, "open_keys", lambda *a: made.append(a[1:3]) or open_keys(*a))
-    hooks = {(site, layer): Windowed(WINDOW, NoPE()).at(site, layer, 2, 4) for site in SITES for layer in range(2)}
+    hooks = {
+        (site, layer): Windowed(WINDOW, NoPE()).build(SIZES).at(site, layer) for site in SITES for layer in range(2)
+    }
     for _ in range(3):
         for layout in (LAYOUT, OTHER):
             for (site, layer), hook in hooks.items():
@@ -696,7 +699,7 @@ def test_a_table_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_large_tables_are_made_anew_and_small_ones_go_with_their_positions() -> None:
-    hook = Windowed(window(Rule("cross", 0, 0, None, (OWN_PLACE,))), NoPE()).at("cross", 0, 2, 4)
+    hook = Windowed(window(Rule("cross", 0, 0, None, (OWN_PLACE,))), NoPE()).build(SIZES).at("cross", 0)
     assert isinstance(hook, WindowedAttention)
     q_positions, k_positions = site_positions("cross", digit_layout((("operand 1", 3),), 2**17))
     for size in (1, 5):
@@ -707,7 +710,7 @@ def test_large_tables_are_made_anew_and_small_ones_go_with_their_positions() -> 
 
 
 def test_a_bias_goes_with_its_positions() -> None:
-    hook = Windowed(WINDOW, NoPE()).at("cross", 0, 2, 4)
+    hook = Windowed(WINDOW, NoPE()).build(SIZES).at("cross", 0)
     assert isinstance(hook, WindowedAttention)
     q_positions, k_positions = site_positions("cross", LAYOUT)
     for i in range(5):
@@ -722,7 +725,7 @@ def test_what_is_not_pointwise_cannot_be_gathered() -> None:
         def at(self, site: str, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
             return Inner()
 
-    windowed, other = (Windowed(WINDOW, inner).at("cross", 0, 2, 4) for inner in (NoPE(), Method()))
+    windowed, other = (Windowed(WINDOW, inner).build(SIZES).at("cross", 0) for inner in (NoPE(), Method()))
     assert windowed.why_not_gathered() is None
     assert other.why_not_gathered() == ("Inner is not pointwise: a logit of it depends on more than its query and key")
     assert type(other.among_open_keys()) is Inner

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from abc_toolkit.layout import Positions, digit_layout
-from abc_toolkit.positions import AttentionPosition, Cyclic, NoPE, Sinusoidal
+from abc_toolkit.positions import AttentionPosition, Cyclic, ModelSizes, NoPE, Sinusoidal
 from tests.contracts.position_contract import LAYOUTS, LONG, PositionCase, PositionContract
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "sinusoidal_cpi_abc_repo.npz")
@@ -85,7 +85,7 @@ def test_nope_does_nothing() -> None:
     positions = LAYOUTS[1].source
     x = torch.randn(2, len(positions), 8)
     assert NoPE().embed(x, positions) is x
-    hook = NoPE().at("cross", 0, 2, 4)
+    hook = NoPE().build(ModelSizes(8, 2, 2, 2)).at("cross", 0)
     assert type(hook) is AttentionPosition
     assert hook.bias(positions, positions) is None
     assert (hook.pointwise, hook.transforms) == (True, False)
