@@ -1,0 +1,159 @@
+"""Several methods as one."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from abc_toolkit.errors import UserError
+from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, OpenKeys, PositionMethod, Site
+
+
+@dataclass(frozen=True)
+class Compose(PositionMethod):
+    """Several methods as one: each does its part, in their order.
+
+    Layouts are prepared, embeddings added, and queries, keys and logits turned by one method after the other; biases
+    are summed: `softmax(t_n(.. t_1(s_ij)) + b_1 + .. + b_n)`. Source: arXiv 2310.11984, appendix A.4, joins cyclic
+    positions and a window; the rest is ours. What holds past the training length and in cross-attention is up to each;
+    pointwise if all are. Parameters are those of the methods, and are shared where theirs are. Keys can be gathered if
+    exactly one of the methods has a window.
+
+    Attributes:
+        methods: The methods. At most one of them may rotate queries and keys of a site.
+    """
+
+    methods: tuple[PositionMethod, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.methods, tuple) or not self.methods:
+            raise UserError("Compose has no tuple of methods: give at least one method")
+        for method in self.methods:
+            if not isinstance(method, PositionMethod):
+                raise UserError(f"Compose: {method!r} is no position method: give only such")
+
+    @property
+    def repeats_after(self) -> int | None:
+        periods = [method.repeats_after for method in self.methods]
+        known = [period for period in periods if period is not None]
+        return math.lcm(*known) if len(known) == len(periods) else None
+
+    def build(self, sizes: ModelSizes) -> ModelPosition:
+        return _ComposedModel(self, sizes)
+
+
+class _ComposedModel(ModelPosition):
+    """`Compose` in one model."""
+
+    def __init__(self, method: Compose, sizes: ModelSizes) -> None:
+        super().__init__(method, sizes)
+        self.parts: list[ModelPosition] = [part.build(sizes) for part in method.methods]
+        for number, part in enumerate(self.parts):
+            self.add_module(str(number), part)
+
+    def prepare(self, layout: Layout) -> Layout:
+        for part in self.parts:
+            layout = part.prepare(layout)
+        return layout
+
+    def embed(self, x: Tensor, positions: Positions) -> Tensor:
+        for part in self.parts:
+            x = part.embed(x, positions)
+        return x
+
+    def at(self, site: Site, layer: int) -> AttentionPosition:
+        hooks = [part.at(site, layer) for part in self.parts]
+        turning = [type(part.method).__name__ for part, hook in zip(self.parts, hooks, strict=True) if _rotates(hook)]
+        if len(turning) > 1:
+            raise UserError(f"Compose: {' and '.join(turning)} both rotate queries and keys: leave one of them")
+        joined = _joined(hooks)
+        if isinstance(joined, _Joined) and any(isinstance(hook, nn.Module) for hook in joined.hooks):
+            return _JoinedModule(joined.hooks)
+        return joined
+
+
+def _rotates(hook: AttentionPosition) -> bool:
+    """Whether a hook turns queries and keys; one around another, which it hands them on to, does if that does."""
+    if isinstance(hook, _Joined):
+        return any(map(_rotates, hook.hooks))
+    for name in ("inner", "base"):  # as methods around others call them
+        around = getattr(hook, name, None)
+        if isinstance(around, AttentionPosition):
+            return _rotates(around)
+    return type(hook).rotate is not AttentionPosition.rotate
+
+
+def _joined(hooks: Iterable[AttentionPosition]) -> AttentionPosition:
+    """The hooks as one, those left out that do nothing."""
+    active = tuple(hook for hook in hooks if type(hook) is not AttentionPosition)
+    if len(active) > 1:
+        return _Joined(active)
+    return active[0] if active else AttentionPosition()
+
+
+class _Joined(AttentionPosition):
+    """Several hooks as one."""
+
+    def __init__(self, hooks: tuple[AttentionPosition, ...]) -> None:
+        self.hooks = hooks
+        self.pointwise = all(hook.pointwise for hook in hooks)
+        self.transforms = any(hook.transforms for hook in hooks)
+
+    def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
+        for hook in self.hooks:
+            q, k = hook.rotate(q, k, q_positions, k_positions)
+        return q, k
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor | None:
+        total = None
+        for hook in self.hooks:
+            bias = hook.bias(q_positions, k_positions)
+            if bias is not None:
+                total = bias if total is None else total + bias
+        return total
+
+    def transform(
+        self,
+        scores: Tensor,
+        q: Tensor,
+        k: Tensor,
+        q_positions: Positions,
+        k_positions: Positions,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        for hook in self.hooks:
+            scores = hook.transform(scores, q, k, q_positions, k_positions, mask)
+        return scores
+
+    def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
+        windows = self._windows()
+        return windows[0].open_keys(q_positions, k_positions, most) if len(windows) == 1 else None
+
+    def among_open_keys(self) -> AttentionPosition:
+        return _joined(hook.among_open_keys() for hook in self.hooks)
+
+    def why_not_gathered(self) -> str | None:
+        for hook in self.hooks:
+            if not hook.pointwise:
+                name = type(hook).__name__
+                return f"{name} is not pointwise: a logit of it depends on more than its query and key"
+        windows = self._windows()
+        if len(windows) > 1:
+            return f"{len(windows)} of its methods have a window, and there is a table for one alone"
+        return None if windows else super().why_not_gathered()
+
+    def _windows(self) -> list[AttentionPosition]:
+        return [hook for hook in self.hooks if hook.why_not_gathered() is None]
+
+
+class _JoinedModule(nn.Module, _Joined):
+    """Several hooks as one, some of which have parameters of their own."""
+
+    def __init__(self, hooks: tuple[AttentionPosition, ...]) -> None:
+        nn.Module.__init__(self)
+        _Joined.__init__(self, hooks)
+        for number, hook in enumerate(hooks):
+            if isinstance(hook, nn.Module):
+                self.add_module(str(number), hook)

@@ -1,0 +1,94 @@
+"""A window that is given by hand, the same in every head and layer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.layout import Positions
+from abc_toolkit.positions.base import AttentionPosition, OpenKeys, PositionMethod, Site
+
+
+@dataclass(frozen=True)
+class WindowedBias(PositionMethod):
+    """Windowed attention biasing: only what an algorithm from digit to digit needs is open, and a few tokens around it.
+
+    With `w` for `width` and `i` for the target token that is predicted, the least significant digit being 0, the
+    decoder's self-attention opens the tokens `i - w .. i` of what is written so far (token `i` is the last one).
+    Cross-attention counts the source from its last token, 0, and opens `i - w .. i + w` (`step` 1: the digit of the
+    same place, and `w` to each side), or `2i - w .. 2i + 1 + w` (`step` 2: the pair of digits of the same place in a
+    source that is written in pairs). The bias is 0 where open and minus infinity elsewhere; a query with nothing open
+    attends to nothing. Source: arXiv 2310.11984, appendix A.4 and figure 11, whose window is a scaffold that
+    calibration makes unnecessary, and is used together with cyclic positions. Its source has a start and an end token,
+    ours has neither; counted from the last digit both are the same. The encoder is left alone, as in the released code.
+    Any length; pointwise; no parameters.
+
+    Attributes:
+        width: w.
+        step: Source tokens for each target token: 1 for one operand, 2 for two in turn.
+        released: Whether cross-attention opens `i - 1 .. i - 1 + w` instead, as the code of
+            github.com/shaoxiongduan/AttentionBiasCalibration does; for `step` 1 only. The token after the last digit,
+            which query 0 reads there, is the end token, and is missing here.
+    """
+
+    width: int = 1
+    step: Literal[1, 2] = 1
+    released: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "model.position", ("width",))
+        check_numbers(self, "model.position", ("step",), at_least=1, at_most=2)
+        if self.released and self.step != 1:
+            raise UserError("WindowedBias: the released window has one source token a target token: leave out step")
+
+    def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
+        if site == "encoder":
+            return AttentionPosition()
+        if site == "decoder":
+            return WindowAttention("raw", 1, -self.width, 0, num_heads)
+        first, last = (-1, self.width - 1) if self.released else (-self.width, self.step - 1 + self.width)
+        return WindowAttention("raw_from_end", self.step, first, last, num_heads)
+
+
+class WindowAttention(AttentionPosition):
+    """Opens the keys whose coordinate is the query's `raw` times a step, plus a number from a range.
+
+    Args:
+        coordinate: Coordinate of the keys.
+        step: The step.
+        first: The range's first number.
+        last: The range's last number.
+        num_heads: Number of heads, which all have the same.
+    """
+
+    def __init__(self, coordinate: str, step: int, first: int, last: int, num_heads: int) -> None:
+        self.coordinate = coordinate
+        self.step = step
+        self.first = first
+        self.last = last
+        self.num_heads = num_heads
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
+        keys = k_positions.coordinates[self.coordinate]
+        offset = keys - self.step * q_positions.coordinates["raw"][:, None]
+        closed = (offset < self.first) | (offset > self.last)
+        bias = torch.zeros(closed.shape, device=closed.device).masked_fill(closed, -torch.inf)
+        return bias[None] if keys.dim() == 1 else bias
+
+    def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
+        if self.last - self.first + 1 > most:
+            return None
+        known, order = k_positions.coordinates[self.coordinate].sort()
+        offsets = torch.arange(self.first, self.last + 1, device=known.device)
+        wanted = self.step * q_positions.coordinates["raw"][:, None] + offsets
+        place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+        bias = torch.zeros(wanted.shape, device=known.device).masked_fill(known[place] != wanted, -torch.inf)
+        return OpenKeys(order[place].expand(self.num_heads, -1, -1), bias.expand(self.num_heads, -1, -1))
+
+    def among_open_keys(self) -> AttentionPosition:
+        return AttentionPosition()
+
+    def why_not_gathered(self) -> str | None:
+        return None
