@@ -7,6 +7,7 @@ keys appears; induction over the answer's tokens does the rest.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
@@ -32,7 +33,7 @@ from abc_toolkit.contexts import (
 from abc_toolkit.evaluation import solve_problems
 from abc_toolkit.positions import SITES, PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import DigitTask, LocalRule
+from abc_toolkit.tasks.base import DigitTask, LocalRule, ProblemError
 from abc_toolkit.transformer import Transformer, prefix_of, teacher_forced
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
@@ -130,7 +131,8 @@ def _certified(own_task: Task, model: Transformer) -> Certificate:
     task, rule, window, inner = decidable(own_task, model.position)
     checked = _checked_rule(task, rule)
     longest = 2 * _stretch(window) + 3 + 3 * (inner.repeats_after or 1)
-    predictions = list(_predictions(task, window, inner, longest))
+    shapes = _shapes(task, longest)
+    predictions = list(_predictions(task, window, inner, shapes, longest))
     functions = functions_of(task, rule, report.track(predictions, "finding contexts"))
     parts, beyond, wrong = [], [], []
     for function in report.track(functions, "running the model on them"):
@@ -148,15 +150,15 @@ def _certified(own_task: Task, model: Transformer) -> Certificate:
     thinnest = min(parts, key=lambda part: part.smallest_gap)
     certificate = Certificate(
         "correct",
-        longest=longest,
+        longest=max(map(max, shapes)),
         parts=tuple(parts),
         contexts=sum(part.contexts for part in parts),
         beyond_training=len(beyond),
         examples=tuple(beyond[:_EXAMPLES]),
         smallest_gap=thinnest.smallest_gap,
         narrowest=thinnest.narrowest,
-        deviations=_deviations(task, model, window, longest),
-        outside=_outside(task, model, window, longest),
+        deviations=_deviations(task, model, window, shapes[-1]),
+        outside=_outside(task, model, window, shapes[-1]),
         rule_checked=checked,
     )
     deviation = certificate.largest_deviation
@@ -178,15 +180,28 @@ def _stretch(window: Window) -> int:
     return 2 + sum(1 + max((abs(c.equals) for rule in rules for c in rule.conditions), default=0) for rules in layers)
 
 
-def _predictions(task: Task, window: Window, inner: PositionMethod, longest: int) -> Iterator[tuple[Shape, Cone]]:
-    """One prediction of each kind, in all shapes up to a length; those of training shapes come first.
+def _shapes(task: Task, longest: int) -> list[Shape]:
+    """Training shapes, then the others up to a length, or up to a width that operands are padded to."""
+    found = list(task.training_shapes())
+    for shape in replace(task, max_length=longest).training_shapes():  # type: ignore[type-var]
+        if shape not in found:
+            with suppress(ProblemError):
+                task.layout(shape)
+                found.append(shape)
+    return found
+
+
+def _predictions(
+    task: Task, window: Window, inner: PositionMethod, shapes: Sequence[Shape], longest: int
+) -> Iterator[tuple[Shape, Cone]]:
+    """One prediction of each kind, in all shapes up to a length.
 
     Raises:
         CannotDecideError: If a cone holds a token near neither its query nor an end, or kinds do not come to an end.
     """
     stretch = _stretch(window)
     seen = set()
-    for shape in (*task.training_shapes(), *replace(task, max_length=longest).training_shapes()):  # type: ignore[type-var]
+    for shape in shapes:
         cones = Cones(window, task.layout(shape), inner)
         for query in range(len(cones.layout.target)):
             cone = cones.of(query)
@@ -356,9 +371,8 @@ def _by_rule(task: DigitTask, rule: LocalRule, problems: Problems) -> Tensor:
 
 
 @torch.no_grad()
-def _deviations(task: Task, model: Transformer, window: Window, longest: int) -> dict[str, float]:
+def _deviations(task: Task, model: Transformer, window: Window, shape: Shape) -> dict[str, float]:
     """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders."""
-    shape = replace(task, max_length=longest).training_shapes()[-1]  # type: ignore[type-var]
     layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
     prefix = prefix_of(problems.target)
@@ -395,9 +409,8 @@ def _deviations(task: Task, model: Transformer, window: Window, longest: int) ->
 
 
 @torch.no_grad()
-def _outside(task: Task, model: Transformer, window: Window, longest: int) -> float:
+def _outside(task: Task, model: Transformer, window: Window, shape: Shape) -> float:
     """Largest change of a logit where all tokens outside of what a prediction depends on are others."""
-    shape = replace(task, max_length=longest).training_shapes()[-1]  # type: ignore[type-var]
     layout = task.layout(shape)
     generator = torch.Generator().manual_seed(1)
     one, other = (task.sample(generator, 64, shape) for _ in range(2))
