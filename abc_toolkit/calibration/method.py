@@ -183,7 +183,7 @@ def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
     Without positions a head does not know two neighbouring lines apart, and a model learns slowly, or not at all, what
     only one of them tells. So the line gets a head of its site and layer for itself, if there is one: an empty one, its
     own if that is, or else one whose lines other heads hold as well, which then gives them up. If there is none, it
-    takes the head that holds the fewest lines. In a head that is open everywhere it takes the place of that, as it would
+    takes the head that holds the fewest lines. In a head that is open everywhere it takes the place of that: it would
     show nothing more beside it.
     """
     lines: list[list[Rule]] = [[] for _ in range(num_heads)]
