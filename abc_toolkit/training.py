@@ -263,7 +263,7 @@ def train(
     optimizer: Optimizer,
     trainer: TrainerSettings,
     stopping: Stopping,
-    examination: Examination | None,
+    examination: Examination | None = None,
     seed: int,
     draws: int,
     folder: Path,
