@@ -81,7 +81,8 @@ def main() -> None:
     failed = [f"{result['task']} seed {result['seed']}: {result['error']}" for result in results if result["status"]]
     seeds = sorted({result["seed"] for result in results})
     text = (
-        f"Exact match in %, seeds {seeds[0]} to {seeds[-1]}: the same number for all seeds, or the median and, in "
+        f"Exact match in %, seeds {seeds[0]} to {seeds[-1]} (those from 10 on were run once, when nothing was left to "
+        f"change): the same number for all seeds, or the median and, in "
         f"brackets, the worst and the best.\n\n{table(results)}"
     )
     if failed:
