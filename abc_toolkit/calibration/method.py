@@ -178,35 +178,35 @@ def _strongest(lines: Sequence[Line]) -> list[Line]:
 
 
 def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
-    """The window and one line more, last of its rules, in each of the heads that can best be spared.
+    """The window and one line more, last of its rules, in each of the heads that it is worth trying.
 
     Without positions a head does not know two neighbouring lines apart, and a model learns slowly, or not at all, what
     only one of them tells. So the line gets a head of its site and layer for itself, if there is one: an empty one, its
-    own if that is, or else one whose lines other heads hold as well, which then gives them up. If there is none, it
-    takes the head that holds the fewest lines. In a head that is open everywhere it takes the place of that: it would
-    show nothing more beside it.
+    own if that is, or else one whose lines other heads hold as well, which then gives them up; each of those is tried,
+    as another may hold them mixed with more. Last comes the head that holds the fewest lines, which keeps them. In a
+    head that is open everywhere the line takes the place of that: it would show nothing more beside it.
     """
     lines: list[list[Rule]] = [[] for _ in range(num_heads)]
     for other in window.of(rule.site, rule.layer):
         if not (_is_open(other) or other.fallback):
-            lines[other.head].append(replace(other, head=0))
-    ranks = []
-    for head, own in enumerate(lines):
-        elsewhere = {line for other in range(num_heads) if other != head for line in lines[other]}
-        kind = 0 if not own else 1 if elsewhere.issuperset(own) else 2
-        # Which of several that hold the same is spared may matter; among empty ones, or such as share, it does not.
-        ranks.append((kind, 0 if kind == 1 else len(own), kind != 1 and head != rule.head))
-    for head in (head for head in range(num_heads) if ranks[head] == min(ranks)):
-        given_up = {replace(line, head=head) for line in lines[head]} if ranks[head][0] == 1 else set()
+            lines[other.head].append(other)
+
+    def within(head: int, given_up: Sequence[Rule] = ()) -> Window:
         place = (rule.site, rule.layer, head)
         kept = [
             other
             for other in window.rules
             if other not in given_up and not (_is_open(other) and (other.site, other.layer, other.head) == place)
         ]
-        yield window.with_rules([*kept, replace(rule, head=head)])
-        if ranks[head][0] != 1:
-            return
+        return window.with_rules([*kept, replace(rule, head=head)])
+
+    fewest = min(range(num_heads), key=lambda head: (len(lines[head]), head != rule.head))
+    if lines[fewest]:
+        for head, own in enumerate(lines):
+            elsewhere = {replace(line, head=head) for other in lines if other is not own for line in other}
+            if elsewhere.issuperset(own):
+                yield within(head, own)
+    yield within(fewest)
 
 
 def _is_open(rule: Rule) -> bool:
