@@ -7,6 +7,7 @@ keys appears; induction over the answer's tokens does the rest.
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
@@ -32,7 +33,7 @@ from abc_toolkit.contexts import (
 from abc_toolkit.evaluation import solve_problems
 from abc_toolkit.positions import SITES, PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import DigitTask, LocalRule
+from abc_toolkit.tasks.base import DigitTask, LocalRule, ProblemError
 from abc_toolkit.transformer import Transformer, prefix_of, teacher_forced
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
@@ -130,9 +131,10 @@ def _certified(own_task: Task, model: Transformer) -> Certificate:
     task, rule, window, inner = decidable(own_task, model.position)
     checked = _checked_rule(task, rule)
     longest = 2 * _stretch(window) + 3 + 3 * (inner.repeats_after or 1)
-    predictions = list(_predictions(task, window, inner, longest))
+    shapes = _shapes(task, longest)
+    predictions = list(_predictions(task, window, inner, shapes, longest))
     functions = functions_of(task, rule, report.track(predictions, "finding contexts"))
-    parts, beyond, wrong = [], [], []
+    parts, examples, wrong, num_beyond = [], [], [], 0
     for function in report.track(functions, "running the model on them"):
         found = gaps(model, function, function.contexts)
         worst = function.contexts[found.argmin()]
@@ -140,7 +142,10 @@ def _certified(own_task: Task, model: Transformer) -> Certificate:
         narrowest = function.met(worst)[0].describe(worst)
         cone = function.enumeration.describe()
         parts.append(Part(cone, patterns, len(function.contexts), float(found.min()), narrowest))
-        beyond += _beyond_training(task, function)
+        beyond = _beyond_training(task, function)
+        num_beyond += len(beyond)
+        few = beyond[: _EXAMPLES - len(examples)]
+        examples += [function.met(context)[0].describe(context) for context in few]
         failed = function.contexts[~(found > 0)]
         wrong += [(function, context) for context in failed[:: math.ceil(len(failed) / _TRIED) or 1]]
     if wrong:
@@ -148,15 +153,15 @@ def _certified(own_task: Task, model: Transformer) -> Certificate:
     thinnest = min(parts, key=lambda part: part.smallest_gap)
     certificate = Certificate(
         "correct",
-        longest=longest,
+        longest=max(map(max, shapes)),
         parts=tuple(parts),
         contexts=sum(part.contexts for part in parts),
-        beyond_training=len(beyond),
-        examples=tuple(beyond[:_EXAMPLES]),
+        beyond_training=num_beyond,
+        examples=tuple(examples),
         smallest_gap=thinnest.smallest_gap,
         narrowest=thinnest.narrowest,
-        deviations=_deviations(task, model, window, longest),
-        outside=_outside(task, model, window, longest),
+        deviations=_deviations(task, model, window, shapes[-1]),
+        outside=_outside(task, model, window, shapes[-1]),
         rule_checked=checked,
     )
     deviation = certificate.largest_deviation
@@ -178,15 +183,28 @@ def _stretch(window: Window) -> int:
     return 2 + sum(1 + max((abs(c.equals) for rule in rules for c in rule.conditions), default=0) for rules in layers)
 
 
-def _predictions(task: Task, window: Window, inner: PositionMethod, longest: int) -> Iterator[tuple[Shape, Cone]]:
-    """One prediction of each kind, in all shapes up to a length; those of training shapes come first.
+def _shapes(task: Task, longest: int) -> list[Shape]:
+    """Training shapes, then the others up to a length, or up to a width that operands are padded to."""
+    found = list(task.training_shapes())
+    for shape in replace(task, max_length=longest).training_shapes():  # type: ignore[type-var]
+        if shape not in found:
+            with suppress(ProblemError):
+                task.layout(shape)
+                found.append(shape)
+    return found
+
+
+def _predictions(
+    task: Task, window: Window, inner: PositionMethod, shapes: Sequence[Shape], longest: int
+) -> Iterator[tuple[Shape, Cone]]:
+    """One prediction of each kind, in all shapes up to a length.
 
     Raises:
         CannotDecideError: If a cone holds a token near neither its query nor an end, or kinds do not come to an end.
     """
     stretch = _stretch(window)
     seen = set()
-    for shape in (*task.training_shapes(), *replace(task, max_length=longest).training_shapes()):  # type: ignore[type-var]
+    for shape in shapes:
         cones = Cones(window, task.layout(shape), inner)
         for query in range(len(cones.layout.target)):
             cone = cones.of(query)
@@ -219,15 +237,13 @@ def _ends(cone: Cone, stretch: int) -> tuple:
     return tuple(found), near(query), tuple(near(width - query) for width in (*widths, len(layout.target)))
 
 
-def _beyond_training(task: Task, function: Function) -> list[str]:
-    """The contexts of a function that occur in no training shape, in words."""
+def _beyond_training(task: Task, function: Function) -> Tensor:
+    """The contexts of a function that occur in no training shape, `[context]`."""
     shapes = set(task.training_shapes())
-    trained = [part for enumeration, part in function.parts if enumeration.shape in shapes]
-    trained = {id(part): part for part in trained}.values()
-    contexts = function.contexts
-    if trained:
-        contexts = contexts[~torch.isin(contexts, torch.cat(list(trained)))]
-    return [function.met(context)[0].describe(context) for context in contexts]
+    trained = {id(part): part for enumeration, part in function.parts if enumeration.shape in shapes}.values()
+    if not trained:
+        return function.contexts
+    return function.contexts[~torch.isin(function.contexts, torch.cat(list(trained)))]
 
 
 def alike(
@@ -266,19 +282,19 @@ def _refuted(
     task: DigitTask, model: Transformer, functions: Sequence[Function], wrong: Sequence[tuple[Function, Tensor]]
 ) -> Certificate:
     """The verdict on a model that is wrong in some contexts: with a whole problem on which it fails."""
-    met = [function.met(context)[0] for function, context in wrong]
-    texts = [_text(task, own, context) for own, (_, context) in zip(met, wrong, strict=True)]
+    # A wrong token may leave the answer right, such as an end in place of a leading zero; not so in longer problems.
+    found = [(own, context) for function, context in wrong for own in _ends_of(function.met(context))]
+    texts = [_text(task, own, context) for own, context in found]
     parsed = [task.parse(text) for text in texts]
     answers = solve_problems(model, task, parsed)
     right = [task.answer(task.solve(source)) for _, source in parsed]
-    # A wrong token may leave the answer right: an end in place of a leading zero.
-    number = next((i for i in range(len(wrong)) if answers[i] != right[i]), None)
+    number = next((i for i in range(len(found)) if answers[i] != right[i]), None)
     if number is None:
         raise CannotDecideError(
             f"the model is wrong in {len(wrong)} contexts, but its answers are right, as to {texts[0]}: "
-            f"{met[0].describe(wrong[0][1])}"
+            f"{found[0][0].describe(found[0][1])}"
         )
-    where = met[number].describe(wrong[number][1])
+    where = found[number][0].describe(found[number][1])
     reason = f"{texts[number]} makes {right[number]}, and the model says {answers[number]}: {where}"
     pair = alike(model, functions)
     if pair is not None:
@@ -288,6 +304,11 @@ def _refuted(
         conflict = Conflict((sources[0], sources[1]), (places[0], places[1]), (needs[0], needs[1]))
         reason += f"; the window is not sufficient: {conflict.describe()}"
     return Certificate("wrong", reason, texts[number])
+
+
+def _ends_of(met: Sequence[Enumeration]) -> list[Enumeration]:
+    """The first and the last, the shortest and the longest of those in which a context occurs."""
+    return [met[0], met[-1]] if len(met) > 1 else [met[0]]
 
 
 def _text(task: DigitTask, own: Enumeration, context: Tensor) -> str:
@@ -356,9 +377,8 @@ def _by_rule(task: DigitTask, rule: LocalRule, problems: Problems) -> Tensor:
 
 
 @torch.no_grad()
-def _deviations(task: Task, model: Transformer, window: Window, longest: int) -> dict[str, float]:
+def _deviations(task: Task, model: Transformer, window: Window, shape: Shape) -> dict[str, float]:
     """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders."""
-    shape = replace(task, max_length=longest).training_shapes()[-1]  # type: ignore[type-var]
     layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
     prefix = prefix_of(problems.target)
@@ -395,9 +415,8 @@ def _deviations(task: Task, model: Transformer, window: Window, longest: int) ->
 
 
 @torch.no_grad()
-def _outside(task: Task, model: Transformer, window: Window, longest: int) -> float:
+def _outside(task: Task, model: Transformer, window: Window, shape: Shape) -> float:
     """Largest change of a logit where all tokens outside of what a prediction depends on are others."""
-    shape = replace(task, max_length=longest).training_shapes()[-1]  # type: ignore[type-var]
     layout = task.layout(shape)
     generator = torch.Generator().manual_seed(1)
     one, other = (task.sample(generator, 64, shape) for _ in range(2))

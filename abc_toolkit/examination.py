@@ -28,7 +28,7 @@ class Examined:
     """What an examination found.
 
     Attributes:
-        contexts: Contexts that were tried: a sample of each function's if any of those was weak, else all.
+        contexts: Contexts that were tried: a sample of each function's if many of those were weak, else all.
         weak: How many of them are wrong, or lead by less than `THIN`.
         smallest_gap: Least lead of a required token's logit over the next best.
         problems: Training problems in which the weakest occur, shape by shape.
@@ -59,7 +59,7 @@ class Examination:
         self.functions = functions_of(self.task, rule, predictions, most)
 
     def of(self, model: Transformer, generator: Generator) -> Examined:
-        """Tries a model on a sample of the contexts, and on all of them if it is weak in none of the sample.
+        """Tries a model on a sample of the contexts, and on all of them if there it is weak in too few for lessons.
 
         Args:
             model: The model, inside the window.

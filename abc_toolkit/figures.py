@@ -109,7 +109,8 @@ def training(path: Path, record: Mapping[str, Any]) -> Path:
     Args:
         path: The PNG file to write.
         record: `train` (a list of `step`, `loss`), `validation` (a list of `step`, `loss`, `exact_match`, the last
-            in 0 to 1), `threshold` (the exact match that counts as interpolation) and `phase` (`fit` or `retrain`).
+            in 0 to 1, and, where the model was tried on contexts, `weak`, in how many it is weak), `threshold` (the
+            exact match that counts as interpolation) and `phase` (`fit` or `retrain`).
 
     Returns:
         The file.
@@ -274,8 +275,10 @@ def _draw_open_cells(
 
 def _draw_training(record: Mapping[str, Any]) -> Figure:
     train, validation, threshold = record["train"], record["validation"], record["threshold"]
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True)
+    examined = [point for point in validation if "weak" in point]
+    figure = Figure(figsize=(7, 6.5 if examined else 5), layout="constrained")
+    panels = figure.subplots(3 if examined else 2, 1, sharex=True)
+    top, bottom = panels[:2]
     figure.suptitle(f"Training of the {WEIGHTS_NAMES[record['phase']]} model", fontsize=TITLE, color=INK)
     for label, points, colour in (("training", train, PALETTE[0]), ("held-out", validation, PALETTE[1])):
         _curve(top, points, "loss", colour, label)
@@ -283,7 +286,7 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
     bottom.axhline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold, {100 * threshold:g} %")
     reached = next((point["step"] for point in validation if point["exact_match"] >= threshold), None)
     if reached is not None:
-        for axes in (top, bottom):
+        for axes in panels:
             axes.axvline(reached, color=INK, linestyle=":", linewidth=1)
         bottom.plot([], [], color=INK, linestyle=":", linewidth=1, label=f"first reached at step {reached}")
     top.set(yscale="log")
@@ -294,8 +297,14 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
     top.yaxis.set_minor_formatter(NullFormatter())
     top.set_ylabel("loss", fontsize=TEXT, color=INK)
     _percent(bottom, "exact match")
-    bottom.set_xlabel("training step", fontsize=TEXT, color=INK)
-    for axes in (top, bottom):
+    if examined:
+        _curve(panels[2], examined, "weak", PALETTE[2], "wrong, or right by little")
+        panels[2].set_yscale("symlog", linthresh=1)
+        panels[2].set_ylim(bottom=-0.2)
+        panels[2].yaxis.set_major_formatter("{x:,.0f}")
+        panels[2].set_ylabel("contexts", fontsize=TEXT, color=INK)
+    panels[-1].set_xlabel("training step", fontsize=TEXT, color=INK)
+    for axes in panels:
         _chart(axes)
         axes.legend(*axes.get_legend_handles_labels(), fontsize=TEXT, frameon=False)
     return figure

@@ -32,7 +32,7 @@ from abc_toolkit.transformer import Architecture, Transformer
 HISTORY = "training.json"
 # The share of the learning rate that is left to mend the last contexts by; at the whole rate, mending one costs others.
 LAST_RATE = 0.05
-_EXAMINATION = 1  # what its seeds are drawn for
+_EXAMINATION = 3  # what its seeds are drawn for; those of data.py are 0 to 2
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def train(
     optimizer: Optimizer,
     trainer: TrainerSettings,
     stopping: Stopping,
-    examination: Examination | None,
+    examination: Examination | None = None,
     seed: int,
     draws: int,
     folder: Path,

@@ -282,6 +282,20 @@ def test_training_marks_the_threshold_and_where_it_is_reached() -> None:
     assert "vanilla" in words(figure)
 
 
+def test_training_shows_in_how_many_contexts_the_model_is_weak(tmp_path: Path) -> None:
+    validation = [dict(point) for point in RECORD["validation"]]
+    validation[2] |= {"weak": 1200, "smallest_gap": -3.0}
+    validation[3] |= {"weak": 0, "smallest_gap": 2.0}
+    record = {**RECORD, "phase": "retrain", "validation": validation}
+    figures.training(tmp_path / "training.png", record)
+    *_, contexts = figures._draw_training(record).axes
+    curves = {line.get_label(): line for line in contexts.lines}
+    assert curves["wrong, or right by little"].get_xydata().tolist() == [[300, 1200], [400, 0]]
+    assert contexts.get_ylim()[0] < 0
+    assert contexts.get_xlabel() == "training step"
+    assert len(figures._draw_training(RECORD).axes) == 2
+
+
 @pytest.mark.parametrize("validation", [[], RECORD["validation"][:1]])
 def test_training_that_has_barely_begun(validation: list[dict[str, float]], tmp_path: Path) -> None:
     record = {**RECORD, "phase": "retrain", "train": RECORD["train"][: len(validation)], "validation": validation}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from abc_toolkit import commands
+from abc_toolkit.certify import Certificate, Part
 from abc_toolkit.run import PHASES
 from abc_toolkit.tasks import Parity
 from abc_toolkit.tasks.base import DigitTask
@@ -232,7 +234,7 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
         ("retrain --overwrite --window nosuch.json", "no window at nosuch.json"),
         ("retrain --overwrite --model.num_heads 8", "the window is for 2 heads and the model has 8"),
         ("retrain --overwrite --model.num_encoder_layers 2", "0 encoder layers and the model has 2"),
-        ("retrain --overwrite --model.num_decoder_layers 3", "2 decoder layers and the model has 3"),
+        ("retrain --overwrite --model.num_decoder_layers 3", "1 decoder layers and the model has 3"),
         ("evaluate", "is there already"),
         *((f"evaluate --overwrite --length {length}", f"{length!r}") for length in ("0x", "-3", "ten", "0", "1,,2")),
         ("evaluate --overwrite --length=", "--length ''"),
@@ -511,6 +513,16 @@ def test_a_certificate_is_made_and_verified(abc: Abc, pipeline: Path) -> None:
     assert status == {"correct": 0, "wrong": 1}[certificate["verdict"]], err
     assert str(path) in err
     assert ("correct at every length" in out) == (status == 0)
+    assert certificate["schema"] == 2
+    how = {"task", "weights", "path", "precision", "device", "given", "argument", "versions", "seconds", "window"}
+    assert set(certificate) - how - {"schema"} <= {field.name for field in fields(Certificate)}
+    assert how < set(certificate)
+    assert certificate["window"] == json.loads((pipeline / "retrain" / "window.json").read_text())
+    if not status:
+        assert certificate["contexts"] == sum(part["contexts"] for part in certificate["parts"])
+        assert f"{certificate['contexts']:,}; " in out
+        assert all(set(part) == {field.name for field in fields(Part)} for part in certificate["parts"])
+        assert certificate["smallest_gap"] > 2 * max(certificate["deviations"].values())
     if status:
         assert abc("solve", "--check", certificate["problem"])[1].endswith("\twrong\n")
     before = path.read_bytes()
@@ -519,7 +531,8 @@ def test_a_certificate_is_made_and_verified(abc: Abc, pipeline: Path) -> None:
     assert abc("certify", "--overwrite")[0] == status
     assert json.loads(path.read_text()) | {"seconds": 0} == json.loads(before) | {"seconds": 0}
     for change, reason in (
-        ({"schema": 0}, "no certificate of schema 1"),
+        ({"schema": 1}, "no certificate of schema 2"),
+        ({"schema": 3}, "no certificate of schema 2"),
         ({"weights": "ab"}, "its weights is not that of"),
         ({"task": {}}, "its task is not that of"),
         ({"verdict": "correct" if status else "wrong"}, "does not hold"),

@@ -16,9 +16,9 @@ from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
 TASK = Successor(max_length=3)
 
 
-def make(decay_steps: int = 10, **settings: Any) -> TrainingModule:
+def make(decay_steps: int = 10, decay_to: float = 0.0, **settings: Any) -> TrainingModule:
     model = Transformer(len(TASK.vocabulary), Architecture(0, 1, 8, 2, 16, position=NoPE()))
-    module = TrainingModule(TASK, model, Optimizer(**settings), decay_steps, seed=42)
+    module = TrainingModule(TASK, model, Optimizer(**settings), decay_steps, decay_to, seed=42)
     module._trainer = SimpleNamespace(global_step=7, precision_plugin=None)  # type: ignore[assignment]
     return module
 
@@ -94,16 +94,21 @@ def test_optimizer_settings_arrive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "decay_from", "decay_steps", "expected"),
+    ("warmup", "decay_from", "decay_steps", "decay_to", "expected"),
     [
-        (4, None, 10, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
-        (0, None, 10, [1, 1, 1]),
-        (2, 3, 4, [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0]),
-        (1, 2, 0, [1, 1, 1, 0, 0]),  # training has ended by then
+        (4, None, 10, 0.0, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+        (0, None, 10, 0.5, [1, 1, 1]),
+        (2, 3, 4, 0.0, [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0]),
+        (1, 2, 0, 0.0, [1, 1, 1, 0, 0]),  # training has ended by then
+        (2, 3, 4, 0.4, [0.5, 1, 1, 1, 0.75, 0.5, 0.4, 0.4, 0.4]),
+        (1, 2, 0, 0.05, [1, 1, 1, 0.05, 0.05]),
+        (10, 2, 2, 0.5, [0.1, 0.2, 0.3, 0.4 * 0.5, 0.5 * 0.5, 0.6 * 0.5]),  # it falls while it still rises
     ],
 )
-def test_learning_rate(warmup: int, decay_from: int | None, decay_steps: int, expected: list[float]) -> None:
-    module = make(decay_steps, warmup_steps=warmup, learning_rate=0.1)
+def test_learning_rate(
+    warmup: int, decay_from: int | None, decay_steps: int, decay_to: float, expected: list[float]
+) -> None:
+    module = make(decay_steps, decay_to, warmup_steps=warmup, learning_rate=0.1)
     configured: Any = module.configure_optimizers()
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert configured["lr_scheduler"]["interval"] == "step"

@@ -1,6 +1,8 @@
 import csv
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +15,15 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from abc_toolkit import commands
-from abc_toolkit.commands import ArchitectureChanges, fit, retrain
-from abc_toolkit.data import Data
+from abc_toolkit.calibration import Rule, Window
+from abc_toolkit.commands import ArchitectureChanges, Until, fit, retrain
+from abc_toolkit.data import Data, TrainingBatches
 from abc_toolkit.errors import UserError
+from abc_toolkit.examination import THIN, Examination
 from abc_toolkit.module import Optimizer, TrainingModule
-from abc_toolkit.run import PROGRESS, WEIGHTS
+from abc_toolkit.run import PROGRESS, WEIGHTS, Run
 from abc_toolkit.tasks import Parity
-from abc_toolkit.training import Stopping, Trained, TrainerSettings, Watch
+from abc_toolkit.training import LAST_RATE, Stopping, Trained, TrainerSettings, Watch
 from abc_toolkit.transformer import Architecture
 
 TASK = Parity(max_length=3)
@@ -101,18 +105,169 @@ def test_a_training_interrupted_as_it_is_written_down_takes_no_further_step(
     assert _weights(tmp_path) == _weights(whole)
 
 
-def test_an_interrupted_retrain_ends_with_the_same_weights(pipeline: Path) -> None:
-    settings = SETTINGS | {"model": ArchitectureChanges(dropout=0.1), "run": pipeline}
+UNTIL: list[Until] = ["certified", "validated"]
+
+
+@pytest.mark.parametrize("until", UNTIL)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_an_interrupted_retrain_ends_with_the_same_weights(epochs: int, until: Until, pipeline: Path) -> None:
+    settings = SETTINGS | {"model": ArchitectureChanges(dropout=0.1), "run": pipeline, "until": until}
     retrain(**settings, overwrite=True)
     expected = _weights(pipeline, "retrain")
-    epoch = _interrupt_after(Watch.on_train_epoch_end)
-    _interrupted(retrain, Watch, "on_train_epoch_end", epoch, **settings, overwrite=True)
+    history = (pipeline / "retrain" / "training.json").read_bytes()
+    own, ended = Watch.on_train_epoch_end, itertools.count(1)
+
+    def interrupted(*arguments: Any) -> None:
+        own(*arguments)
+        if next(ended) == epochs:
+            raise KeyboardInterrupt
+
+    _interrupted(retrain, Watch, "on_train_epoch_end", interrupted, **settings, overwrite=True)
     assert _weights(pipeline, "retrain") == expected
     (pipeline / "retrain" / WEIGHTS).write_bytes(b"old")
     with pytest.raises(UserError, match="another model"):
         retrain(**(settings | {"model": ArchitectureChanges()}), resume=True)
+    with pytest.raises(UserError, match="another until"):
+        retrain(**(settings | {"until": next(other for other in UNTIL if other != until)}), resume=True)
     retrain(**settings, resume=True)
     assert _weights(pipeline, "retrain") == expected
+    assert (pipeline / "retrain" / "training.json").read_bytes() == history
+
+
+# Training until every context of the training shapes is right.
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> list[TrainingModule]:
+    """Receives what is trained."""
+    made: list[TrainingModule] = []
+    own = TrainingModule.__init__
+
+    def watched(self: TrainingModule, *arguments: Any) -> None:
+        own(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(TrainingModule, "__init__", watched)
+    return made
+
+
+def test_a_model_is_tried_on_every_context_until_it_is_weak_in_none(
+    pipeline: Path, modules: list[TrainingModule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = Stopping(exact_match=1.0, loss=0.0, decay_steps=40)
+    trainer = replace(SETTINGS["trainer"], max_steps=1500)
+    model = ArchitectureChanges(dropout=0.0)
+    settings = SETTINGS | {"model": model, "run": pipeline, "stopping": stopping, "trainer": trainer}
+    result = retrain(**settings, until="certified", overwrite=True)
+    trained = result.trained
+    assert (trained.weak, trained.reached) == (0, True)
+    assert trained.smallest_gap is not None
+    assert trained.smallest_gap >= THIN
+    assert trained.steps < 1500
+    assert "does everything that it can meet at these lengths" in capsys.readouterr().err
+    record = json.loads((pipeline / "retrain" / "record.json").read_text())
+    assert record["results"]["weak"] == 0
+    assert record["until"] == "certified"
+    history = json.loads((pipeline / "retrain" / "training.json").read_text())["validation"]
+    assert history[-1]["smallest_gap"] == trained.smallest_gap
+    # It is tried from the first validation on at which all problems are solved; the loss, which is never met, is not
+    # asked for. Every try but the last finds it weak.
+    first = next(number for number, own in enumerate(history) if own["exact_match"] == 1)
+    assert ["weak" in own for own in history] == [False] * first + [True] * (len(history) - first)
+    assert all(own["weak"] or own["exact_match"] < 1 for own in history[first:-1])
+    (module,) = modules
+    assert module.decay_from == history[first]["step"]
+    assert module.decay_to == LAST_RATE
+    # What is saved is what was tried.
+    saved = Run(pipeline).load_model("retrain")
+    found = Examination(TASK, saved.position).of(saved, torch.Generator().manual_seed(0))
+    assert (found.weak, found.smallest_gap) == (0, pytest.approx(trained.smallest_gap, abs=1e-4))
+
+
+def test_a_training_that_stays_weak_goes_on_and_says_so(
+    pipeline: Path, modules: list[TrainingModule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "overwrite": True}
+    trained = retrain(**settings, until="certified").trained
+    # The rate has fallen as far as it may by step 23, and training has not ended.
+    assert (trained.steps, trained.reached, modules[0].decay_from) == (30, False, 10)
+    assert modules[0].decay_to == LAST_RATE
+    assert trained.weak
+    assert trained.smallest_gap is not None
+    assert trained.smallest_gap < THIN
+    saved = Run(pipeline).load_model("retrain")
+    found = Examination(TASK, saved.position).of(saved, torch.Generator().manual_seed(0))
+    assert (found.weak, found.smallest_gap) == (trained.weak, pytest.approx(trained.smallest_gap, abs=1e-4))
+    assert f"In {trained.weak} contexts it is wrong or leads by less than 1: train longer" in capsys.readouterr().err
+    trained = retrain(**settings, until="validated").trained
+    assert (trained.steps, trained.reached, trained.weak, trained.smallest_gap) == (23, True, None, None)
+    assert modules[1].decay_to == 0
+    assert "contexts" not in capsys.readouterr().err
+
+
+def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "overwrite": True, "until": "certified"}
+    own_of, own_batch, lessons, served = Examination.of, TrainingBatches.batch, [()], []
+
+    def examine(*arguments: Any) -> Any:
+        found = own_of(*arguments)
+        lessons.append(found.problems)
+        return found
+
+    def batch(self: TrainingBatches, step: int) -> Any:
+        served.append((step, self.lessons))
+        return own_batch(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Examination, "of", examine)
+        patch.setattr(TrainingBatches, "batch", batch)
+        retrain(**settings)
+    taught = _weights(pipeline, "retrain")
+    assert len(lessons) == 4
+    assert all(lessons[1:])
+    assert dict(served).keys() >= set(range(30))
+    for step, held in dict(served).items():
+        if step < 30:
+            assert held is lessons[step // 10], step
+    monkeypatch.setattr(Examination, "of", lambda *arguments: replace(own_of(*arguments), problems=()))
+    retrain(**settings)
+    assert _weights(pipeline, "retrain") != taught
+
+
+def test_a_window_that_cannot_be_decided_is_trained_in_by_validation(
+    pipeline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = Window.load(pipeline / "calibrate" / "window.json")
+    wide = window.with_rules([*window.rules, Rule("cross", 0, 1, "operand 1")])
+    path = pipeline / "wide.json"
+    path.write_text(wide.to_json())
+    before = {name: _weights(pipeline, name) for name in ("fit", "retrain")}
+    listed = sorted(os.listdir(pipeline))
+    settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "window": path, "overwrite": True}
+    reason = r"the line 'operand 1, all of it' \(cross layer 0 head 1\) is open to more tokens, the longer the problem"
+    with pytest.raises(UserError, match=rf"^--until certified cannot be: {reason}; take --until validated$"):
+        retrain(**settings, until="certified")
+    assert {name: _weights(pipeline, name) for name in ("fit", "retrain")} == before
+    assert sorted(os.listdir(pipeline)) == listed
+    capsys.readouterr()
+    validated = retrain(**settings, until="validated").trained
+    weights = _weights(pipeline, "retrain")
+    assert "Training ends by validation" not in capsys.readouterr().err
+    trained = retrain(**settings, until="auto").trained
+    assert re.search(rf"Training ends by validation alone: {reason}\.", " ".join(capsys.readouterr().err.split()))
+    assert (trained.steps, trained.weak, trained.reached) == (23, None, True) == (validated.steps, None, True)
+    assert _weights(pipeline, "retrain") == weights
+    recorded = json.loads((pipeline / "retrain" / "record.json").read_text())
+    assert recorded["until"] == "auto"
+
+
+def test_auto_is_certified_where_that_can_be(pipeline: Path) -> None:
+    settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "overwrite": True}
+    weights = []
+    for until in ("auto", "certified"):
+        assert retrain(**settings, until=until).trained.weak
+        weights.append(_weights(pipeline, "retrain"))
+    assert weights[0] == weights[1]
 
 
 @pytest.fixture(scope="module")

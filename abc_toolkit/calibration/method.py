@@ -1,7 +1,7 @@
 """From attention maps to a window: the contract of a calibration method, and the check of what it found."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Generator
@@ -109,8 +109,10 @@ def find_window(
     added: list[Rule] = []
     while conflicts and spare:
         best, fewest = None, len(conflicts)
-        for line in spare:
-            wider = _with_line(window, line.rule, heads[line.rule.site, line.rule.layer])
+        wider_ones = (
+            wider for line in spare for wider in _with_line(window, line.rule, heads[line.rule.site, line.rule.layer])
+        )
+        for wider in wider_ones:
             left = evidence.conflicts(wider)
             if len(left) < fewest:
                 best, fewest, conflicts = wider, len(left), left
@@ -175,36 +177,36 @@ def _strongest(lines: Sequence[Line]) -> list[Line]:
     return list(kept.values())
 
 
-def _with_line(window: Window, rule: Rule, num_heads: int) -> Window:
-    """The window and one line more, last of its rules.
+def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
+    """The window and one line more, last of its rules, in each of the heads that it is worth trying.
 
-    It takes a head of its site and layer for itself, if there is one: an empty one, or else one whose lines other
-    heads hold as well, which then gives them up. Without positions a head does not know two neighbouring lines apart,
-    and a model learns slowly, or not at all, what only one of them tells. If there is none, it takes the head that
-    holds the fewest lines. Of several, its own. In a head that is open everywhere it takes the place of that, as it
-    would show nothing more beside it.
+    Without positions a head does not know two neighbouring lines apart, and a model learns slowly, or not at all, what
+    only one of them tells. So the line gets a head of its site and layer for itself, if there is one: an empty one, its
+    own if that is, or else one whose lines other heads hold as well, which then gives them up; each of those is tried,
+    as another may hold them mixed with more. Last comes the head that holds the fewest lines, which keeps them. In a
+    head that is open everywhere the line takes the place of that: it would show nothing more beside it.
     """
     lines: list[list[Rule]] = [[] for _ in range(num_heads)]
     for other in window.of(rule.site, rule.layer):
         if not (_is_open(other) or other.fallback):
             lines[other.head].append(other)
-    elsewhere = [
-        {replace(line, head=0) for own in (*lines[:head], *lines[head + 1 :]) for line in own}
-        for head in range(num_heads)
-    ]
-    spare = [all(replace(line, head=0) in elsewhere[head] for line in lines[head]) for head in range(num_heads)]
-    head = min(
-        range(num_heads), key=lambda head: (bool(lines[head]) and not spare[head], len(lines[head]), head != rule.head)
-    )
-    rule = replace(rule, head=head)
-    place = (rule.site, rule.layer, rule.head)
-    dropped = lines[head] if spare[head] else []
-    kept = [
-        other
-        for other in window.rules
-        if other not in dropped and not (_is_open(other) and (other.site, other.layer, other.head) == place)
-    ]
-    return window.with_rules([*kept, rule])
+
+    def within(head: int, given_up: Sequence[Rule] = ()) -> Window:
+        place = (rule.site, rule.layer, head)
+        kept = [
+            other
+            for other in window.rules
+            if other not in given_up and not (_is_open(other) and (other.site, other.layer, other.head) == place)
+        ]
+        return window.with_rules([*kept, replace(rule, head=head)])
+
+    fewest = min(range(num_heads), key=lambda head: (len(lines[head]), head != rule.head))
+    if lines[fewest]:
+        for head, own in enumerate(lines):
+            elsewhere = {replace(line, head=head) for other in lines if other is not own for line in other}
+            if elsewhere.issuperset(own):
+                yield within(head, own)
+    yield within(fewest)
 
 
 def _is_open(rule: Rule) -> bool:

@@ -6,8 +6,8 @@ import torch
 
 from abc_toolkit.calibration import Paper, Places
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, find_window, heads_of
-from abc_toolkit.calibration.sufficiency import Evidence, cones
+from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of
+from abc_toolkit.calibration.sufficiency import Evidence, cones, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES
@@ -15,7 +15,8 @@ from abc_toolkit.tasks import Addition, Parity, Shape, Successor, Task
 
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
 FIRST = (Condition("place", 0),)
-NEVER, NOR_THIS = ((Condition("place", place),) for place in (98, 99))  # open for no training problem
+# Open for no training problem.
+NEVER, NOR_THIS, NOWHERE = ((Condition("place", place),) for place in (97, 98, 99))
 
 
 def cross(head: int, conditions: tuple[Condition, ...], segment: str = "operand 1", layer: int = 0) -> Rule:
@@ -67,15 +68,51 @@ FALLBACK = Rule("cross", 0, 1, None, (Condition("raw", 0),), fallback=True)
 PLACES: dict[str, tuple[list[Rule], list[Rule], list[Rule]]] = {
     "its own head is empty": ([cross(0, OWN)], [cross(2, BELOW)], [cross(0, OWN), cross(2, BELOW)]),
     "another head is empty": ([cross(0, OWN)], [cross(0, BELOW)], [cross(0, OWN), cross(1, BELOW)]),
-    "the emptiest of all": (
-        [cross(0, OWN), cross(0, NEVER), cross(1, NEVER), cross(1, NOR_THIS), cross(2, NEVER)],
+    "nothing to spare, the emptiest of all": (
+        [cross(0, OWN), cross(0, NEVER), cross(1, NEVER), cross(1, NOR_THIS), cross(2, NOWHERE)],
         [cross(0, BELOW)],
-        [cross(0, OWN), cross(0, NEVER), cross(1, NEVER), cross(1, NOR_THIS), cross(2, NEVER), cross(2, BELOW)],
+        [cross(0, OWN), cross(0, NEVER), cross(1, NEVER), cross(1, NOR_THIS), cross(2, NOWHERE), cross(2, BELOW)],
     ),
-    "its own head, all being alike": (
-        [cross(0, OWN), cross(1, NEVER), cross(2, NEVER)],
+    "nothing to spare, its own head of several": (
+        [cross(0, OWN), cross(1, NEVER), cross(2, NOR_THIS)],
         [cross(2, BELOW)],
-        [cross(0, OWN), cross(1, NEVER), cross(2, NEVER), cross(2, BELOW)],
+        [cross(0, OWN), cross(1, NEVER), cross(2, NOR_THIS), cross(2, BELOW)],
+    ),
+    "a head whose line another holds as well": (
+        [cross(0, OWN), cross(1, OWN), cross(2, NEVER)],
+        [cross(2, BELOW)],
+        [cross(1, OWN), cross(2, NEVER), cross(0, BELOW)],
+    ),
+    "the one of several that can be spared at no loss": (
+        [cross(0, OWN), cross(1, OWN), cross(1, FIRST), cross(2, FIRST)],
+        [cross(0, BELOW)],
+        [cross(0, OWN), cross(2, FIRST), cross(1, BELOW)],
+    ),
+    "a head shared, where what the others hold is held elsewhere mixed with more": (
+        [cross(0, OWN), cross(1, OWN), cross(1, FIRST), cross(2, NEVER)],
+        [cross(2, BELOW)],
+        [cross(0, OWN), cross(1, OWN), cross(1, FIRST), cross(2, NEVER), cross(2, BELOW)],
+    ),
+    "an empty head before one to spare": (
+        [cross(0, OWN), cross(1, OWN)],
+        [cross(0, BELOW)],
+        [cross(0, OWN), cross(1, OWN), cross(2, BELOW)],
+    ),
+    "several lines that others hold between them": (
+        [cross(0, OWN), cross(0, NEVER), cross(1, OWN), cross(2, NEVER), cross(2, NOR_THIS)],
+        [cross(0, BELOW)],
+        [cross(1, OWN), cross(2, NEVER), cross(2, NOR_THIS), cross(0, BELOW)],
+    ),
+    "held at another layer or segment or bias is not held as well": (
+        [cross(0, OWN), cross(1, NEVER), cross(2, NEVER, "answer"), replace(cross(2, NEVER), bias=1.0)],
+        [cross(1, BELOW)],
+        [
+            cross(0, OWN),
+            cross(1, NEVER),
+            cross(2, NEVER, "answer"),
+            replace(cross(2, NEVER), bias=1.0),
+            cross(1, BELOW),
+        ],
     ),
     "in place of an open head": (
         [cross(0, OWN), OPEN, replace(OPEN, head=2)],
@@ -98,6 +135,53 @@ def test_a_missing_line_is_added(case: str) -> None:
     assert result.added == (expected[-1],)
     assert result.conflict is None
     assert Evidence(TASK, torch.Generator().manual_seed(1)).conflicts(result.window) == []
+
+
+def test_a_line_that_no_head_holds_alone_is_given_up_by_one_alone() -> None:
+    """Two heads that hold a line could both be spared, but not both at once."""
+    window = Window("Successor", 0, 2, 3, tuple(cross(head, OWN, layer=n) for n in (0, 1) for head in range(2)), {})
+    for number, layer in enumerate((0, 1, 1)):
+        conditions = (BELOW, TWO_BELOW, FIRST)[number]
+        window = next(_with_line(window, cross(0, conditions, layer=layer), 3))
+    assert [(rule.layer, rule.head, rule.conditions) for rule in window.rules] == [
+        (0, 0, OWN),
+        (0, 1, OWN),
+        (1, 1, OWN),
+        (0, 2, BELOW),
+        (1, 2, TWO_BELOW),
+        (1, 0, FIRST),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_with_a_line_more_a_window_shows_no_less(seed: int) -> None:
+    """What looked different looks different still: heads that give a line up gave nothing that others do not give."""
+    generator = torch.Generator().manual_seed(seed)
+    lines = [cross(0, c, layer=n) for n in (0, 1) for c in (OWN, BELOW, TWO_BELOW, FIRST)]
+    rules: list[Rule] = []
+    for layer, head in ((n, h) for n in (0, 1) for h in range(3)):
+        own = [rule for rule in lines if rule.layer == layer]
+        number = int(torch.randint(len(own) + 1, (), generator=generator))
+        rules += [replace(rule, head=head) for rule in own[number : number + 1]]
+    window = Window("Successor", 0, 2, 3, tuple(rules), {})
+    line = lines[int(torch.randint(len(lines), (), generator=generator))]
+    found = list(_with_line(window, replace(line, head=seed % 3), 3))
+    before = window.of("cross", line.layer)
+    kinds = len({rule.conditions for rule in before})
+    assert len(found) == ({1: 3, 2: 2, 3: 0}[kinds] + 1 if len(before) == 3 else 1)
+    for wider in found:
+        shares = len(before) == 3 and wider is found[-1]  # the last resort
+        head, after = wider.rules[-1].head, wider.of("cross", line.layer)
+        assert wider.rules[-1] == replace(line, head=head)
+        assert {replace(rule, head=0) for rule in after} == {replace(rule, head=0) for rule in (*before, line)}
+        assert set(window.rules) - set(before) == set(wider.rules) - set(after)
+        assert sum(rule.head == head for rule in after) == 1 + shares
+        shown: dict[int, int] = {}
+        for shape in () if shares else TASK.training_shapes():
+            problems, layout = TASK.sample(generator, 400, shape), TASK.layout(shape)
+            seen = (views(own, problems, layout).flatten().tolist() for own in (wider, window))
+            for wide, narrow in zip(*seen, strict=True):
+                assert shown.setdefault(wide, narrow) == narrow
 
 
 def test_what_is_known_of_the_window_stays() -> None:
@@ -167,11 +251,13 @@ def test_places_is_completed_and_paper_is_not() -> None:
             own["cross.0"][head] += 0.5 * cross(head, OWN).holds(layout.target, layout.source)
         own["cross.0"][1] += 0.1 * cross(1, BELOW).holds(layout.target, layout.source)
     result = find(TASK, Places(), 2, maps)
-    assert {cross(0, OWN), cross(1, OWN)} < set(result.window.rules)
-    assert result.added == (cross(1, BELOW),)
+    # The first head gives up what the other holds as well.
+    assert set(result.window.of("cross", 0)) == {cross(1, OWN), cross(0, BELOW)}
+    assert result.added == (cross(0, BELOW),)
     assert result.conflict is None
     assert result.attention[cross(1, BELOW)] == pytest.approx(0.11)
     short = find(TASK, Places(complete=False), 2, maps)
+    assert set(short.window.of("cross", 0)) == {cross(0, OWN), cross(1, OWN)}
     assert short.added == ()
     assert short.conflict is not None
     paper = find(TASK, Paper(kappa_cross=1.5, kappa_self=9.0, cross_directions=("anti-diagonal",)), 2, maps)
