@@ -10,7 +10,8 @@ import yaml
 from abc_toolkit.main import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+POSITIONS = sorted((CONFIGS / "positions").glob("*.yaml"))
+FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in POSITIONS]
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,14 @@ def test_every_command_takes_its_part(path, capsys):
                     assert found == setting, (phase, key, name)
 
 
+@pytest.mark.parametrize("path", POSITIONS, ids=lambda path: path.stem)
+def test_a_position_method_is_chosen_by_its_file(path, capsys):
+    position = yaml.safe_load(path.read_text())["fit"]["model"]["position"]
+    found = printed(["fit", "--config", str(path)], capsys)["model"]["position"]
+    assert found["class_path"] == position["class_path"]
+    assert set(position.get("init_args", {})) <= set(found.get("init_args", {}))
+
+
 @pytest.mark.parametrize(
     "flags", [["--config", str(CONFIGS / "parity.yaml")], ["--task", "Parity"]], ids=["configuration", "flag"]
 )
@@ -61,7 +70,12 @@ def test_a_task_has_its_own_defaults(command, flags, capsys):
     prefix = "fit.model" if command == "run" else "model"
     own = printed([command, *flags, f"--{prefix}.position", "Cyclic"], capsys)
     model = own["fit"]["model"] if command == "run" else own["model"]
-    assert model["position"]["init_args"] == {"coordinates": ["raw"], "base": 10000.0, "period": 3}
+    assert model["position"]["init_args"] == {
+        "coordinates": ["raw"],
+        "base": 10000.0,
+        "channels": "interleaved",
+        "period": 3,
+    }
 
 
 def test_the_papers_way_runs_in_small(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Position methods: one file a family."""
 
-from abc_toolkit.positions.absolute import Cyclic, NoPE, Sinusoidal
+from abc_toolkit.positions.absolute import Abacus, Cyclic, Learned, NoPE, PositionCoupling, Sinusoidal
+from abc_toolkit.positions.algebraic import AlgebraicPE
 from abc_toolkit.positions.base import (
     SITES,
     AttentionPosition,
@@ -10,16 +11,44 @@ from abc_toolkit.positions.base import (
     PositionMethod,
     Site,
 )
+from abc_toolkit.positions.biases import FIRE, ALiBi, KerpleLog, T5RelativeBias
+from abc_toolkit.positions.compose import Compose
+from abc_toolkit.positions.contextual import DAPE, CoPE, DAPEv2
+from abc_toolkit.positions.random import RandomizedPositions
+from abc_toolkit.positions.relative import ShawRelative, TransformerXLBias
+from abc_toolkit.positions.rotary import DynamicYaRN, RoPE, YaRN
+from abc_toolkit.positions.trees import TreePE
+from abc_toolkit.positions.windowed import WindowedBias
 
 __all__ = [
+    "DAPE",
+    "FIRE",
     "SITES",
+    "ALiBi",
+    "Abacus",
+    "AlgebraicPE",
     "AttentionPosition",
+    "CoPE",
+    "Compose",
     "Cyclic",
+    "DAPEv2",
+    "DynamicYaRN",
+    "KerpleLog",
+    "Learned",
     "ModelPosition",
     "ModelSizes",
     "NoPE",
     "OpenKeys",
+    "PositionCoupling",
     "PositionMethod",
+    "RandomizedPositions",
+    "RoPE",
+    "ShawRelative",
     "Sinusoidal",
     "Site",
+    "T5RelativeBias",
+    "TransformerXLBias",
+    "TreePE",
+    "WindowedBias",
+    "YaRN",
 ]
