@@ -146,7 +146,9 @@ class Parser(LightningArgumentParser):
         if names and not unknown:
             unknown = re.search(r"value: ([\w.]+)\Z", message)
         if key and unknown:
-            near = [f"; did you mean {name}?" for name in get_close_matches(unknown[1].capitalize(), names, n=1)]
+            by_letters = {name.lower(): name for name in names}
+            found = get_close_matches(unknown[1].rpartition(".")[2].lower(), by_letters, n=1)
+            near = [f"; did you mean {by_letters[name]}?" for name in found]
             return f"--{key[1]} {unknown[1]} does not exist: {choose}{''.join(near)}"
         if key and (nested := re.search(r"NestedArg\(key='(\w+)'", message)):
             return f"--{key[1]}.{nested[1]} needs --{key[1]} before it: {choose}"
