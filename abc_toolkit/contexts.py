@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from abc_toolkit.attention import Gather, Scope
 from abc_toolkit.calibration.window import Window, Windowed, site_positions
 from abc_toolkit.layout import ANSWER, START, Layout, Positions
-from abc_toolkit.positions import SITES, NoPE, OpenKeys, PositionMethod, Site
+from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, NoPE, OpenKeys, PositionMethod, Site
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule
 from abc_toolkit.transformer import Block, Transformer
@@ -497,14 +497,15 @@ def decidable(task: Task, position: PositionMethod) -> tuple[DigitTask, LocalRul
         raise CannotDecideError(f"{task.name} has no local rule: nothing says from place to place what comes next")
     if not isinstance(position, Windowed):
         raise CannotDecideError("the model has no window: a prediction depends on every token before it")
-    if position.inner.repeats_after is None:
+    window, inner = position.window, position.inner
+    if inner.repeats_after is None or not _only_embeds(inner, window):
         raise CannotDecideError(
-            f"{type(position.inner).__name__} positions tell places apart without end: a proof needs none beside the "
+            f"{type(inner).__name__} positions tell places apart without end: a proof needs none beside the "
             "window, or such as repeat"
         )
     shapes = replace(task, max_length=task.max_length + 1).training_shapes()
     short, long = (task.layout(shape) for shape in (shapes[0], shapes[-1]))
-    for own in position.window.rules:
+    for own in window.rules:
         where = f"the line '{own.describe()}' ({own.site} layer {own.layer} head {own.head})"
         anchors = {name for c in own.conditions for name in (c.key, c.query)} - {None, "segment"}
         if anchors & {"raw", "raw_from_end"} and own.site != "decoder":
@@ -512,4 +513,14 @@ def decidable(task: Task, position: PositionMethod) -> tuple[DigitTask, LocalRul
         lengths = {int(site_positions(own.site, x)[1].within(own.key_segment or "").sum()) for x in (short, long)}
         if not anchors and (own.key_segment is None or len(lengths) > 1):
             raise CannotDecideError(f"{where} is open to more tokens, the longer the problem")
-    return task, rule, position.window, position.inner
+    return task, rule, window, inner
+
+
+def _only_embeds(inner: PositionMethod, window: Window) -> bool:
+    """Whether a method does nothing inside attention: what it says of itself may be inherited by one that does."""
+    built = inner.build(
+        ModelSizes(8 * window.num_heads, window.num_heads, window.num_encoder_layers, window.num_decoder_layers)
+    )
+    return all(
+        type(built.at(site, layer)) is AttentionPosition for site in SITES for layer in range(window.layers(site))
+    )

@@ -19,7 +19,7 @@ from abc_toolkit.contexts import (
     functions_of,
     gaps,
 )
-from abc_toolkit.positions import Cyclic, NoPE, PositionMethod, Sinusoidal
+from abc_toolkit.positions import ALiBi, AttentionPosition, Compose, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
 from abc_toolkit.tasks import Addition, Parity, Problems, Shape, Successor, Task
 from abc_toolkit.tasks.base import DigitTask
 from abc_toolkit.transformer import prefix_of, teacher_forced
@@ -391,6 +391,13 @@ def test_a_line_without_end_is_named(case: str) -> None:
     assert "\n" not in words
 
 
+class Fading(NoPE):
+    """A method that inherits what NoPE says of itself, and does more."""
+
+    def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
+        return ALiBi().at(site, layer, num_heads, head_dim)
+
+
 @pytest.mark.parametrize(
     ("task", "position", "reason"),
     [
@@ -398,6 +405,8 @@ def test_a_line_without_end_is_named(case: str) -> None:
         (Parity(), NoPE(), "the model has no window"),
         (Parity(), Sinusoidal(), "the model has no window"),
         (Parity(), Windowed(window(Parity(), ()), Sinusoidal()), "Sinusoidal positions tell places apart"),
+        (Parity(), Windowed(window(Parity(), ()), Fading()), "Fading positions tell places apart"),
+        (Parity(), Windowed(window(Parity(), ()), Compose((NoPE(), Fading()))), "Compose positions tell places apart"),
         (Parity(), Windowed(window(Parity(), ()), Foreign()), "Foreign positions tell places apart"),
     ],
 )
