@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any, get_args
 
 
 class UserError(ValueError):
@@ -35,3 +36,20 @@ def check_numbers(
             limit = f" and at most {at_most:g}" if at_most < math.inf else ""
             limit += f" and less than {below:g}" if below < math.inf else ""
             raise UserError(f"--{group}.{name} {value:g}: give at least {at_least:g}{limit}")
+
+
+def check_choice(settings: object, name: str, choices: Any) -> None:
+    """Checks a setting that is one of several.
+
+    Args:
+        settings: The settings.
+        name: The one that is checked.
+        choices: The literal type that lists them.
+
+    Raises:
+        UserError: If it is none of them.
+    """
+    value = getattr(settings, name)
+    if value not in get_args(choices):
+        known = ", ".join(get_args(choices))
+        raise UserError(f"{type(settings).__name__}: there is no {name} {value!r}: give one of {known}")

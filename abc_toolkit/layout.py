@@ -15,6 +15,7 @@ token it holds.*
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from torch import Tensor
 START = "start"
 ANSWER = "answer"
 END = "end"
-COORDINATES = ("place", "index", "raw", "raw_from_end", "segment")
+Coordinate = Literal["place", "index", "raw", "raw_from_end", "segment"]
+COORDINATES: tuple[Coordinate, ...] = get_args(Coordinate)
 
 
 class _Chosen(Mapping[str, Tensor]):

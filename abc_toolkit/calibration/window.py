@@ -461,9 +461,10 @@ class Windowed(PositionMethod):
 class _WindowedModel(ModelPosition):
     """`Windowed` in one model."""
 
+    method: Windowed
+
     def __init__(self, method: Windowed, sizes: ModelSizes) -> None:
         super().__init__(method, sizes)
-        self.window = method.window
         self.inner = method.inner.build(sizes)
 
     def prepare(self, layout: Layout) -> Layout:
@@ -473,7 +474,7 @@ class _WindowedModel(ModelPosition):
         return self.inner.embed(x, positions)
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
-        return WindowedAttention(self.window, site, layer, self.inner.at(site, layer))
+        return WindowedAttention(self.method.window, site, layer, self.inner.at(site, layer))
 
 
 class _Kept(Generic[T]):
@@ -508,6 +509,10 @@ class WindowedAttention(nn.Module, AttentionPosition):
         self.transforms = inner.transforms
         self._biases: _Kept[Tensor] = _Kept()
         self._tables: _Kept[OpenKeys] = _Kept()
+
+    @property
+    def rotates(self) -> bool:
+        return self.inner.rotates
 
     def among_open_keys(self) -> AttentionPosition:
         return self.inner
@@ -544,6 +549,4 @@ class WindowedAttention(nn.Module, AttentionPosition):
         return table if table.index.shape[-1] <= most else None
 
     def why_not_gathered(self) -> str | None:
-        if self.inner.pointwise:
-            return None
-        return f"{type(self.inner).__name__} is not pointwise: a logit of it depends on more than its query and key"
+        return None if self.inner.pointwise else self.inner.not_pointwise()

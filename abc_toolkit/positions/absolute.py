@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import ANSWER, Layout, Positions
+from abc_toolkit.layout import ANSWER, COORDINATES, Coordinate, Layout, Positions
 from abc_toolkit.positions.base import ModelPosition, ModelSizes, PositionMethod
 
-Coordinate = Literal["place", "index", "raw", "raw_from_end", "segment"]
 Channels = Literal["interleaved", "concatenated"]
 
 
@@ -53,7 +52,7 @@ class Sinusoidal(PositionMethod):
         check_numbers(self, "model.position", ("base",), at_least=1)
         _check_choice("channels", self.channels, get_args(Channels))
         for coordinate in self.coordinates:
-            _check_choice("coordinates", coordinate, get_args(Coordinate))
+            _check_choice("coordinates", coordinate, COORDINATES)
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         return x + self.table(positions, x.shape[-1]).to(x.dtype)
@@ -123,7 +122,7 @@ class Learned(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("capacity",), at_least=1)
-        _check_choice("coordinate", self.coordinate, get_args(Coordinate))
+        _check_choice("coordinate", self.coordinate, COORDINATES)
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
         return _LearnedModel(self, sizes, self.capacity, self.coordinate)

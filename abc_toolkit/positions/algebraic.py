@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions.absolute import Coordinate
+from abc_toolkit.layout import Coordinate, Layout, Positions
 from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
 
 Structure = Literal["sequence", "grid", "tree"]

@@ -66,6 +66,11 @@ class AttentionPosition:
     pointwise: bool = True
     transforms: bool = False
 
+    @property
+    def rotates(self) -> bool:
+        """Whether `rotate` does anything; one that hands it on to another says what that says."""
+        return type(self).rotate is not AttentionPosition.rotate
+
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         """Queries `[batch, head, query, dim]` and keys turned by their positions."""
         return q, k
@@ -112,6 +117,10 @@ class AttentionPosition:
     def among_open_keys(self) -> "AttentionPosition":
         """What tells order among gathered keys: the method without the window, which `open_keys` says already."""
         return self
+
+    def not_pointwise(self) -> str:
+        """That it is not pointwise, in words."""
+        return f"{type(self).__name__} is not pointwise: a logit of it depends on more than its query and key"
 
     def why_not_gathered(self) -> str | None:
         """Why attention cannot gather its open keys, or `None` if it can."""

@@ -5,15 +5,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import Positions
-from abc_toolkit.positions.absolute import Coordinate
+from abc_toolkit.errors import UserError, check_choice, check_numbers
+from abc_toolkit.layout import Coordinate, Positions
 from abc_toolkit.positions.base import SITES, AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
 
 SlopeRule = Literal["press", "geometric"]
@@ -29,16 +28,6 @@ def distances(q_positions: Positions, k_positions: Positions, coordinate: str) -
 def _wide(number: Tensor) -> Tensor:
     """At least single precision: logarithms of positions need it."""
     return number.to(torch.promote_types(number.dtype, torch.float32))
-
-
-def _check_choice(method: PositionMethod, name: str, choices: Any) -> None:
-    """Raises:
-    UserError: If a field is none of the choices of a literal type.
-    """
-    value = getattr(method, name)
-    if value not in get_args(choices):
-        known = ", ".join(get_args(choices))
-        raise UserError(f"{type(method).__name__}: there is no {name} {value!r}: give one of {known}")
 
 
 def bucket_bounds(num_buckets: int, max_distance: int) -> tuple[int, ...]:
@@ -113,7 +102,7 @@ class T5RelativeBias(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("num_buckets",), at_least=2)
-        _check_choice(self, "coordinate", Coordinate)
+        check_choice(self, "coordinate", Coordinate)
         if self.num_buckets % 2:
             raise UserError(
                 f"T5RelativeBias has {self.num_buckets} buckets, half of them for each direction: give an even number"
@@ -132,9 +121,10 @@ class T5RelativeBias(PositionMethod):
 class _T5Model(ModelPosition):
     """`T5RelativeBias` in one model: the tables."""
 
+    method: T5RelativeBias
+
     def __init__(self, method: T5RelativeBias, sizes: ModelSizes) -> None:
         super().__init__(method, sizes)
-        self.settings = method
         self.tables = nn.ParameterDict()
         for site in SITES:
             if sizes.layers(site) and (site != "cross" or method.cross):
@@ -151,12 +141,12 @@ class _T5Attention(AttentionPosition):
     def __init__(self, model: _T5Model, site: Site) -> None:
         self.model = model
         self.site: Site = site
-        settings = model.settings
+        settings = model.method
         self.two_ways = site != "decoder" if settings.bidirectional is None else settings.bidirectional
         self.bounds = bucket_bounds(settings.num_buckets // (2 if self.two_ways else 1), settings.max_distance)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
-        settings, table = self.model.settings, self.model.tables[self.site]
+        settings, table = self.model.method, self.model.tables[self.site]
         bucket = t5_buckets(distances(q_positions, k_positions, settings.coordinate), self.bounds, self.two_ways)
         bias = table[bucket, torch.arange(table.shape[1], device=table.device)[:, None, None]]
         return bias * math.sqrt(self.model.sizes.head_dim) if settings.scaled else bias
@@ -202,8 +192,8 @@ class ALiBi(PositionMethod):
     cross: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice(self, "slopes", SlopeRule)
-        _check_choice(self, "coordinate", Coordinate)
+        check_choice(self, "slopes", SlopeRule)
+        check_choice(self, "coordinate", Coordinate)
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.cross else ALiBiAttention(self, num_heads)
@@ -248,7 +238,7 @@ class KerpleLog(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("epsilon",))
-        _check_choice(self, "coordinate", Coordinate)
+        check_choice(self, "coordinate", Coordinate)
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.cross else KerpleLogAttention(self, num_heads)
@@ -306,8 +296,8 @@ class FIRE(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("threshold", "width"), at_least=1)
-        _check_choice(self, "activation", Activation)
-        _check_choice(self, "coordinate", Coordinate)
+        check_choice(self, "activation", Activation)
+        check_choice(self, "coordinate", Coordinate)
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.cross else FIREAttention(self, num_heads)

@@ -65,24 +65,13 @@ class _ComposedModel(ModelPosition):
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
         hooks = [part.at(site, layer) for part in self.parts]
-        turning = [type(part.method).__name__ for part, hook in zip(self.parts, hooks, strict=True) if _rotates(hook)]
+        turning = [type(part.method).__name__ for part, hook in zip(self.parts, hooks, strict=True) if hook.rotates]
         if len(turning) > 1:
             raise UserError(f"Compose: {' and '.join(turning)} both rotate queries and keys: leave one of them")
         joined = _joined(hooks)
         if isinstance(joined, _Joined) and any(isinstance(hook, nn.Module) for hook in joined.hooks):
             return _JoinedModule(joined.hooks)
         return joined
-
-
-def _rotates(hook: AttentionPosition) -> bool:
-    """Whether a hook turns queries and keys; one around another, which it hands them on to, does if that does."""
-    if isinstance(hook, _Joined):
-        return any(map(_rotates, hook.hooks))
-    for name in ("inner", "base"):  # as methods around others call them
-        around = getattr(hook, name, None)
-        if isinstance(around, AttentionPosition):
-            return _rotates(around)
-    return type(hook).rotate is not AttentionPosition.rotate
 
 
 def _joined(hooks: Iterable[AttentionPosition]) -> AttentionPosition:
@@ -100,6 +89,10 @@ class _Joined(AttentionPosition):
         self.hooks = hooks
         self.pointwise = all(hook.pointwise for hook in hooks)
         self.transforms = any(hook.transforms for hook in hooks)
+
+    @property
+    def rotates(self) -> bool:
+        return any(hook.rotates for hook in self.hooks)
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         for hook in self.hooks:
@@ -137,8 +130,7 @@ class _Joined(AttentionPosition):
     def why_not_gathered(self) -> str | None:
         for hook in self.hooks:
             if not hook.pointwise:
-                name = type(hook).__name__
-                return f"{name} is not pointwise: a logit of it depends on more than its query and key"
+                return hook.not_pointwise()
         windows = self._windows()
         if len(windows) > 1:
             return f"{len(windows)} of its methods have a window, and there is a table for one alone"

@@ -169,6 +169,10 @@ class DAPEAttention(nn.Module, AttentionPosition):
         self.base = base
         self.network = network
 
+    @property
+    def rotates(self) -> bool:
+        return self.base.rotates
+
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return self.base.rotate(q, k, q_positions, k_positions)
 

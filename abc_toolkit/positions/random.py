@@ -46,9 +46,10 @@ class RandomizedPositions(PositionMethod):
 class _RandomizedModel(ModelPosition):
     """`RandomizedPositions` in one model."""
 
+    method: RandomizedPositions
+
     def __init__(self, method: RandomizedPositions, sizes: ModelSizes) -> None:
         super().__init__(method, sizes)
-        self.capacity = method.capacity
         self.inner = method.inner.build(sizes)
 
     def prepare(self, layout: Layout) -> Layout:
@@ -69,11 +70,12 @@ class _RandomizedModel(ModelPosition):
 
     def _draw(self, length: int) -> Tensor:
         """Numbers for a string, increasing."""
-        if length > self.capacity:
+        capacity = self.method.capacity
+        if length > capacity:
             raise UserError(
-                f"RandomizedPositions: position {length - 1} is beyond the capacity of {self.capacity}: raise capacity"
+                f"RandomizedPositions: position {length - 1} is beyond the capacity of {capacity}: raise capacity"
             )
-        return torch.randperm(self.capacity)[:length].sort().values
+        return torch.randperm(capacity)[:length].sort().values
 
 
 class RandomizedAttention(nn.Module, AttentionPosition):
@@ -88,6 +90,10 @@ class RandomizedAttention(nn.Module, AttentionPosition):
         self.inner = inner
         self.pointwise = inner.pointwise
         self.transforms = inner.transforms
+
+    @property
+    def rotates(self) -> bool:
+        return self.inner.rotates
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return self.inner.rotate(q, k, _drawn(q_positions), _drawn(k_positions))

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import COORDINATES, Positions
-from abc_toolkit.positions.absolute import Coordinate
+from abc_toolkit.errors import check_choice, check_numbers
+from abc_toolkit.layout import Coordinate, Positions
 from abc_toolkit.positions.base import SITES, AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
 from abc_toolkit.positions.biases import distances
 
@@ -41,7 +40,7 @@ class ShawRelative(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("window",))
-        _check_coordinate(self)
+        check_choice(self, "coordinate", Coordinate)
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         if site == "cross" and not self.cross:
@@ -101,7 +100,7 @@ class TransformerXLBias(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("base",), at_least=1)
-        _check_coordinate(self)
+        check_choice(self, "coordinate", Coordinate)
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
         return _TransformerXLModel(self, sizes)
@@ -109,6 +108,8 @@ class TransformerXLBias(PositionMethod):
 
 class _TransformerXLModel(ModelPosition):
     """`TransformerXLBias` in one model."""
+
+    method: TransformerXLBias
 
     def __init__(self, method: TransformerXLBias, sizes: ModelSizes) -> None:
         super().__init__(method, sizes)
@@ -146,7 +147,6 @@ class _TransformerXLAttention(AttentionPosition):
         mask: Tensor | None = None,
     ) -> Tensor:
         method = self.model.method
-        assert isinstance(method, TransformerXLBias)
         wide = torch.promote_types(q.dtype, torch.float32)
         u, v, w = (p.to(wide) for p in (self.model.u, self.model.v, self.model.w[self.name]))
         (q_sin, q_cos), (k_sin, k_cos) = (
@@ -165,15 +165,6 @@ class _TransformerXLAttention(AttentionPosition):
         else:
             added = turned @ waves.T + torch.einsum("bhkd,hd->bhk", k.to(wide), u).unsqueeze(-2)
         return scores + (added * q.shape[-1] ** -0.5).to(scores.dtype)
-
-
-def _check_coordinate(method: ShawRelative | TransformerXLBias) -> None:
-    """Raises:
-    UserError: If a method is to count what no layout has.
-    """
-    if method.coordinate not in COORDINATES:
-        known = ", ".join(COORDINATES)
-        raise UserError(f"{type(method).__name__}: there is no coordinate {method.coordinate!r}: give one of {known}")
 
 
 def _waves(p: Tensor, dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

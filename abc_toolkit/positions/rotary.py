@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import Positions
-from abc_toolkit.positions.absolute import Coordinate
+from abc_toolkit.layout import Coordinate, Positions
 from abc_toolkit.positions.base import AttentionPosition, PositionMethod, Site
 
 

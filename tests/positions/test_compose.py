@@ -111,6 +111,10 @@ class _Around(nn.Module, AttentionPosition):
         setattr(self, name, around)
         self.name = name
 
+    @property
+    def rotates(self) -> bool:
+        return getattr(self, self.name).rotates
+
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         return getattr(self, self.name).rotate(q, k, q_positions, k_positions)
 
