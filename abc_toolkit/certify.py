@@ -31,10 +31,11 @@ from abc_toolkit.contexts import (
     gaps,
 )
 from abc_toolkit.evaluation import solve_problems
+from abc_toolkit.model import Model, prefix_of, teacher_forced
 from abc_toolkit.positions import SITES, PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule, ProblemError
-from abc_toolkit.transformer import Transformer, prefix_of, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 GIVEN = "The layout: the window is told where each number begins and ends, that is, the place of every digit."
@@ -108,7 +109,7 @@ class Certificate:
         return max(self.deviations.values(), default=math.nan)
 
 
-def certify(task: Task, model: Transformer) -> Certificate:
+def certify(task: Task, model: Model) -> Certificate:
     """Proves that a model solves every problem of its task, of any length, or finds one that it does not solve.
 
     What is enumerated: for every shape up to a length beyond which no new pattern of open keys appears, every value
@@ -127,8 +128,9 @@ def certify(task: Task, model: Transformer) -> Certificate:
         return Certificate("undecided", str(error))
 
 
-def _certified(own_task: Task, model: Transformer) -> Certificate:
+def _certified(own_task: Task, model: Model) -> Certificate:
     task, rule, window, inner = decidable(own_task, model.position)
+    assert isinstance(model, EncoderDecoder)  # as everything inside a window is
     checked = _checked_rule(task, rule)
     longest = 2 * _stretch(window) + 3 + 3 * (inner.repeats_after or 1)
     shapes = _shapes(task, longest)
@@ -247,7 +249,7 @@ def _beyond_training(task: Task, function: Function) -> Tensor:
 
 
 def alike(
-    model: Transformer, functions: Sequence[Function]
+    model: EncoderDecoder, functions: Sequence[Function]
 ) -> tuple[tuple[Enumeration, Tensor], tuple[Enumeration, Tensor]] | None:
     """Two contexts that need different tokens and that no model inside the window can tell apart, if there are such.
 
@@ -259,7 +261,7 @@ def alike(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = Transformer(len(model.embedding.weight), model.architecture, model.position).double().eval()
+        fresh = EncoderDecoder(len(model.embedding.weight), model.architecture, model.position).double().eval()
     logits, required, where = [], [], []
     for number, function in enumerate(functions):
         for part in function.contexts.split(2**15):
@@ -279,7 +281,7 @@ def alike(
 
 
 def _refuted(
-    task: DigitTask, model: Transformer, functions: Sequence[Function], wrong: Sequence[tuple[Function, Tensor]]
+    task: DigitTask, model: EncoderDecoder, functions: Sequence[Function], wrong: Sequence[tuple[Function, Tensor]]
 ) -> Certificate:
     """The verdict on a model that is wrong in some contexts: with a whole problem on which it fails."""
     # A wrong token may leave the answer right, such as an end in place of a leading zero; not so in longer problems.
@@ -377,7 +379,7 @@ def _by_rule(task: DigitTask, rule: LocalRule, problems: Problems) -> Tensor:
 
 
 @torch.no_grad()
-def _deviations(task: Task, model: Transformer, window: Window, shape: Shape) -> dict[str, float]:
+def _deviations(task: Task, model: EncoderDecoder, window: Window, shape: Shape) -> dict[str, float]:
     """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders."""
     layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
@@ -415,7 +417,7 @@ def _deviations(task: Task, model: Transformer, window: Window, shape: Shape) ->
 
 
 @torch.no_grad()
-def _outside(task: Task, model: Transformer, window: Window, shape: Shape) -> float:
+def _outside(task: Task, model: EncoderDecoder, window: Window, shape: Shape) -> float:
     """Largest change of a logit where all tokens outside of what a prediction depends on are others."""
     layout = task.layout(shape)
     generator = torch.Generator().manual_seed(1)

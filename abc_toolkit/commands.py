@@ -36,6 +36,7 @@ from abc_toolkit.evaluation import (
 from abc_toolkit.examination import THIN, Examination
 from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
 from abc_toolkit.layout import Layout, raw_layout
+from abc_toolkit.model import Architecture, Model
 from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.run import (
@@ -54,7 +55,6 @@ from abc_toolkit.run import (
 from abc_toolkit.tasks import Addition, ProblemError, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
 from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, train
-from abc_toolkit.transformer import Architecture, Transformer
 
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
@@ -111,7 +111,7 @@ class TrainingResult:
     """
 
     run: Run
-    model: Transformer
+    model: Model
     trained: Trained
 
 
@@ -187,7 +187,8 @@ def fit(
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite)
     summary = _training_summary("The vanilla model", result.trained, stopping)
-    report.done(summary, place.folder("fit"), _next(place, "calibrate"))
+    following = _next(place, "calibrate") if model.backbone == "encoder-decoder" else _next(place, "evaluate")
+    report.done(summary, place.folder("fit"), following)
     return result
 
 
@@ -226,8 +227,9 @@ def calibrate(
     if problems < 1:
         raise UserError(f"--problems {problems}: give at least 1")
     record = place.record("fit")
-    task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
     sizes = place.architecture("fit")
+    _check_backbone(sizes, place)
+    task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
     start = time.perf_counter()
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
@@ -329,6 +331,7 @@ def retrain(
     """
     place = Run.newest(run, "fit" if window is not None else "calibrate")
     task = place.task("fit")
+    _check_backbone(place.architecture("fit"), place)
     rules = place.window() if window is None else Window.load(window)
     _check_window(rules, window, place, task)
     sizes = model.of(place.architecture("fit"))
@@ -407,7 +410,8 @@ def evaluate(
             figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.max_length, task.name)
     report.print_results(plain)
     done = f"{len(rows)} rows, {samples} problems each."
-    report.done(done, place.folder("evaluate"), f"abc solve --run {place.path} PROBLEM ...")
+    which = "" if "retrain" in asked else " --weights fit"
+    report.done(done, place.folder("evaluate"), _next(place, "solve", f"{which} PROBLEM ..."))
     return EvaluationResult(place, tuple(rows))
 
 
@@ -451,6 +455,7 @@ def run_all(
         "retrain": {"seed": seed} | dict(retrain_settings or {}),
         "evaluate": {"seed": seed} | dict(evaluate_settings or {}),
     }
+    _check_backbone(settings["fit"].get("model", Architecture()), place)
     lengths = settings["evaluate"].get("length")
     if lengths is not None:  # found out now rather than after the training
         parse_lengths(lengths, task.max_length)
@@ -597,7 +602,7 @@ def _certificate_of(path: Path, facts: Mapping[str, Any], place: Run) -> dict[st
     return stated
 
 
-def _attending(place: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Transformer:
+def _attending(place: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Model:
     """A phase's model, its attention on the path asked for."""
     model = place.load_model(phase)
     try:
@@ -623,6 +628,15 @@ def _check_task(place: Run, task: Task) -> None:
         if own != task:
             difference = own.name if type(own) is not type(task) else f"{own.name} with other settings ({own})"
             raise UserError(f"{place.path} is a run of {difference}: name another folder with --run")
+
+
+def _check_backbone(sizes: Architecture, place: Run) -> None:
+    """Refuses a model that no window can be read off."""
+    if sizes.backbone != "encoder-decoder":
+        raise UserError(
+            f"windows are of encoder-decoders, and the model of {place.path} is {sizes.backbone}: 'abc fit' and "
+            "'abc evaluate' are what there is for it"
+        )
 
 
 def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> None:

@@ -20,7 +20,7 @@ from abc_toolkit.layout import ANSWER, START, Layout, Positions
 from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, NoPE, OpenKeys, PositionMethod, Site
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule
-from abc_toolkit.transformer import Block, Transformer
+from abc_toolkit.transformer import Block, EncoderDecoder
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 Token = tuple[str, int]  # "source" or "prefix", and its number in that string
@@ -157,7 +157,7 @@ class _Stream:
 
 
 @torch.no_grad()
-def cone_logits(model: Transformer, cone: Cone, tokens: Tensor) -> Tensor:
+def cone_logits(model: EncoderDecoder, cone: Cone, tokens: Tensor) -> Tensor:
     """Logits `[context, num_tokens]` of a cone's prediction.
 
     Args:
@@ -442,7 +442,7 @@ class Function:
         return [enumeration for enumeration, part in self.parts if holds[id(part)]]
 
 
-def gaps(model: Transformer, function: "Function", contexts: Tensor) -> Tensor:
+def gaps(model: EncoderDecoder, function: "Function", contexts: Tensor) -> Tensor:
     """By how much the required token's logit leads over the next best in each context, `[context]`.
 
     Not above zero where it does not lead.

@@ -19,9 +19,9 @@ from abc_toolkit.data import SMALL, draw, seeded
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import DigitAccuracy, wilson_interval
+from abc_toolkit.model import DecodingPlan, Model, prefix_of
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
-from abc_toolkit.transformer import DecodingPlan, Transformer, prefix_of
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
@@ -153,7 +153,7 @@ def evaluation_problems(task: Task, length: int, set_name: str, samples: int, se
 
 def evaluate_models(
     task: Task,
-    models: Mapping[str, Transformer],
+    models: Mapping[str, Model],
     lengths: Sequence[int],
     sets: Sequence[str],
     samples: int,
@@ -211,7 +211,7 @@ class Total:
 
     def add(
         self,
-        model: Transformer,
+        model: Model,
         problems: Problems,
         layout: Layout,
         decode: Decode,
@@ -250,7 +250,7 @@ def chunks(task: Task, batches: Sequence[Problems], device: torch.device) -> Ite
 
 
 def planned(
-    model: Transformer, problems: Problems, layout: Layout, decode: Decode
+    model: Model, problems: Problems, layout: Layout, decode: Decode
 ) -> Iterator[tuple[Problems, DecodingPlan]]:
     """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded."""
     size = min(len(problems), max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target))))
@@ -261,7 +261,7 @@ def planned(
 
 
 @torch.no_grad()
-def solves(model: Transformer, problems: Problems, plan: DecodingPlan) -> Tensor:
+def solves(model: Model, problems: Problems, plan: DecodingPlan) -> Tensor:
     """Which problems greedy decoding solves whole, boolean `[batch]`.
 
     It does if and only if every token is right under the true tokens before it, which are judged piece by piece, as
@@ -285,9 +285,7 @@ def solves(model: Transformer, problems: Problems, plan: DecodingPlan) -> Tensor
 
 
 @torch.no_grad()
-def greedy(
-    model: Transformer, source: Tensor, plan: DecodingPlan, count: Callable[[int], None] = lambda _: None
-) -> Tensor:
+def greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[int], None] = lambda _: None) -> Tensor:
     """Greedy decoding with a key-value cache, each token under the model's own tokens before it.
 
     Where a window makes a token cheap beside a call of the model, several are decoded at once: the next tokens are
@@ -311,7 +309,7 @@ def greedy(
         return _greedy(model, source, plan, count)
 
 
-def _greedy(model: Transformer, source: Tensor, plan: DecodingPlan, count: Callable[[int], None]) -> Tensor:
+def _greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[int], None]) -> Tensor:
     state = model.decoder_state(source, plan)
     length = len(plan.layout.target)
     tokens = source.new_full((len(source), 1 + length), BOS)  # what is not known yet is a guess
@@ -348,7 +346,7 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def solve_problems(model: Transformer, task: Task, problems: Sequence[tuple[Shape, str]]) -> list[str]:
+def solve_problems(model: Model, task: Task, problems: Sequence[tuple[Shape, str]]) -> list[str]:
     """The model's own answers, decoded step by step; nothing here knows the right ones.
 
     Args:
@@ -380,7 +378,7 @@ def solve_problems(model: Transformer, task: Task, problems: Sequence[tuple[Shap
     return answers
 
 
-def check_memory(task: Task, model: Transformer, shape: Shape, device: torch.device) -> None:
+def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -> None:
     """Refuses a shape of which a single problem does not fit into memory. Any number of problems does.
 
     Raises:
@@ -400,7 +398,7 @@ def check_memory(task: Task, model: Transformer, shape: Shape, device: torch.dev
         )
 
 
-def _num_slots(task: Task, model: Transformer, length: int) -> Iterator[float]:
+def _num_slots(task: Task, model: Model, length: int) -> Iterator[float]:
     """Slots a query, in all heads, of each attention that gathers at a length; reckoned from short problems."""
     short, longest = max(1, task.max_length // 2), task.max_length
     shapes = [task.evaluation_shapes(n, UNIFORM, torch.Generator())[0] for n in (short, longest)]

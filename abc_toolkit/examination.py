@@ -15,7 +15,7 @@ from abc_toolkit.contexts import Cones, Function, decidable, functions_of, gaps
 from abc_toolkit.data import held_out
 from abc_toolkit.positions import PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.transformer import Transformer
+from abc_toolkit.transformer import EncoderDecoder
 
 THIN = 1.0
 MOST_EXAMINED = 10**6
@@ -58,7 +58,7 @@ class Examination:
         predictions = [(shape, own.of(query)) for shape, own in cones for query in range(len(own.layout.target))]
         self.functions = functions_of(self.task, rule, predictions, most)
 
-    def of(self, model: Transformer, generator: Generator) -> Examined:
+    def of(self, model: EncoderDecoder, generator: Generator) -> Examined:
         """Tries a model on a sample of the contexts, and on all of them if there it is weak in too few for lessons.
 
         Args:

@@ -15,6 +15,7 @@ token it holds.*
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -98,6 +99,17 @@ class Layout:
     target: Positions
     prefix: Positions
 
+    @cached_property
+    def string(self) -> "Layout":
+        """The layout of source and target as one string, as a model without an encoder reads them.
+
+        `prefix` are its tokens as keys, `target` the same as queries: those of the source carry their own coordinates,
+        as nothing is predicted from them, the others those of the token that they predict. `raw` and `raw_from_end`
+        count through the string, and are a query's those of the token that it holds. `source` is left as it is.
+        """
+        with torch.inference_mode(False):  # it is kept, and may be trained on later
+            return Layout(self.source, _in_line(self.source, self.target), _in_line(self.source, self.prefix))
+
     def to(self, device: torch.device) -> "Layout":
         """The same layout on a device."""
         return Layout(self.source.to(device), self.target.to(device), self.prefix.to(device))
@@ -140,6 +152,14 @@ def digit_layout(source: Sequence[tuple[str, int]], answer_length: int) -> Layou
 def raw_layout(target_length: int, source_length: int) -> Layout:
     """Layout of strings of which nothing is known but their lengths: one segment each, as the paper sees them."""
     return digit_layout([("source", source_length)], target_length - 1)
+
+
+def _in_line(source: Positions, target: Positions) -> Positions:
+    """Positions of two runs of tokens, the one after the other."""
+    shared = [name for name in source.coordinates if name in target.coordinates]
+    coordinates = {name: torch.cat([source.coordinates[name], target.coordinates[name]]) for name in shared}
+    raw = torch.arange(len(source) + len(target), device=source.segment.device)
+    return Positions(target.names, coordinates | {"raw": raw, "raw_from_end": len(raw) - 1 - raw})
 
 
 def _positions(names: tuple[str, ...], segment: Tensor, place: Tensor, index: Tensor) -> Positions:

@@ -15,8 +15,8 @@ from torchmetrics import MeanMetric
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import ExactMatch
+from abc_toolkit.model import Model, teacher_forced
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.transformer import Transformer, teacher_forced
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Optimizer:
 
 
 class TrainingModule(lightning.LightningModule):
-    """Trains a transformer on a task by teacher forcing.
+    """Trains a model on a task by teacher forcing.
 
     Args:
         task: The task.
-        model: The transformer.
+        model: The model.
         optimizer: Its optimiser.
         decay_steps: Steps over which the rate falls from `decay_from` on, towards zero.
         decay_to: Share of the rate below which it does not fall.
@@ -60,7 +60,7 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, task: Task, model: Transformer, optimizer: Optimizer, decay_steps: int, decay_to: float, seed: int
+        self, task: Task, model: Model, optimizer: Optimizer, decay_steps: int, decay_to: float, seed: int
     ) -> None:
         super().__init__()
         self.task = task
@@ -79,9 +79,9 @@ class TrainingModule(lightning.LightningModule):
         self._layouts: dict[Shape, Layout] = {}
 
     @property
-    def averaged(self) -> Transformer:
+    def averaged(self) -> Model:
         """The model with averaged weights."""
-        assert isinstance(self.average.module, Transformer)
+        assert isinstance(self.average.module, Model)
         return self.average.module
 
     def layout(self, shape: Shape) -> Layout:

@@ -26,8 +26,9 @@ from safetensors.torch import load_file
 from abc_toolkit.calibration.window import Window, Windowed
 from abc_toolkit.errors import UserError
 from abc_toolkit.files import cannot_write, load_json, process_rank, save_json, save_tensors, save_text, sha256
+from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.tasks import Task
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
 
 Phase = Literal["fit", "calibrate", "retrain", "evaluate"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -38,6 +39,10 @@ RECORD = "record.json"
 CONFIG = "config.yaml"
 PROGRESS = "progress.ckpt"
 RUNS = Path("runs")
+BACKBONES: Mapping[Backbone, type[Model]] = {
+    "encoder-decoder": EncoderDecoder,
+    "decoder-only": DecoderOnly,
+}
 
 
 @dataclass(frozen=True)
@@ -201,7 +206,7 @@ class Run:
         """The window of a finished calibration."""
         return Window.load(self.folder("calibrate") / WINDOW)
 
-    def load_model(self, phase: Phase) -> Transformer:
+    def load_model(self, phase: Phase) -> Model:
         """A finished training's model, in evaluation mode.
 
         Raises:
@@ -226,20 +231,20 @@ class Run:
         return sha256(self.folder(phase) / WEIGHTS)
 
 
-def build_model(task: Task, architecture: Architecture, window: Window | None) -> Transformer:
+def build_model(task: Task, architecture: Architecture, window: Window | None) -> Model:
     """A fresh model, inside a window if there is one.
 
     Raises:
-        UserError: If the window does not fit the architecture.
+        UserError: If the window, or the position method, does not fit the architecture.
     """
     position = architecture.positions
     if window is not None:
         window.check_fits(architecture.num_encoder_layers, architecture.num_decoder_layers, architecture.num_heads)
         position = Windowed(window, position)
-    return Transformer(len(task.vocabulary), architecture, position)
+    return BACKBONES[architecture.backbone](len(task.vocabulary), architecture, position)
 
 
-def save_weights(folder: Path, model: Transformer) -> None:
+def save_weights(folder: Path, model: Model) -> None:
     """Writes a model's weights."""
     tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})

@@ -24,10 +24,11 @@ from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.examination import Examination
 from abc_toolkit.files import cannot_write, save_json
+from abc_toolkit.model import Architecture, Model
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.run import PROGRESS, describe
 from abc_toolkit.tasks import Problems, Task
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 
 HISTORY = "training.json"
 # The share of the learning rate that is left to mend the last contexts by; at the whole rate, mending one costs others.
@@ -211,8 +212,9 @@ class Watch(Callback):
         at_once = self.examination is not None or self.stopping.decay_steps == 0
         trainer.should_stop = trainer.should_stop or (self.reached and at_once)
 
-    def _passes(self, examination: Examination, model: Transformer, step: int) -> bool:
+    def _passes(self, examination: Examination, model: Model, step: int) -> bool:
         """Whether the model is weak in no context; of those in which it is, lessons are made."""
+        assert isinstance(model, EncoderDecoder)  # as everything inside a window is
         examined = examination.of(copy.deepcopy(model).cpu().eval(), seeded(self.seed, _EXAMINATION, step))
         self.batches.lessons = examined.problems
         self.validation[-1] |= {"weak": examined.weak, "smallest_gap": examined.smallest_gap}
@@ -256,7 +258,7 @@ class Watch(Callback):
 
 def train(
     task: Task,
-    network: Transformer,
+    network: Model,
     *,
     model: Architecture,
     data: Data,

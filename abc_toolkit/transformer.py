@@ -1,10 +1,11 @@
-"""The encoder-decoder, whole in one file.
+"""Models of attention, whole in one file: the encoder-decoder, the decoder-only model, and the plain stack.
 
 Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
 """
 
+import abc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,52 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from abc_toolkit.attention import Attention, AttentionPath, Gather, Scope, dense_scope, linear
-from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal
-from abc_toolkit.tasks import Problems
-from abc_toolkit.vocabulary import BOS
+from abc_toolkit.errors import UserError
+from abc_toolkit.layout import Layout, Positions, raw_layout
+from abc_toolkit.model import Architecture, DecoderState, DecodingPlan, Maps, Model
+from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal, Site
 
-Maps = dict[tuple[str, int], Tensor]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of an encoder-decoder and how it knows of positions.
-
-    Attributes:
-        num_encoder_layers: Encoder depth; with 0, cross-attention reads the source's embeddings.
-        num_decoder_layers: Decoder depth.
-        model_dim: Width of the streams.
-        num_heads: Attention heads a layer; divides `model_dim`.
-        feedforward_dim: Width of the hidden layer of each feed-forward block.
-        norm: Layer normalisation before (`pre`) or after (`post`) each block.
-        dropout: Probability of dropping an activation or an attention weight while training.
-        position: Position method; sinusoids of place and segment with base 100 if not given.
-    """
-
-    num_encoder_layers: int = 0
-    num_decoder_layers: int = 1
-    model_dim: int = 64
-    num_heads: int = 4
-    feedforward_dim: int = 256
-    norm: Literal["pre", "post"] = "pre"
-    dropout: float = 0.0
-    position: PositionMethod | None = None
-
-    @property
-    def positions(self) -> PositionMethod:
-        """The position method, given or not."""
-        # No default instance: on the command line its settings would be passed on to another method's class.
-        return Sinusoidal(("place", "segment"), base=100.0) if self.position is None else self.position
-
-    def __post_init__(self) -> None:
-        sizes = ("num_decoder_layers", "model_dim", "num_heads", "feedforward_dim")
-        check_numbers(self, "model", sizes, at_least=1)
-        check_numbers(self, "model", ("num_encoder_layers",))
-        check_numbers(self, "model", ("dropout",), below=1)
-        if self.model_dim % self.num_heads:
-            raise UserError(f"--model.num_heads {self.num_heads} does not divide --model.model_dim {self.model_dim}")
+Side = Literal["encoder", "decoder"]
 
 
 class FeedForward(nn.Sequential):
@@ -69,30 +30,32 @@ class FeedForward(nn.Sequential):
 
 
 class Block(nn.Module):
-    """One layer of either side: self-attention, cross-attention in the decoder, feed-forward.
+    """One layer: self-attention, cross-attention where there is another stream to read, feed-forward.
 
     Args:
         architecture: Sizes.
         position: What the model knows of positions.
         side: `encoder` or `decoder`.
         layer: Counted from 0 at the input.
+        cross: Whether it has cross-attention.
     """
 
     def __init__(
-        self, architecture: Architecture, position: ModelPosition, side: Literal["encoder", "decoder"], layer: int
+        self, architecture: Architecture, position: ModelPosition, side: Side, layer: int, cross: bool
     ) -> None:
         super().__init__()
         dim, heads = architecture.model_dim, architecture.num_heads
         self.side = side
         self.layer = layer
+        self.cross = cross
         self.pre = architecture.norm == "pre"
 
-        def attention(site: Literal["encoder", "decoder", "cross"]) -> Attention:
+        def attention(site: Site) -> Attention:
             return Attention(dim, heads, architecture.dropout, position.at(site, layer))
 
         self.self_attention = attention(side)
         self.self_norm = nn.LayerNorm(dim)
-        if side == "decoder":
+        if cross:
             self.cross_attention = attention("cross")
             self.cross_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(architecture)
@@ -144,8 +107,7 @@ class Block(nn.Module):
         if maps is not None and weights is not None:
             maps[self.side, self.layer] = weights
         x = self.add(x, self.self_norm, update)
-        if self.side == "decoder":
-            assert memory is not None
+        if memory is not None:
             h = self.normed(x, self.cross_norm)
             update, weights = self.cross_attention(h, memory[0], positions, memory[1], maps is not None)
             if maps is not None and weights is not None:
@@ -156,13 +118,120 @@ class Block(nn.Module):
 
 
 class Stack(nn.ModuleList):
-    """The layers of one side, first at the input."""
+    """The layers of one side, first at the input.
+
+    Args:
+        architecture: Sizes.
+        position: What the model knows of positions.
+        side: An `encoder` looks both ways, a `decoder` at what is before alone.
+        cross: Whether the layers have cross-attention.
+    """
+
+    def __init__(self, architecture: Architecture, position: ModelPosition, side: Side, cross: bool = False) -> None:
+        layers = architecture.num_encoder_layers if side == "encoder" else architecture.num_decoder_layers
+        super().__init__(Block(architecture, position, side, layer, cross) for layer in range(layers))
+        self.side = side
 
     def __iter__(self) -> Iterator[Block]:
         return super().__iter__()  # type: ignore[return-value]
 
     def __getitem__(self, layer: int) -> Block:  # type: ignore[override]
         return super().__getitem__(layer)  # type: ignore[return-value]
+
+    def forward(
+        self,
+        x: Tensor,
+        q_positions: Positions,
+        k_positions: Positions,
+        memory: tuple[Tensor, Positions] | None = None,
+        maps: Maps | None = None,
+    ) -> Tensor:
+        """Runs the layers on a whole stream.
+
+        Args:
+            x: The stream, `[batch, length, model_dim]`.
+            q_positions: Positions of its tokens as queries.
+            k_positions: Positions of its tokens as keys.
+            memory: The stream that cross-attention reads, `[batch, S, model_dim]`, and its positions.
+            maps: Receives the attention weights by site and layer.
+        """
+        dense = maps is not None
+        for block in self:
+            scope = block.self_attention.scope(q_positions, k_positions, causal=self.side == "decoder", dense=dense)
+            read = None
+            if memory is not None:
+                read_scope = block.cross_attention.scope(q_positions, memory[1], dense=dense)
+                read = (block.cross_attention.keys_values(memory[0]), read_scope)
+            x = block(x, q_positions, scope, read, maps=maps)
+        return x
+
+    def in_pieces(self, x: Tensor, positions: Positions) -> Tensor:
+        """What `forward` returns of an encoder, computed so that memory stays in proportion to the length."""
+        for block in self:
+            attention = block.self_attention
+            scope, whole = attention.scope(positions, positions), block.keys_values(x)
+            size = attention.queries_at_once(len(x), scope)
+            pieces = [slice(start, start + size) for start in range(0, len(positions), size)]
+            x = torch.cat([block(x[:, p], positions[p], scope[p], whole=whole) for p in pieces], dim=1)
+        return x
+
+
+class Transformer(nn.Module):
+    """A plain stack of self-attention layers: maps a stream `[batch, length, model_dim]` to another.
+
+    Args:
+        model_dim: Width of the stream.
+        num_layers: Depth.
+        num_heads: Attention heads a layer; divides `model_dim`.
+        feedforward_dim: Width of the hidden layer of each feed-forward block.
+        causal: Whether tokens look only at those before them and at themselves (a decoder without a source) or at
+            all (an encoder).
+        norm: Layer normalisation before (`pre`) or after (`post`) each block.
+        dropout: Probability of dropping an activation or an attention weight while training.
+        position: Position method; sinusoids of the raw index if not given.
+
+    Raises:
+        UserError: If the sizes, or the position method and they, do not go together.
+    """
+
+    def __init__(
+        self,
+        model_dim: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 8,
+        feedforward_dim: int = 1024,
+        *,
+        causal: bool = True,
+        norm: Literal["pre", "post"] = "pre",
+        dropout: float = 0.0,
+        position: PositionMethod | None = None,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        # An architecture has a decoder in any case; without `causal` it is not built.
+        layers = (0, num_layers) if causal else (num_layers, 1)
+        sizes = Architecture(*layers, model_dim, num_heads, feedforward_dim, norm, dropout)
+        method = Sinusoidal() if position is None else position
+        self.positioning = method.build(ModelSizes(model_dim, num_heads, *layers))
+        self.layers = Stack(sizes, self.positioning, "decoder" if causal else "encoder")
+        self.norm = nn.LayerNorm(model_dim) if norm == "pre" else nn.Identity()
+
+    def forward(self, x: Tensor, positions: Positions | None = None, maps: Maps | None = None) -> Tensor:
+        """Runs the stack.
+
+        Args:
+            x: The stream, `[batch, length, model_dim]`.
+            positions: Positions of its tokens, on its device; their raw index alone if not given.
+            maps: Receives the attention weights `[batch, head, query, key]` by site and layer, where given.
+
+        Returns:
+            The stream after the last layer, `[batch, length, model_dim]`.
+        """
+        if positions is None:
+            positions = raw_layout(1, x.shape[1]).source.to(x.device)
+        layout = self.positioning.prepare(Layout(positions, positions, positions))
+        queries, keys = (layout.target, layout.prefix) if self.causal else (layout.source, layout.source)
+        return self.norm(self.layers(self.positioning.embed(x, queries), queries, keys, maps=maps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,100 +306,67 @@ class LayerCache:
 
 
 @dataclass(frozen=True, eq=False)
-class DecodingPlan:
-    """How a model decodes problems of one layout piece by piece.
+class TransformerPlan(DecodingPlan):
+    """How a model of attention decodes problems of one layout piece by piece.
 
     Attributes:
-        layout: The layout.
-        ahead: Most tokens of a piece.
+        read: The layout as the model reads it.
+        at_once: Most tokens that dense attention has memory for.
         own: Where the cache of each decoder layer keeps what.
-        cross: What all target tokens may read of the source, in each decoder layer.
+        cross: What all target tokens may read of the source, in each decoder layer; `None` where it reads none.
     """
 
-    layout: Layout
-    ahead: int
+    read: Layout
+    at_once: int
     own: tuple[Storage, ...]
-    cross: tuple[Scope, ...]
+    cross: tuple[Scope | None, ...]
 
     @property
     def gathers(self) -> bool:
-        """Whether every attention gathers its keys."""
-        return all(part.gather is not None for part in (*self.own, *self.cross))
+        return all(part is None or part.gather is not None for part in (*self.own, *self.cross))
 
 
 @dataclass
-class DecoderState:
+class TransformerState(DecoderState):
     """Where decoding a batch of problems stands.
 
     Attributes:
         plan: How it is decoded.
-        memory: Cross-attention's keys and values, a layer each.
+        memory: Cross-attention's keys and values, a layer each; `None` where there are none.
         caches: Self-attention's, a layer each.
+        before: Tokens in the caches that are not the target's.
     """
 
-    plan: DecodingPlan
-    memory: list[Tensor]
-    caches: list[LayerCache]
+    plan: TransformerPlan
+    memory: Sequence[Tensor | None]
+    caches: Sequence[LayerCache]
+    before: int = 0
 
     @property
     def step(self) -> int:
         """Tokens decoded so far."""
-        return self.caches[0].held
+        return self.caches[0].held - self.before
 
     def go_back(self, step: int) -> None:
-        """Forgets the tokens from a step on, which must be one of the last piece: it is decoded again."""
         for cache in self.caches:
-            cache.held = step
+            cache.held = self.before + step
 
 
-class Transformer(nn.Module):
-    """Encoder-decoder over token ids.
+class TransformerModel(Model):
+    """What models of attention share: a causal stack over the target or, in front of it, the source as well."""
 
-    Args:
-        num_tokens: Size of the vocabulary.
-        architecture: Sizes.
-        position: Position method, in place of the architecture's own (retraining adds a window to it).
-    """
+    decoder: Stack
+    decoder_norm: nn.Module
 
-    def __init__(self, num_tokens: int, architecture: Architecture, position: PositionMethod | None = None) -> None:
-        super().__init__()
-        self.architecture = architecture
-        self.position = architecture.positions if position is None else position
-        dim = architecture.model_dim
-        self.positioning = self.position.build(
-            ModelSizes(dim, architecture.num_heads, architecture.num_encoder_layers, architecture.num_decoder_layers)
-        )
-        self.embedding = nn.Embedding(num_tokens, dim)
-        self.embedding_scale = dim**0.5
-        self.dropout = nn.Dropout(architecture.dropout)
-        self.encoder = Stack(
-            Block(architecture, self.positioning, "encoder", layer) for layer in range(architecture.num_encoder_layers)
-        )
-        self.decoder = Stack(
-            Block(architecture, self.positioning, "decoder", layer) for layer in range(architecture.num_decoder_layers)
-        )
-        final_norm = architecture.norm == "pre"
-        self.encoder_norm = nn.LayerNorm(dim) if final_norm and self.encoder else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(dim) if final_norm else nn.Identity()
-        self.output = linear(dim, num_tokens)
-        nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
-
-    def embed(self, tokens: Tensor, positions: Positions) -> Tensor:
-        """Embeddings `[batch, length, model_dim]` of token ids `[batch, length]`."""
-        x = self.embedding(tokens) * self.embedding_scale
-        return self.dropout(self.positioning.embed(x, positions))
+    @abc.abstractmethod
+    def read(self, layout: Layout) -> Layout:
+        """A layout as the model reads it: `target` and `prefix` are the queries and keys of its decoder."""
 
     @property
     def path(self) -> AttentionPath:
-        """The path of every attention."""
-        return self.decoder[0].cross_attention.path
+        return self.decoder[0].self_attention.path
 
     def attend(self, path: AttentionPath) -> None:
-        """Chooses the path of every attention.
-
-        Raises:
-            UserError: If it is `gathered` and there is an attention that cannot gather its keys; with the reason.
-        """
         attentions = [module for module in self.modules() if isinstance(module, Attention)]
         reasons = (attention.position.why_not_gathered() for attention in attentions)
         reason = next(filter(None, reasons), None)
@@ -339,124 +375,114 @@ class Transformer(nn.Module):
         for attention in attentions:
             attention.path = path
 
-    def encode(self, source: Tensor, positions: Positions, maps: Maps | None = None) -> Tensor:
-        """The source as cross-attention reads it, `[batch, S, model_dim]`, of token ids `[batch, S]`."""
-        x = self.embed(source, positions)
-        for block in self.encoder:
-            scope = block.self_attention.scope(positions, positions, dense=maps is not None)
-            x = block(x, positions, scope, maps=maps)
-        return self.encoder_norm(x)
-
-    def encode_in_pieces(self, source: Tensor, positions: Positions) -> Tensor:
-        """What `encode` returns, computed so that memory stays in proportion to the length."""
-        x = self.embed(source, positions)
-        for block in self.encoder:
-            attention = block.self_attention
-            scope, whole = attention.scope(positions, positions), block.keys_values(x)
-            size = attention.queries_at_once(len(source), scope)
-            pieces = [slice(start, start + size) for start in range(0, len(positions), size)]
-            x = torch.cat([block(x[:, p], positions[p], scope[p], whole=whole) for p in pieces], dim=1)
-        return self.encoder_norm(x)
-
-    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
-        """Logits of every target token under a given prefix.
-
-        Args:
-            source: Token ids `[batch, S]`.
-            prefix: `BOS` and the target without `EOS`, `[batch, T]`.
-            layout: The problems' layout, on the same device.
-            maps: Receives the attention weights `[batch, head, query, key]` by site and layer, where given.
-
-        Returns:
-            Logits `[batch, T, num_tokens]`.
-        """
-        dense = maps is not None
-        layout = self.positioning.prepare(layout)
-        memory = self.encode(source, layout.source, maps)
-        x = self.embed(prefix, layout.target)
-        for block in self.decoder:
-            scope = block.self_attention.scope(layout.target, layout.prefix, causal=True, dense=dense)
-            cross_scope = block.cross_attention.scope(layout.target, layout.source, dense=dense)
-            keys_values = block.cross_attention.keys_values(memory)
-            x = block(x, layout.target, scope, (keys_values, cross_scope), maps=maps)
-        return self.output(self.decoder_norm(x))
-
-    def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> DecodingPlan:
-        """What decoding piece by piece needs to know of a layout; good for any number of batches.
-
-        Args:
-            layout: The problems' layout.
-            batch: Most problems of a batch.
-            ahead: Most tokens of a piece; they are fewer where dense attention would take too much memory.
-        """
-        layout = self.positioning.prepare(layout)
-        target, prefix, source = layout.target, layout.prefix, layout.source
+    def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> TransformerPlan:
+        read = self.positioning.prepare(self.read(layout))
+        target, prefix, source = read.target, read.prefix, read.source
         own = [block.self_attention.open_keys(target, prefix) for block in self.decoder]
-        cross = [block.cross_attention.scope(target, source) for block in self.decoder]
-        own_scopes = (Scope(prefix, gather=None if table is None else Gather.of(table)) for table in own)
-        at_once = min(self.decoder[0].cross_attention.queries_at_once(batch, scope) for scope in (*cross, *own_scopes))
+        cross = [block.cross_attention.scope(target, source) if block.cross else None for block in self.decoder]
+        own_scopes = [Scope(prefix, gather=None if table is None else Gather.of(table)) for table in own]
+        scopes = [scope for scope in (*cross, *own_scopes) if scope is not None]
+        at_once = min(self.decoder[0].self_attention.queries_at_once(batch, scope) for scope in scopes)
         ahead = min(ahead, at_once)
         storage = (
             Storage(len(prefix)) if open_keys is None else Storage.of(open_keys, len(prefix), ahead)
             for open_keys in own
         )
-        return DecodingPlan(layout, ahead, tuple(storage), tuple(cross))
+        return TransformerPlan(layout, ahead, read, at_once, tuple(storage), tuple(cross))
 
     def num_slots(self, layout: Layout) -> list[int]:
-        """Slots a query, in all heads, of each decoder attention were its keys gathered; 0 where they cannot be."""
-        numbers = []
+        read, numbers = self.read(layout), []
         for block in self.decoder:
-            for attention, keys in ((block.self_attention, layout.prefix), (block.cross_attention, layout.source)):
-                open_keys = attention.position.open_keys(layout.target, keys, math.inf)
+            sites = [(block.self_attention, read.prefix)]
+            sites += [(block.cross_attention, read.source)] if block.cross else []
+            for attention, keys in sites:
+                open_keys = attention.position.open_keys(read.target, keys, math.inf)
                 can = open_keys is not None and attention.path != "dense" and attention.position.pointwise
                 numbers.append(open_keys.index.shape[0] * open_keys.index.shape[2] if open_keys and can else 0)
         return numbers
 
-    def decoder_state(self, source: Tensor, plan: DecodingPlan) -> DecoderState:
-        """The start of decoding a batch of problems.
-
-        Args:
-            source: Token ids `[batch, S]`.
-            plan: The plan for their layout, on the same device.
-        """
-        encoded = self.encode_in_pieces(source, plan.layout.source)
-        memory = [block.cross_attention.keys_values(encoded) for block in self.decoder]
-        return DecoderState(plan, memory, [LayerCache(storage) for storage in plan.own])
-
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Logits `[batch, new, num_tokens]` of the next tokens, each under the token before it; the state moves on.
+        assert isinstance(state, TransformerState)
+        room = len(state.plan.layout.target)
+        if state.step + tokens.shape[1] > room:
+            raise ValueError(f"the layout has {room} target tokens; no further one can be decoded")
+        return self.output(self.decoder_norm(self._advance(tokens, state)))
 
-        Args:
-            tokens: The tokens before them, `[batch, new]`: `BOS`, then those of the target.
-            state: Where decoding stands.
-
-        Raises:
-            ValueError: If they are more than the layout has room for.
-        """
-        layout = state.plan.layout
-        piece = slice(state.step, state.step + tokens.shape[1])
-        if piece.stop > len(layout.target):
-            raise ValueError(f"the layout has {len(layout.target)} target tokens; no further one can be decoded")
-        positions = layout.target[piece]
+    def _advance(self, tokens: Tensor, state: TransformerState) -> Tensor:
+        """The decoder's stream `[batch, new, model_dim]` at new tokens `[batch, new]`, which the caches keep."""
+        read, held = state.plan.read, state.caches[0].held
+        piece = slice(held, held + tokens.shape[1])
+        positions = read.target[piece]
         x = self.embed(tokens, positions)
         for block, cross, memory, cache in zip(self.decoder, state.plan.cross, state.memory, state.caches, strict=True):
             if cache.storage.gather is None:
-                own = dense_scope(positions, layout.prefix[: piece.stop], causal=tokens.shape[1] > 1)
+                own = dense_scope(positions, read.prefix[: piece.stop], causal=tokens.shape[1] > 1)
             else:
-                own = Scope(layout.prefix, gather=cache.storage.gather[piece])
-            x = block(x, positions, own, (memory, cross[piece]), cache)
+                own = Scope(read.prefix, gather=cache.storage.gather[piece])
+            seen = None if memory is None or cross is None else (memory, cross[piece])
+            x = block(x, positions, own, seen, cache)
+        return x
+
+
+class EncoderDecoder(TransformerModel):
+    """An encoder over the source, and a decoder over the target that reads it through cross-attention."""
+
+    def add_layers(self) -> None:
+        sizes = self.architecture
+        self.encoder = Stack(sizes, self.positioning, "encoder")
+        self.decoder = Stack(sizes, self.positioning, "decoder", cross=True)
+        final_norm = sizes.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(sizes.model_dim) if final_norm and self.encoder else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(sizes.model_dim) if final_norm else nn.Identity()
+
+    def read(self, layout: Layout) -> Layout:
+        return layout
+
+    def encode(self, source: Tensor, positions: Positions, maps: Maps | None = None) -> Tensor:
+        """The source as cross-attention reads it, `[batch, S, model_dim]`, of token ids `[batch, S]`."""
+        return self.encoder_norm(self.encoder(self.embed(source, positions), positions, positions, maps=maps))
+
+    def encode_in_pieces(self, source: Tensor, positions: Positions) -> Tensor:
+        """What `encode` returns, computed so that memory stays in proportion to the length."""
+        return self.encoder_norm(self.encoder.in_pieces(self.embed(source, positions), positions))
+
+    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+        layout = self.positioning.prepare(layout)
+        memory = (self.encode(source, layout.source, maps), layout.source)
+        x = self.embed(prefix, layout.target)
+        x = self.decoder(x, layout.target, layout.prefix, memory, maps)
         return self.output(self.decoder_norm(x))
 
-    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """Logits `[batch, num_tokens]` of the next token after `tokens` `[batch]`; the state moves on by one."""
-        return self.advance(tokens[:, None], state)[:, 0]
+    def decoder_state(self, source: Tensor, plan: DecodingPlan) -> TransformerState:
+        assert isinstance(plan, TransformerPlan)
+        encoded = self.encode_in_pieces(source, plan.read.source)
+        memory = [block.cross_attention.keys_values(encoded) for block in self.decoder]
+        return TransformerState(plan, memory, [LayerCache(storage) for storage in plan.own])
 
 
-def teacher_forced(model: Transformer, problems: Problems, layout: Layout, maps: Maps | None = None) -> Tensor:
-    """Logits `[batch, T, num_tokens]` of every target token under the true tokens before it."""
-    return model(problems.source, prefix_of(problems.target), layout, maps)
+class DecoderOnly(TransformerModel):
+    """A causal language model of source and target as one string; only the target's tokens are predicted."""
 
+    def add_layers(self) -> None:
+        sizes = self.architecture
+        self.decoder = Stack(sizes, self.positioning, "decoder")
+        self.decoder_norm = nn.LayerNorm(sizes.model_dim) if sizes.norm == "pre" else nn.Identity()
 
-def prefix_of(target: Tensor) -> Tensor:
-    """The tokens under which those of a target `[batch, T]` are predicted: `BOS`, then each before the last."""
-    return torch.cat([torch.full_like(target[:, :1], BOS), target[:, :-1]], dim=1)
+    def read(self, layout: Layout) -> Layout:
+        return layout.string
+
+    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+        string = self.positioning.prepare(layout.string)
+        x = self.embed(torch.cat([source, prefix], dim=1), string.target)
+        x = self.decoder(x, string.target, string.prefix, maps=maps)
+        return self.output(self.decoder_norm(x[:, source.shape[1] :]))
+
+    def decoder_state(self, source: Tensor, plan: DecodingPlan) -> TransformerState:
+        assert isinstance(plan, TransformerPlan)
+        caches = [LayerCache(storage) for storage in plan.own]
+        state = TransformerState(plan, [None] * len(caches), caches, before=source.shape[1])
+        # A cache that gives rows up holds what a piece of `ahead` tokens needs, no more.
+        size = plan.ahead if any(cache.storage.gather is not None for cache in caches) else plan.at_once
+        for start in range(0, source.shape[1], size):
+            self._advance(source[:, start : start + size], state)
+        return state

@@ -54,10 +54,10 @@ def abc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from abc_toolkit import commands
     from abc_toolkit.data import Data
+    from abc_toolkit.model import Architecture
     from abc_toolkit.module import Optimizer
     from abc_toolkit.tasks import Parity
     from abc_toolkit.training import Stopping, TrainerSettings
-    from abc_toolkit.transformer import Architecture
 
     path = tmp_path_factory.mktemp("pipeline")
     training = {

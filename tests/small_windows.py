@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.contexts import Cone, Cones, Function, functions_of
+from abc_toolkit.model import Architecture, prefix_of, teacher_forced
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Shape, Successor, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule
-from abc_toolkit.transformer import Architecture, Transformer, prefix_of, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import EOS
 
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
@@ -66,11 +67,11 @@ def window(task: Task, rules: Sequence[Rule], encoder: int = 0) -> Window:
     return Window(type(task).__name__, encoder, 2, 2, tuple(rules), {})
 
 
-def make(task: Task, rules: Sequence[Rule], inner: PositionMethod | None = None, encoder: int = 0) -> Transformer:
+def make(task: Task, rules: Sequence[Rule], inner: PositionMethod | None = None, encoder: int = 0) -> EncoderDecoder:
     torch.manual_seed(0)
     sizes = replace(SIZES, num_encoder_layers=encoder)
     position = Windowed(window(task, rules, encoder), inner or NoPE())
-    return Transformer(len(task.vocabulary), sizes, position).eval()
+    return EncoderDecoder(len(task.vocabulary), sizes, position).eval()
 
 
 def functions(task: DigitTask, window: Window, inner: PositionMethod | None = None) -> list[Function]:
@@ -101,7 +102,7 @@ def every_problem(task: DigitTask, shape: Shape) -> Problems:
 
 
 @torch.no_grad()
-def fails(task: DigitTask, model: Transformer, longest: int) -> bool:
+def fails(task: DigitTask, model: EncoderDecoder, longest: int) -> bool:
     """Whether the model fails on any problem up to a length: every one is tried."""
     for shape in replace(task, max_length=longest).training_shapes():
         problems = every_problem(task, shape)
@@ -111,7 +112,7 @@ def fails(task: DigitTask, model: Transformer, longest: int) -> bool:
 
 
 @lru_cache
-def _learnt(name: str, inner: PositionMethod | None) -> Transformer:
+def _learnt(name: str, inner: PositionMethod | None) -> EncoderDecoder:
     task, rules = RULES[name]
     model = make(task, rules, inner).train()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -126,6 +127,6 @@ def _learnt(name: str, inner: PositionMethod | None) -> Transformer:
     return model.eval()
 
 
-def learnt(name: str, inner: PositionMethod | None = None) -> tuple[DigitTask, Transformer]:
+def learnt(name: str, inner: PositionMethod | None = None) -> tuple[DigitTask, EncoderDecoder]:
     """A small model that has learnt all of its contexts; trained once a session."""
     return RULES[name][0], copy.deepcopy(_learnt(name, inner))

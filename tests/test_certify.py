@@ -16,11 +16,12 @@ from abc_toolkit.calibration.window import Condition, Rule
 from abc_toolkit.certify import Certificate, alike, certify
 from abc_toolkit.contexts import CannotDecideError, Cones, functions_of, gaps
 from abc_toolkit.evaluation import solve_problems
+from abc_toolkit.model import teacher_forced
 from abc_toolkit.positions import Cyclic, Sinusoidal
 from abc_toolkit.tasks import Addition, Parity, Problems, Successor, Task
 from abc_toolkit.tasks.addition import Carrying
 from abc_toolkit.tasks.base import DigitTask, LocalRule
-from abc_toolkit.transformer import Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import EOS, NUM_SPECIAL
 from tests.small_windows import (
     BELOW,
@@ -44,11 +45,11 @@ LONGEST = {"parity": 8, "successor": 3, "addition": 2}  # of the problems that a
 
 
 @pytest.fixture(params=LEARNT)
-def trained(request: pytest.FixtureRequest) -> tuple[DigitTask, Transformer]:
+def trained(request: pytest.FixtureRequest) -> tuple[DigitTask, EncoderDecoder]:
     return learnt(request.param)
 
 
-def check_refuted(task: DigitTask, model: Transformer, certificate: Certificate) -> None:
+def check_refuted(task: DigitTask, model: EncoderDecoder, certificate: Certificate) -> None:
     """Whether a model really fails on the problem that its refutation names."""
     assert certificate.verdict == "wrong", certificate
     assert certificate.problem is not None
@@ -59,7 +60,7 @@ def check_refuted(task: DigitTask, model: Transformer, certificate: Certificate)
     assert "\n" not in certificate.reason
 
 
-def test_a_right_model_is_certified(trained: tuple[DigitTask, Transformer]) -> None:
+def test_a_right_model_is_certified(trained: tuple[DigitTask, EncoderDecoder]) -> None:
     task, model = trained
     certificate = certify(task, model)
     assert (certificate.verdict, certificate.reason, certificate.problem) == ("correct", "", None)
@@ -74,7 +75,7 @@ def test_a_right_model_is_certified(trained: tuple[DigitTask, Transformer]) -> N
             assert (teacher_forced(model, problems, task.layout(shape)).argmax(-1) == problems.target).all()
 
 
-def test_a_certificate_says_what_it_rests_on(trained: tuple[DigitTask, Transformer]) -> None:
+def test_a_certificate_says_what_it_rests_on(trained: tuple[DigitTask, EncoderDecoder]) -> None:
     task, model = trained
     certificate = certify(task, model)
     assert certificate.contexts == sum(part.contexts for part in certificate.parts) > 5
@@ -128,18 +129,18 @@ def test_deviations_are_of_every_way_of_computing(monkeypatch: pytest.MonkeyPatc
     assert model.path == "auto"  # as before
     assert all(0 < value < 1e-4 for value in deviations.values())
     # Each is of its own way: what goes wrong in one shows there alone.
-    own_forward, own_advance, own_cone = Transformer.forward, Transformer.advance, certifier.cone_logits
+    own_forward, own_advance, own_cone = EncoderDecoder.forward, EncoderDecoder.advance, certifier.cone_logits
 
-    def forward(self: Transformer, source: Tensor, *others: Any) -> Tensor:
+    def forward(self: EncoderDecoder, source: Tensor, *others: Any) -> Tensor:
         off = 1.0 * (self.path == "dense" and source.dtype == torch.long and self.output.weight.dtype == torch.float32)
         return own_forward(self, source, *others) + off * (2 if len(source) == 1 else 1)
 
-    def advance(self: Transformer, tokens: Tensor, state: Any) -> Tensor:
+    def advance(self: EncoderDecoder, tokens: Tensor, state: Any) -> Tensor:
         return own_advance(self, tokens, state) + (3 if tokens.shape[1] == 1 else 4)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Transformer, "forward", forward)
-        patch.setattr(Transformer, "advance", advance)
+        patch.setattr(EncoderDecoder, "forward", forward)
+        patch.setattr(EncoderDecoder, "advance", advance)
         patch.setattr(certifier, "cone_logits", lambda *arguments: own_cone(*arguments) + 5)
         found = certifier._deviations(
             task, model, model.position.window, replace(task, max_length=14).training_shapes()[-1]
@@ -165,11 +166,11 @@ def test_tokens_outside_are_changed_and_those_inside_kept() -> None:
 # Models that are made wrong.
 
 
-def least_gap(model: Transformer, own: Sequence[Any]) -> float:
+def least_gap(model: EncoderDecoder, own: Sequence[Any]) -> float:
     return min(float(gaps(model, function, function.contexts).min()) for function in own)
 
 
-def test_no_broken_model_is_certified(trained: tuple[DigitTask, Transformer]) -> None:
+def test_no_broken_model_is_certified(trained: tuple[DigitTask, EncoderDecoder]) -> None:
     """Weights are disturbed until something just goes wrong; what is certified is right on every short problem."""
     task, model = trained
     generator = torch.Generator().manual_seed(0)
@@ -183,7 +184,7 @@ def test_no_broken_model_is_certified(trained: tuple[DigitTask, Transformer]) ->
         )
         noise = {id(p): torch.randn(p.shape, generator=generator) * (p.std() + 0.1) for p in chosen}
 
-        def disturbed(scale: float, noise: dict[int, Tensor] = noise) -> Transformer:
+        def disturbed(scale: float, noise: dict[int, Tensor] = noise) -> EncoderDecoder:
             broken = copy.deepcopy(model)
             for own, other in zip(model.parameters(), broken.parameters(), strict=True):
                 if id(own) in noise:
@@ -220,7 +221,7 @@ def test_no_broken_model_is_certified(trained: tuple[DigitTask, Transformer]) ->
 
 
 def test_a_model_that_ends_at_the_wrong_place_or_has_lost_a_line_is_refuted(
-    trained: tuple[DigitTask, Transformer],
+    trained: tuple[DigitTask, EncoderDecoder],
 ) -> None:
     task, model = trained
     early, late = copy.deepcopy(model), copy.deepcopy(model)
@@ -450,7 +451,7 @@ def test_what_cannot_be_decided_is_said_with_the_reason(case: str) -> None:
 def test_a_model_without_a_window_or_with_positions_in_it_is_not_decided() -> None:
     task, rules = RULES["addition"]
     for model, reason in (
-        (Transformer(len(task.vocabulary), SIZES), "the model has no window"),
+        (EncoderDecoder(len(task.vocabulary), SIZES), "the model has no window"),
         (make(task, rules, Sinusoidal()), "Sinusoidal positions tell places apart without end"),
     ):
         certificate = certify(task, model)
@@ -513,7 +514,7 @@ def test_tokens_outside_must_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refutation_that_the_model_refutes_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     task, rules = RULES["parity"]
 
-    def right(_: Transformer, task: Task, problems: Sequence[Any]) -> list[str]:
+    def right(_: EncoderDecoder, task: Task, problems: Sequence[Any]) -> list[str]:
         return [task.answer(task.solve(source)) for _, source in problems]
 
     monkeypatch.setattr(certifier, "solve_problems", right)

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.commands import ArchitectureChanges
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import Decode
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.run import PHASES, PROGRESS, Run
 from abc_toolkit.tasks import Parity
 from abc_toolkit.training import TrainerSettings
-from abc_toolkit.transformer import Architecture
 
 
 def test_retraining_changes_what_it_is_told_to_alone() -> None:
@@ -166,3 +167,36 @@ def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> No
     (pipeline / "calibrate" / "attention_maps.safetensors").write_bytes(b"\x00" * 50)
     with pytest.raises(UserError, match=r"attention_maps\.safetensors is not a whole file"):
         AttentionMaps.load(pipeline / "calibrate" / "attention_maps.safetensors")
+
+
+@pytest.mark.parametrize("backbone", ["decoder-only", "mamba"])
+def test_a_model_of_one_string_is_fitted_evaluated_and_no_more(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["--task", "Parity", "--task.max_length", "3", "--model.backbone", backbone, "--model.model_dim", "32"]
+    own += ["--model.num_heads", "2", "--model.feedforward_dim", "64"]
+    training = ["--trainer.max_steps", "400", "--trainer.validate_every", "20", "--optimizer.warmup_steps", "10"]
+    status, _, error = abc("fit", *own, *training, "--optimizer.averaging", "0.9", "--stopping.loss", "0.05")
+    assert (status, "Next:  abc evaluate --run runs/parity" in error) == (0, True)
+    results = []
+    for decode in ("parallel", "steps"):
+        sizes = ["--length", "3", "--samples", "40", "--overwrite"]
+        status, _, error = abc("evaluate", *sizes, "--decode", decode)
+        assert (status, "abc solve --run runs/parity --weights fit PROBLEM" in error) == (0, True)
+        rows = json.loads(Path("runs/parity/evaluate/results.json").read_text())
+        results.append([row["exact_match"] for row in rows])
+        assert min(results[-1]) == 1
+    assert results[0] == results[1]
+    assert abc("solve", "--weights", "fit", "110", "101")[:2] == (0, "0\n0\n")
+    window = tmp_path / "window.json"
+    window.write_text(Window("Parity", 0, 1, 2, (), {}).to_json())
+    refused = [("calibrate",), ("retrain", "--window", str(window)), ("run", *own[:-2], "--run", "other")]
+    for words in refused:
+        words = [word.replace("--model", "--fit.model") if words[0] == "run" else word for word in words]
+        status, _, error = abc(*words)
+        assert (status, error.count("\n")) == (2, 1)
+        assert f"is {backbone}: 'abc fit' and 'abc evaluate' are what there is for it" in error
+    assert not Path("other").exists()
+    status, _, error = abc("evaluate", "--weights", "fit", "--attention", "gathered", "--overwrite")
+    assert (status, error.count("\n")) == (2, 1)

@@ -19,10 +19,10 @@ from abc_toolkit.contexts import (
     functions_of,
     gaps,
 )
+from abc_toolkit.model import prefix_of, teacher_forced
 from abc_toolkit.positions import ALiBi, AttentionPosition, Compose, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
 from abc_toolkit.tasks import Addition, Parity, Problems, Shape, Successor, Task
 from abc_toolkit.tasks.base import DigitTask
-from abc_toolkit.transformer import prefix_of, teacher_forced
 from tests.small_windows import (
     BELOW,
     ENCODER,

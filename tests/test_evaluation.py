@@ -35,10 +35,11 @@ from abc_toolkit.evaluation import (
 )
 from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import wilson_interval
+from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
-from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import BOS, EOS
 
 CPU = torch.device("cpu")
@@ -63,15 +64,15 @@ RULES = (
 )
 
 
-def make(task: Task, num_encoder_layers: int, norm: str, windowed: bool) -> Transformer:
+def make(task: Task, num_encoder_layers: int, norm: str, windowed: bool) -> EncoderDecoder:
     encoder = [Rule("encoder", 0, 1, "operand 1")] if num_encoder_layers else []
     window = Window("any", num_encoder_layers, 1, 2, (*RULES, *encoder), {})
     position = Windowed(window, NoPE()) if windowed else Sinusoidal(("place", "segment"), 100.0)
     architecture = Architecture(num_encoder_layers, 1, 16, 2, 32, norm)  # type: ignore[arg-type]
-    return Transformer(len(task.vocabulary), architecture, position).double().eval()
+    return EncoderDecoder(len(task.vocabulary), architecture, position).double().eval()
 
 
-def taught(task: Task, model: Transformer, steps: int) -> Transformer:
+def taught(task: Task, model: EncoderDecoder, steps: int) -> EncoderDecoder:
     """The model after a few steps of training: right at times."""
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     generator = torch.Generator().manual_seed(0)
@@ -86,7 +87,7 @@ def taught(task: Task, model: Transformer, steps: int) -> Transformer:
     return model
 
 
-def variants(task: Task, model: Transformer) -> Iterator[Transformer]:
+def variants(task: Task, model: EncoderDecoder) -> Iterator[EncoderDecoder]:
     """The model, and others whose `EOS` comes sooner or later, always or never."""
     yield model
     with torch.no_grad():
@@ -101,7 +102,7 @@ def variants(task: Task, model: Transformer) -> Iterator[Transformer]:
 
 
 @torch.no_grad()
-def written(model: Transformer, source: Tensor, layout: Layout) -> Tensor:
+def written(model: EncoderDecoder, source: Tensor, layout: Layout) -> Tensor:
     """Greedy decoding without a cache: the whole prefix anew for every token, one problem at a time."""
     rows = []
     for row in source:
@@ -364,7 +365,7 @@ def test_a_row_that_has_ended_stays_so() -> None:
     assert len(decoded.unique(dim=0)) > 3
 
 
-def own_answers(task: Task, length: int, batch: int, path: AttentionPath) -> tuple[Transformer, Problems]:
+def own_answers(task: Task, length: int, batch: int, path: AttentionPath) -> tuple[EncoderDecoder, Problems]:
     """A random model, and problems whose right answers are what it says."""
     model = make(task, 0, "pre", True)
     generator = torch.Generator().manual_seed(6)
@@ -455,7 +456,7 @@ def test_answers_keep_the_order_of_the_problems(task: Task) -> None:
 # Evaluation.
 
 
-def models(task: Task) -> dict[str, Transformer]:
+def models(task: Task) -> dict[str, EncoderDecoder]:
     return {"fit": make(task, 0, "pre", False), "retrain": taught(task, make(task, 0, "pre", True), 40)}
 
 

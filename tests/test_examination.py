@@ -12,7 +12,7 @@ from abc_toolkit.examination import THIN, Examination, Examined
 from abc_toolkit.positions import Cyclic, NoPE
 from abc_toolkit.tasks import Problems, Shape
 from abc_toolkit.tasks.base import DigitTask
-from abc_toolkit.transformer import Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.small_windows import ENCODER, LEARNT, RULES, fails, functions, learnt, leaves_of, make, window
 
 
@@ -20,7 +20,7 @@ def seeded(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def every_gap(task: DigitTask, model: Transformer) -> torch.Tensor:
+def every_gap(task: DigitTask, model: EncoderDecoder) -> torch.Tensor:
     """Leads in all contexts of the training shapes, `[context]`."""
     own = functions(task, model.position.window, model.position.inner)  # type: ignore[attr-defined]
     return torch.cat([gaps(model, part, part.contexts) for part in own])

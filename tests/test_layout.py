@@ -103,3 +103,24 @@ def test_moves_between_devices(layout: Layout) -> None:
 def test_each_is_a_key_of_its_own(layout: Layout) -> None:
     assert len({layout.source, layout.target, layout.prefix, layout.source}) == 3
     assert layout.source != digit_layout(SOURCE, 4).source
+
+
+def test_one_string_by_hand() -> None:
+    string = digit_layout((("operand 1", 2), ("operator", 1)), 1).string
+    expected = {
+        "target": {"place": [1, 0, 0, 0, 1], "segment": [0, 0, 1, 3, 4]},
+        "prefix": {"place": [1, 0, 0, 0, 0], "segment": [0, 0, 1, 2, 3]},
+    }
+    for name, coordinates in expected.items():
+        positions = getattr(string, name)
+        assert positions.names == ("operand 1", "operator", "start", "answer", "end")
+        for coordinate, values in (coordinates | {"raw": [0, 1, 2, 3, 4], "raw_from_end": [4, 3, 2, 1, 0]}).items():
+            assert positions.coordinates[coordinate].tolist() == values
+    assert string.source.coordinates["raw"].tolist() == [0, 1, 2]
+
+
+def test_one_string_is_made_once(layout: Layout) -> None:
+    with torch.inference_mode():
+        string = layout.string
+    assert layout.string is string
+    assert not string.target.segment.is_inference()

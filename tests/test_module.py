@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.positions import NoPE
 from abc_toolkit.tasks import Problems, Successor
-from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 
 TASK = Successor(max_length=3)
 
 
 def make(decay_steps: int = 10, decay_to: float = 0.0, **settings: Any) -> TrainingModule:
-    model = Transformer(len(TASK.vocabulary), Architecture(0, 1, 8, 2, 16, position=NoPE()))
+    model = EncoderDecoder(len(TASK.vocabulary), Architecture(0, 1, 8, 2, 16, position=NoPE()))
     module = TrainingModule(TASK, model, Optimizer(**settings), decay_steps, decay_to, seed=42)
     module._trainer = SimpleNamespace(global_step=7, precision_plugin=None)  # type: ignore[assignment]
     return module

@@ -6,10 +6,10 @@ import pytest
 
 from abc_toolkit.calibration import Places
 from abc_toolkit.errors import UserError
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE, PositionMethod, Sinusoidal
 from abc_toolkit.run import PROGRESS, RECORD, WEIGHTS, Run, describe, device_for, rebuild
 from abc_toolkit.tasks import Addition, Parity, Task
-from abc_toolkit.transformer import Architecture
 
 
 def _finish(run: Run, text: str = "new", **options: bool) -> None:

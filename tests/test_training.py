@@ -20,11 +20,11 @@ from abc_toolkit.commands import ArchitectureChanges, Until, fit, retrain
 from abc_toolkit.data import Data, TrainingBatches
 from abc_toolkit.errors import UserError
 from abc_toolkit.examination import THIN, Examination
+from abc_toolkit.model import Architecture
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.run import PROGRESS, WEIGHTS, Run
 from abc_toolkit.tasks import Parity
 from abc_toolkit.training import LAST_RATE, Stopping, Trained, TrainerSettings, Watch
-from abc_toolkit.transformer import Architecture
 
 TASK = Parity(max_length=3)
 SETTINGS: dict[str, Any] = {

@@ -14,9 +14,17 @@ from abc_toolkit.attention import KEYS_A_SLOT, Attention, AttentionPath
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, site_positions
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
-from abc_toolkit.positions import AttentionPosition, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
+from abc_toolkit.model import Architecture, Maps, teacher_forced
+from abc_toolkit.positions import AttentionPosition, Cyclic, NoPE, PositionMethod, RoPE, Sinusoidal, Site
 from abc_toolkit.tasks import Addition, Problems
-from abc_toolkit.transformer import Architecture, LayerCache, Storage, Transformer, teacher_forced
+from abc_toolkit.transformer import (
+    DecoderOnly,
+    EncoderDecoder,
+    LayerCache,
+    Storage,
+    Transformer,
+    TransformerModel,
+)
 from abc_toolkit.vocabulary import BOS
 from tests.calibration.test_window import crowded_windows, layouts, visible_oracle
 
@@ -77,18 +85,28 @@ def position(name: str, num_encoder_layers: int) -> PositionMethod:
 WINDOWED = ["windowed NoPE", "windowed cyclic", "windowed sinusoidal of two", "windowed distance"]
 POSITIONS = ["NoPE", "sinusoidal", "sinusoidal of two", "cyclic", *WINDOWED]
 MODELS = [(norm, encoder, name) for norm in ("pre", "post") for encoder in (0, 1) for name in POSITIONS]
+STRINGS = [("pre", None, name) for name in POSITIONS] + [("post", None, "sinusoidal of two")]
 
 
-def make(norm: str, num_encoder_layers: int, name: str) -> Transformer:
-    architecture = replace(BASE, norm=norm, num_encoder_layers=num_encoder_layers)
-    model = Transformer(len(TASK.vocabulary), architecture, position(name, num_encoder_layers)).double().eval()
+def make(norm: str, num_encoder_layers: int | None, name: str) -> TransformerModel:
+    """A model with random weights; without a number of encoder layers, one that reads a single string."""
+    kind = DecoderOnly if num_encoder_layers is None else EncoderDecoder
+    encoder = num_encoder_layers or 0
+    architecture = replace(BASE, norm=norm, num_encoder_layers=encoder)
+    model = kind(len(TASK.vocabulary), architecture, position(name, encoder)).double().eval()
     for parameter in model.parameters():  # zeros and ones would hide a bias or a norm left out
         nn.init.normal_(parameter, std=0.5)
     return model
 
 
 @pytest.fixture(params=MODELS, ids=lambda param: " ".join(map(str, param)))
-def model(request: pytest.FixtureRequest) -> Transformer:
+def model(request: pytest.FixtureRequest) -> EncoderDecoder:
+    torch.manual_seed(0)
+    return make(*request.param)
+
+
+@pytest.fixture(params=MODELS + STRINGS, ids=lambda param: " ".join(map(str, param)))
+def either(request: pytest.FixtureRequest) -> TransformerModel:
     torch.manual_seed(0)
     return make(*request.param)
 
@@ -107,7 +125,7 @@ def draw(generator: torch.Generator, shape: tuple[int, ...]) -> tuple[Problems, 
 Case = tuple[Problems, Layout, Tensor]
 
 
-def stepped(model: Transformer, source: Tensor, prefix: Tensor, layout: Layout) -> Tensor:
+def stepped(model: TransformerModel, source: Tensor, prefix: Tensor, layout: Layout) -> Tensor:
     """Logits under a given prefix, a step at a time."""
     state = model.decoder_state(source, model.plan(layout))
     logits = []
@@ -118,48 +136,48 @@ def stepped(model: Transformer, source: Tensor, prefix: Tensor, layout: Layout) 
     return torch.stack(logits, dim=1)
 
 
-def paths(model: Transformer) -> list[AttentionPath]:
+def paths(model: TransformerModel) -> list[AttentionPath]:
     return ["dense", "gathered"] if isinstance(model.position, Windowed) else ["dense"]
 
 
 @torch.no_grad()
-def test_every_way_of_computing_is_the_same(model: Transformer, case: Case) -> None:
+def test_every_way_of_computing_is_the_same(either: TransformerModel, case: Case) -> None:
     problems, layout, prefix = case
-    expected = model(problems.source, prefix, layout)
-    for path in paths(model):
-        model.attend(path)
-        assert model.path == path
-        torch.testing.assert_close(model(problems.source, prefix, layout), expected, atol=1e-12, rtol=1e-12)
+    expected = either(problems.source, prefix, layout)
+    for path in paths(either):
+        either.attend(path)
+        assert either.path == path
+        torch.testing.assert_close(either(problems.source, prefix, layout), expected, atol=1e-12, rtol=1e-12)
         for ahead in (1, 2, 3, prefix.shape[1]):
-            plan = model.plan(layout, len(prefix), ahead)
+            plan = either.plan(layout, len(prefix), ahead)
             assert plan.ahead == ahead
             assert plan.gathers == (path == "gathered")
-            state = model.decoder_state(problems.source, plan)
-            pieces = [model.advance(piece, state) for piece in prefix.split(ahead, dim=1)]
+            state = either.decoder_state(problems.source, plan)
+            pieces = [either.advance(piece, state) for piece in prefix.split(ahead, dim=1)]
             assert state.step == prefix.shape[1]
             torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-12, rtol=1e-12)
 
 
 @torch.no_grad()
-def test_pieces_may_be_of_any_size_and_be_gone_back_to(model: Transformer, generator: torch.Generator) -> None:
+def test_pieces_may_be_of_any_size_and_be_gone_back_to(either: TransformerModel, generator: torch.Generator) -> None:
     problems, layout, prefix = draw(generator, (7, 5))
-    expected = model(problems.source, prefix, layout)
-    for path in paths(model):
-        model.attend(path)
-        state = model.decoder_state(problems.source, model.plan(layout, 3, 4))
+    expected = either(problems.source, prefix, layout)
+    for path in paths(either):
+        either.attend(path)
+        state = either.decoder_state(problems.source, either.plan(layout, 3, 4))
         # The tokens of a piece after those that are kept are wrong guesses.
         for size, kept in ((1, 1), (4, 1), (4, 2), (2, 2), (3, 1), (2, 2)):
             start = state.step
             tokens = prefix[:, start : start + size].clone()
             tokens[:, kept:] = (tokens[:, kept:] + 5) % len(TASK.vocabulary)
-            logits = model.advance(tokens, state)[:, :kept]
+            logits = either.advance(tokens, state)[:, :kept]
             torch.testing.assert_close(logits, expected[:, start : start + kept], atol=1e-12, rtol=1e-12)
             state.go_back(start + kept)
         assert state.step == prefix.shape[1]
 
 
 @torch.no_grad()
-def test_encoding_in_pieces_is_encoding(model: Transformer, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoding_in_pieces_is_encoding(model: EncoderDecoder, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     problems, layout, _ = case
     lengths: list[int] = []
     forward = Attention.forward
@@ -197,13 +215,13 @@ def test_a_gathered_gradient_is_the_dense_one(norm: str, name: str, generator: t
 
 
 @torch.no_grad()
-def test_step_by_step_is_teacher_forced(model: Transformer, case: Case) -> None:
+def test_step_by_step_is_teacher_forced(either: TransformerModel, case: Case) -> None:
     problems, layout, prefix = case
-    whole = model(problems.source, prefix, layout)
+    whole = either(problems.source, prefix, layout)
     assert whole.shape == (3, len(layout.target), len(TASK.vocabulary))
     assert whole.isfinite().all()
-    torch.testing.assert_close(stepped(model, problems.source, prefix, layout), whole, atol=1e-12, rtol=1e-12)
-    assert torch.equal(teacher_forced(model, problems, layout), whole)
+    torch.testing.assert_close(stepped(either, problems.source, prefix, layout), whole, atol=1e-12, rtol=1e-12)
+    assert torch.equal(teacher_forced(either, problems, layout), whole)
 
 
 @torch.no_grad()
@@ -215,36 +233,36 @@ def test_step_by_step_is_teacher_forced_with_a_fallback_in_the_decoder(generator
         Rule("decoder", 0, 0, None, (Condition("raw", 0),), fallback=True),
     )
     method = Windowed(window(0).with_rules(rules), NoPE())
-    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double()
+    model = EncoderDecoder(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double()
     whole = model(problems.source, prefix, layout)
     torch.testing.assert_close(stepped(model, problems.source, prefix, layout), whole, atol=1e-12, rtol=1e-12)
 
 
 @torch.no_grad()
-def test_no_logit_sees_the_future(model: Transformer, case: Case) -> None:
+def test_no_logit_sees_the_future(either: TransformerModel, case: Case) -> None:
     problems, layout, prefix = case
-    whole = model(problems.source, prefix, layout)
+    whole = either(problems.source, prefix, layout)
     for i in range(prefix.shape[1]):
         changed = prefix.clone()
         changed[:, i:] = (changed[:, i:] + 3) % len(TASK.vocabulary)
-        logits = model(problems.source, changed, layout)
+        logits = either(problems.source, changed, layout)
         torch.testing.assert_close(logits[:, :i], whole[:, :i], atol=1e-13, rtol=0)
         assert ((logits[:, i] - whole[:, i]).abs().amax(-1) > 1e-6).all()
 
 
 @torch.no_grad()
-def test_batch_does_not_matter(model: Transformer, case: Case) -> None:
+def test_batch_does_not_matter(either: TransformerModel, case: Case) -> None:
     problems, layout, prefix = case
-    whole = model(problems.source, prefix, layout)
+    whole = either(problems.source, prefix, layout)
     order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(model(problems.source[order], prefix[order], layout), whole[order], atol=1e-12, rtol=0)
+    torch.testing.assert_close(either(problems.source[order], prefix[order], layout), whole[order], atol=1e-12, rtol=0)
     for i in range(3):
-        alone = model(problems.source[i : i + 1], prefix[i : i + 1], layout)
+        alone = either(problems.source[i : i + 1], prefix[i : i + 1], layout)
         torch.testing.assert_close(alone, whole[i : i + 1], atol=1e-12, rtol=0)
 
 
 @torch.no_grad()
-def test_maps(model: Transformer, case: Case) -> None:
+def test_maps(model: EncoderDecoder, case: Case) -> None:
     problems, layout, prefix = case
     maps: dict[tuple[str, int], Tensor] = {}
     logits = model(problems.source, prefix, layout, maps)
@@ -322,7 +340,7 @@ def test_an_encoder_of_no_layers_passes_embeddings_through(norm: str, case: Case
 
 
 @torch.no_grad()
-def test_nothing_is_sized_by_length(model: Transformer, generator: torch.Generator) -> None:
+def test_nothing_is_sized_by_length(model: EncoderDecoder, generator: torch.Generator) -> None:
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for shape in [(3, 2), (41, 57)]:
         problems, layout, prefix = draw(generator, shape)
@@ -337,14 +355,14 @@ def test_nothing_is_sized_by_length(model: Transformer, generator: torch.Generat
 
 def test_position_replaces_the_architectures() -> None:
     architecture = replace(BASE, position=Sinusoidal())
-    assert Transformer(13, architecture).position == Sinusoidal()
-    assert Transformer(13, architecture, NoPE()).position == NoPE()
+    assert EncoderDecoder(13, architecture).position == Sinusoidal()
+    assert EncoderDecoder(13, architecture, NoPE()).position == NoPE()
 
 
 def test_dropout_only_while_training(generator: torch.Generator) -> None:
     problems, layout, prefix = draw(generator, (3, 2))
-    model = Transformer(13, replace(BASE, dropout=0.3))
-    plain = Transformer(13, BASE)
+    model = EncoderDecoder(13, replace(BASE, dropout=0.3))
+    plain = EncoderDecoder(13, BASE)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model.eval()(problems.source, prefix, layout), plain(problems.source, prefix, layout))
     model.train()
@@ -560,9 +578,9 @@ SHORT_LINES = [
 ]
 
 
-def short_lines() -> Transformer:
+def short_lines() -> EncoderDecoder:
     method = Windowed(window(0).with_rules(SHORT_LINES), NoPE())
-    return Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
+    return EncoderDecoder(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
 
 
 def spoil(cells: Tensor, num_heads: int, read: set[tuple[int, int]], named: Tensor) -> None:
@@ -585,7 +603,7 @@ def test_a_step_reads_nothing_but_open_keys(rules: list[Rule], new: int, generat
     problems, layout, prefix = draw(generator, (6, 4))
     own = window(0).with_rules(rules)
     method = Windowed(own, NoPE())
-    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
+    model = EncoderDecoder(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
     model.attend("gathered")
     expected = model(problems.source, prefix, layout)
     bias = {name: matrix > -math.inf for name, matrix in own.matrices(layout).items()}
@@ -669,7 +687,7 @@ NOT_POINTWISE = "Whole is not pointwise: a logit of it depends on more than its 
     ids=["NoPE", "sinusoidal", "not pointwise", "not pointwise in a window"],
 )
 def test_what_cannot_be_gathered_says_why(method: PositionMethod, reason: str, generator: torch.Generator) -> None:
-    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).eval()
+    model = EncoderDecoder(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).eval()
     with pytest.raises(UserError) as error:
         model.attend("gathered")
     assert str(error.value) == f"this model's attention cannot be gathered: {reason}"
@@ -703,7 +721,7 @@ def test_gathering_means_every_attention() -> None:
     for site, gathers in (("decoder", (False, True)), ("cross", (True, False))):
         whole = Rule(site, 1, 0)  # type: ignore[arg-type]
         method = Windowed(window(0).with_rules([*SHORT_LINES, whole]), NoPE())
-        plan = Transformer(13, replace(BASE, num_encoder_layers=0), method).plan(layout)
+        plan = EncoderDecoder(13, replace(BASE, num_encoder_layers=0), method).plan(layout)
         own, cross = ([part.gather is not None for part in parts] for parts in (plan.own, plan.cross))
         assert (own, cross) == ([True, gathers[0]], [True, gathers[1]])
         assert not plan.gathers
@@ -745,7 +763,7 @@ def test_pieces_keep_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.plan(layout, 1, 7).ahead == 7
     # The own keys count as well: here 8 in each head.
     method = Windowed(window(0).with_rules([Rule("decoder", 1, 1)]), NoPE())
-    model = Transformer(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method)
+    model = EncoderDecoder(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method)
     model.attend("gathered")
     assert len(layout.prefix) == 8
     assert [model.plan(layout, batch, 100).ahead for batch in (1, 3)] == [1000 // (2 * 8 * 2 * 4), 2]
@@ -767,15 +785,122 @@ class LearnedMethod(NoPE):
         return Learned(num_heads)
 
 
-def learned(model: Transformer) -> list[Tensor]:
+def learned(model: EncoderDecoder) -> list[Tensor]:
     return [parameter for name, parameter in model.named_parameters() if "slopes" in name]
 
 
 def test_a_method_initialises_its_own_parameters() -> None:
-    parameters = learned(Transformer(13, BASE, LearnedMethod()))
+    parameters = learned(EncoderDecoder(13, BASE, LearnedMethod()))
     assert len(parameters) == 1 + 2 * LAYERS
     assert all((parameter == 7).all() for parameter in parameters)
 
 
 def test_parameters_of_a_method_inside_a_window_are_the_models() -> None:
-    assert len(learned(Transformer(13, BASE, Windowed(window(1), LearnedMethod())))) == 1 + 2 * LAYERS
+    assert len(learned(EncoderDecoder(13, BASE, Windowed(window(1), LearnedMethod())))) == 1 + 2 * LAYERS
+
+
+# A single string.
+
+
+@torch.no_grad()
+def test_a_string_is_read_by_the_plain_stack(case: Case) -> None:
+    """The target's logits of a decoder-only model are the plain stack's, told the coordinates of every token."""
+    problems, layout, prefix = case
+    model = make("pre", None, "sinusoidal of two")
+    stack = Transformer(DIM, LAYERS, HEADS, HIDDEN, position=Sinusoidal(("place", "segment"), base=100.0)).double()
+    stack.layers.load_state_dict(model.decoder.state_dict())
+    stack.norm.load_state_dict(model.decoder_norm.state_dict())
+    tokens = torch.cat([problems.source, prefix], dim=1)
+    x = stack(model.embedding(tokens) * DIM**0.5, layout.string.target)
+    expected = model.output(x)[:, problems.source.shape[1] :]
+    torch.testing.assert_close(model(problems.source, prefix, layout), expected, atol=1e-12, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_every_token_of_the_source_matters_to_a_string(case: Case) -> None:
+    problems, layout, prefix = case
+    model = make("pre", None, "sinusoidal of two")
+    whole = model(problems.source, prefix, layout)
+    for i in range(problems.source.shape[1]):
+        changed = problems.source.clone()
+        changed[:, i] = (changed[:, i] + 3) % len(TASK.vocabulary)
+        assert ((model(changed, prefix, layout) - whole).abs().amax(-1) > 1e-6).all()
+
+
+@torch.no_grad()
+def test_a_long_source_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    problems, layout, prefix = draw(generator, (7, 5))
+    model = make("pre", None, "cyclic")
+    whole = model(problems.source, prefix, layout)
+    pieces: list[int] = []
+    forward = Attention.forward
+    monkeypatch.setattr(Attention, "forward", lambda m, x, *a: pieces.append(x.shape[1]) or forward(m, x, *a))
+    tokens = len(layout.source) + len(layout.target)
+    monkeypatch.setattr(attention, "_CELLS", 4 * 3 * HEADS * tokens)
+    state = model.decoder_state(problems.source, model.plan(layout, 3, 2))
+    assert pieces == [n for n in (4, 4, 4, 1) for _ in range(LAYERS)]
+    assert state.step == 0
+    torch.testing.assert_close(model.advance(prefix[:, :2], state), whole[:, :2], atol=1e-12, rtol=1e-12)
+
+
+# The plain stack.
+
+
+def test_the_plain_stack_by_default() -> None:
+    assert Transformer()(torch.randn(8, 100, 256)).shape == (8, 100, 256)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@torch.no_grad()
+def test_the_plain_stack_is_that_of_torch(causal: bool, norm: str) -> None:
+    stack = Transformer(DIM, LAYERS, HEADS, HIDDEN, causal=causal, norm=norm, position=NoPE()).double().eval()  # type: ignore[arg-type]
+    for parameter in stack.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    layer = nn.TransformerEncoderLayer(DIM, HEADS, HIDDEN, 0.0, batch_first=True, norm_first=norm == "pre")
+    final = copy.deepcopy(stack.norm) if norm == "pre" else None
+    theirs = nn.TransformerEncoder(layer.double(), LAYERS, final, enable_nested_tensor=False).eval()
+    for block, other in zip(stack.layers, theirs.layers, strict=True):
+        assert isinstance(other, nn.TransformerEncoderLayer)
+        own = block.self_attention
+        other.self_attn.in_proj_weight.copy_(torch.cat([own.query.weight, own.key_value.weight]))
+        other.self_attn.in_proj_bias.copy_(torch.cat([own.query.bias, own.key_value.bias]))
+        other.self_attn.out_proj.load_state_dict(own.output.state_dict())
+        other.linear1.load_state_dict(block.feedforward[0].state_dict())
+        other.linear2.load_state_dict(block.feedforward[3].state_dict())
+        other.norm1.load_state_dict(block.self_norm.state_dict())
+        other.norm2.load_state_dict(block.feedforward_norm.state_dict())
+    x = torch.randn(3, 7, DIM, dtype=torch.double)
+    mask = nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.double) if causal else None
+    torch.testing.assert_close(stack(x), theirs(x, mask, is_causal=causal), atol=1e-12, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_the_plain_stack_adds_positions() -> None:
+    method = Sinusoidal()
+    stack = Transformer(DIM, LAYERS, HEADS, HIDDEN, position=method).eval()
+    without = Transformer(DIM, LAYERS, HEADS, HIDDEN, position=NoPE()).eval()
+    without.load_state_dict(stack.state_dict())
+    x = torch.randn(2, 5, DIM)
+    positions = Positions(("text",), {"raw": torch.arange(5), "segment": torch.zeros(5, dtype=torch.long)})
+    torch.testing.assert_close(stack(x), without(method.embed(x, positions)))
+    later = Positions(("text",), dict(positions.coordinates) | {"raw": torch.arange(5) + 9})
+    torch.testing.assert_close(stack(x, later), without(method.embed(x, later)))
+
+
+@torch.no_grad()
+def test_the_plain_stack_gives_its_attention() -> None:
+    for causal, side in ((True, "decoder"), (False, "encoder")):
+        maps: Maps = {}
+        Transformer(DIM, LAYERS, HEADS, HIDDEN, causal=causal)(torch.randn(2, 5, DIM), maps=maps)
+        assert set(maps) == {(side, layer) for layer in range(LAYERS)}
+        for weights in maps.values():
+            torch.testing.assert_close(weights.sum(-1), torch.ones(2, HEADS, 5))
+            assert (weights.triu(1) == 0).all() == causal
+
+
+def test_the_plain_stack_refuses_what_does_not_fit() -> None:
+    with pytest.raises(UserError, match="num_heads 3 does not divide"):
+        Transformer(DIM, num_heads=3)
+    with pytest.raises(UserError, match="RoPE needs an even number of channels"):
+        Transformer(6, num_heads=2, position=RoPE())

@@ -12,8 +12,8 @@ from torch import Tensor
 from abc_toolkit.calibration.window import WindowError
 from abc_toolkit.files import save_tensors
 from abc_toolkit.layout import Layout
+from abc_toolkit.model import Maps, Model, teacher_forced
 from abc_toolkit.tasks import Problems, Shape
-from abc_toolkit.transformer import Maps, Transformer, teacher_forced
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _named_shape(name: str) -> Shape:
 
 
 @torch.no_grad()
-def capture(model: Transformer, problems: Iterable[tuple[Problems, Layout]]) -> AttentionMaps:
+def capture(model: Model, problems: Iterable[tuple[Problems, Layout]]) -> AttentionMaps:
     """Averages a model's attention over the problems that it solves.
 
     Args:

@@ -17,9 +17,9 @@ from torch import Generator, Tensor
 
 from abc_toolkit.calibration.window import Window
 from abc_toolkit.layout import Layout
+from abc_toolkit.model import prefix_of
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.transformer import prefix_of
 from abc_toolkit.vocabulary import EOS
 
 _MOST_KEYS = 4096

@@ -40,10 +40,11 @@ from abc_toolkit.attention import KEYS_A_SLOT, AttentionPath
 from abc_toolkit.data import seeded
 from abc_toolkit.evaluation import evaluate_models, evaluation_problems, greedy, planned, solves
 from abc_toolkit.files import save_json
+from abc_toolkit.model import teacher_forced
 from abc_toolkit.run import Run
 from abc_toolkit.tasks import Problems, Task
 from abc_toolkit.tasks.base import CARRY, TRAINING, UNIFORM
-from abc_toolkit.transformer import Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 
 try:
     import transformers
@@ -84,7 +85,7 @@ class Bench:
     """
 
     task: Task
-    model: Transformer
+    model: EncoderDecoder
     device: torch.device
     seed: int
     problems: int

@@ -17,11 +17,11 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from abc_toolkit.data import Data, TrainingBatches
+from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.module import Optimizer
 from abc_toolkit.run import Run, build_model
 from abc_toolkit.tasks import Addition
 from abc_toolkit.training import Stopping, TrainerSettings, train
-from abc_toolkit.transformer import Architecture, teacher_forced
 
 
 def bare(steps: int) -> float:

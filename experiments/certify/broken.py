@@ -22,8 +22,9 @@ from torch.nn import functional
 from abc_toolkit.calibration.window import Condition, Rule, Window
 from abc_toolkit.certify import certify
 from abc_toolkit.files import save_json, save_text
+from abc_toolkit.model import teacher_forced
 from abc_toolkit.run import WINDOW, Run, save_weights
-from abc_toolkit.transformer import Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import EOS
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ def abc(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([ABC, *map(str, arguments)], capture_output=True, text=True)
 
 
-def perturbed(model: Transformer, place: Run) -> None:
+def perturbed(model: EncoderDecoder, place: Run) -> None:
     """Noise on one matrix, little by little, until the model fails in the first contexts."""
     weight = model.decoder[-1].feedforward[3].weight
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * weight.std()
@@ -47,7 +48,7 @@ def perturbed(model: Transformer, place: Run) -> None:
     weight.data = own + high * noise
 
 
-def early_end(model: Transformer, place: Run) -> None:
+def early_end(model: EncoderDecoder, place: Run) -> None:
     """Some steps of training on answers that end one place early."""
     task, generator = place.task("fit"), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
@@ -62,7 +63,7 @@ def early_end(model: Transformer, place: Run) -> None:
         optimizer.step()
 
 
-def changed(change: Callable[[Transformer, Run], None]) -> Callable[[Run], None]:
+def changed(change: Callable[[EncoderDecoder, Run], None]) -> Callable[[Run], None]:
     """A change of the retrained model's weights."""
 
     def make(place: Run) -> None:

@@ -41,9 +41,9 @@ def attempt(recipe: str, seed: int) -> dict[str, Any]:
     from dataclasses import replace
 
     from abc_toolkit import commands
+    from abc_toolkit.model import Architecture
     from abc_toolkit.tasks import Addition
     from abc_toolkit.training import TrainerSettings
-    from abc_toolkit.transformer import Architecture
 
     task = Addition()
     settings: dict[str, dict[str, Any]] = {

@@ -9,18 +9,19 @@ from torch import Tensor, nn
 from abc_toolkit.calibration.capture import AttentionMaps, capture, shape_name
 from abc_toolkit.calibration.window import WindowError
 from abc_toolkit.layout import Layout
+from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.positions import Sinusoidal
 from abc_toolkit.tasks import Parity, Problems
-from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 
 TASK = Parity(max_length=3)
 
 
 @pytest.fixture(scope="module")
-def model() -> Transformer:
+def model() -> EncoderDecoder:
     """A model that is right at times."""
     torch.manual_seed(0)
-    model = Transformer(len(TASK.vocabulary), Architecture(1, 2, 16, 2, 32, position=Sinusoidal())).double()
+    model = EncoderDecoder(len(TASK.vocabulary), Architecture(1, 2, 16, 2, 32, position=Sinusoidal())).double()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(46):
         problems = TASK.sample(torch.Generator().manual_seed(step), 32, (2 + step % 2,))
@@ -36,7 +37,7 @@ def batch(seed: int, shape: int, size: int = 20) -> tuple[Problems, Layout]:
 
 
 @torch.no_grad()
-def test_maps_are_averages_over_solved_problems(model: Transformer) -> None:
+def test_maps_are_averages_over_solved_problems(model: EncoderDecoder) -> None:
     batches = [batch(0, 2), batch(1, 3), batch(2, 2, 7), batch(3, 3, 33)]
     found = capture(model, batches)
     sums: dict[tuple[int, ...], dict[str, list[list[list[float]]]]] = {}
@@ -68,7 +69,7 @@ def test_maps_are_averages_over_solved_problems(model: Transformer) -> None:
             torch.testing.assert_close(weights, expected, atol=1e-6, rtol=0)
 
 
-def test_shapes_of_which_nothing_is_solved_are_left_out(model: Transformer) -> None:
+def test_shapes_of_which_nothing_is_solved_are_left_out(model: EncoderDecoder) -> None:
     problems, layout = batch(0, 2)
     wrong = Problems(problems.shape, problems.source, torch.full_like(problems.target, 0))
     assert capture(model, [(wrong, layout)]) == AttentionMaps({}, {})

@@ -13,9 +13,10 @@ from torch import nn
 from abc_toolkit.calibration.sufficiency import Conflict, Evidence, cones, solved, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, site_positions
 from abc_toolkit.layout import Layout
+from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.positions import NoPE, Site
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
-from abc_toolkit.transformer import Architecture, Transformer, teacher_forced
+from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import BOS
 
 OWN, BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1))
@@ -162,7 +163,7 @@ def test_views_are_equal_where_all_that_is_shown_is(own: Window) -> None:
 @torch.no_grad()
 def test_views_are_equal_where_logits_are(own: Window) -> None:
     architecture = Architecture(own.num_encoder_layers, own.num_decoder_layers, 8, own.num_heads, 16)
-    model = Transformer(len(TASK.vocabulary), architecture, Windowed(own, NoPE())).double().eval()
+    model = EncoderDecoder(len(TASK.vocabulary), architecture, Windowed(own, NoPE())).double().eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.6, generator=generator)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
+from abc_toolkit.model import Architecture, Model
 from abc_toolkit.positions import SITES, AttentionPosition, ModelPosition, ModelSizes, NoPE, PositionMethod, Site
 from abc_toolkit.run import describe, rebuild
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS = 2, 4, 2
 SIZES = ModelSizes(NUM_HEADS * HEAD_DIM, NUM_HEADS, NUM_LAYERS, NUM_LAYERS)
@@ -87,11 +88,11 @@ class PositionContract:
         sites = itertools.product(SITES, range(NUM_LAYERS))
         return {(site, layer): built.at(site, layer) for site, layer in sites}, list(map(built.prepare, LAYOUTS))
 
-    def model(self, case: PositionCase, layers: int = 2) -> Transformer:
-        """A small model with the method."""
+    def model(self, case: PositionCase, layers: int = 2, encoder: int = 1) -> Model:
+        """A small model with the method; without an encoder, one that reads a single string."""
         torch.manual_seed(0)
-        sizes = Architecture(1, layers, SIZES.model_dim, NUM_HEADS, 16, position=case.method)
-        model = Transformer(12, sizes).eval()
+        sizes = Architecture(encoder, layers, SIZES.model_dim, NUM_HEADS, 16, position=case.method)
+        model = (EncoderDecoder if encoder else DecoderOnly)(12, sizes).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -286,9 +287,10 @@ class PositionContract:
         torch.manual_seed(1)
         torch.testing.assert_close(model(source[1:2], prefix[1:2], layout), whole[1:2], atol=1e-5, rtol=1e-4)
 
+    @pytest.mark.parametrize("encoder", [0, 1])
     @pytest.mark.parametrize("size", [1, 2])
-    def test_decoding_in_pieces_is_the_whole(self, case: PositionCase, size: int) -> None:
-        model, layout = self.model(case), LAYOUTS[1]
+    def test_decoding_in_pieces_is_the_whole(self, case: PositionCase, size: int, encoder: int) -> None:
+        model, layout = self.model(case, encoder=encoder), LAYOUTS[1]
         source, prefix = self.strings(layout)
         with torch.no_grad():
             torch.manual_seed(1)
@@ -318,7 +320,7 @@ class PositionContract:
         torch.manual_seed(1)
         expected = model(source, prefix, LAYOUTS[1])
         save_file(model.state_dict(), tmp_path / "weights.safetensors")
-        again = Transformer(12, replace(model.architecture, position=copy.deepcopy(case.method))).eval()
+        again = EncoderDecoder(12, replace(model.architecture, position=copy.deepcopy(case.method))).eval()
         again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
         torch.manual_seed(1)
         torch.testing.assert_close(again(source, prefix, LAYOUTS[1]), expected)

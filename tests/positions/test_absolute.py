@@ -8,10 +8,11 @@ import torch
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import AttentionPosition, Cyclic, ModelPosition, ModelSizes, NoPE, PositionMethod, Sinusoidal
 from abc_toolkit.positions.absolute import Abacus, Learned, PositionCoupling
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Successor
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LAYOUTS, LONG, PositionCase, PositionContract
 
 GOLDEN = {
@@ -301,7 +302,7 @@ def test_wrong_settings(make: Callable[[], PositionMethod], message: str) -> Non
 @pytest.mark.parametrize("method", [Learned(capacity=16), Abacus(16, 4), PositionCoupling(16)])
 def test_source_and_target_share_one_table(method: PositionMethod) -> None:
     """It stands once in the state dict and learns from either string."""
-    model = Transformer(12, Architecture(1, 1, 8, 2, 16, position=method)).eval()
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=method)).eval()
     assert [name for name in model.state_dict() if "position" in name] == ["positioning.table"]
     prepared = model.positioning.prepare(SUM)
     for positions in (prepared.source, prepared.target):

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import AttentionPosition, ModelPosition, ModelSizes
 from abc_toolkit.positions.algebraic import AlgebraicModel, AlgebraicPE, tree_paths
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "algebraic.npz")
@@ -266,7 +267,7 @@ def test_half_precision_is_rounded_once() -> None:
 )
 def test_all_layers_and_sites_share_the_parameters(structure: str, shape: tuple[int, ...]) -> None:
     method = AlgebraicPE(structure, branching=3)  # type: ignore[arg-type]
-    model = Transformer(12, Architecture(1, 3, 16, 2, 16, position=method))
+    model = EncoderDecoder(12, Architecture(1, 3, 16, 2, 16, position=method))
     named = {name: p for name, p in model.state_dict().items() if "primitives" in name}
     assert [tuple(p.shape) for p in named.values()] == [shape]
 
@@ -342,7 +343,7 @@ def test_the_smallest_sizes_are_taken() -> None:
 
 @pytest.mark.parametrize(("structure", "name"), [("grid", "x"), ("tree", "path")])
 def test_layouts_without_the_coordinates_are_refused(structure: str, name: str) -> None:
-    model = Transformer(12, Architecture(1, 1, 8, 2, 16, position=AlgebraicPE(structure)))  # type: ignore[arg-type]
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=AlgebraicPE(structure)))  # type: ignore[arg-type]
     source, prefix = PositionContract.strings(LAYOUTS[0])
     with pytest.raises(
         UserError, match=f"of a {structure} needs the coordinate {name}, which this task's layout lacks: "

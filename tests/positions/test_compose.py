@@ -12,6 +12,7 @@ from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.main import main
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import (
     SITES,
     AttentionPosition,
@@ -26,7 +27,7 @@ from abc_toolkit.positions import (
 from abc_toolkit.positions.biases import FIRE, ALiBi, KerpleLog, T5RelativeBias
 from abc_toolkit.positions.compose import Compose
 from abc_toolkit.positions.windowed import WindowedBias
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LAYOUTS, SIZES, PositionCase, PositionContract, pairs
 
 
@@ -161,8 +162,8 @@ def test_what_does_nothing_costs_nothing() -> None:
 
 def test_parameters_are_those_of_the_methods() -> None:
     def shapes(method: PositionMethod) -> list[tuple[int, ...]]:
-        model = Transformer(12, Architecture(1, 2, 8, 2, 16, position=method))
-        plain = Transformer(12, Architecture(1, 2, 8, 2, 16, position=NoPE()))
+        model = EncoderDecoder(12, Architecture(1, 2, 8, 2, 16, position=method))
+        plain = EncoderDecoder(12, Architecture(1, 2, 8, 2, 16, position=NoPE()))
         names = set(dict(plain.named_parameters()))
         return sorted(tuple(p.shape) for name, p in model.named_parameters() if name not in names)
 
@@ -216,7 +217,7 @@ def test_inside_a_calibrated_window(inner: tuple[PositionMethod, ...]) -> None:
     ]
     window = Window("Addition", 0, 2, 2, tuple(rules), {})
     torch.manual_seed(0)
-    model = Transformer(12, Architecture(0, 2, 8, 2, 16), Windowed(window, Compose(inner))).eval()
+    model = EncoderDecoder(12, Architecture(0, 2, 8, 2, 16), Windowed(window, Compose(inner))).eval()
     layout = LAYOUTS[1]
     source, prefix = PositionContract.strings(layout)
     outputs = []

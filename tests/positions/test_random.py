@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import AttentionPosition, ModelSizes, NoPE, PositionMethod, Sinusoidal, Site
 from abc_toolkit.positions.absolute import Abacus, Learned
 from abc_toolkit.positions.random import RandomizedPositions
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
 
 SIZES = ModelSizes(8, 2, 2, 2)
@@ -192,7 +193,7 @@ def test_inside_a_window() -> None:
         assert torch.equal(bias > -torch.inf, own > -torch.inf)
         assert (bias > -torch.inf).any()
 
-    model = Transformer(12, Architecture(1, 1, 8, 2, 16), Windowed(window, RandomizedPositions(Everything()))).eval()
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16), Windowed(window, RandomizedPositions(Everything()))).eval()
     source, prefix = (torch.randint(12, (2, len(p))) for p in (SUM.source, SUM.target))
     outputs = []
     for path in ("dense", "gathered"):
@@ -211,9 +212,9 @@ def test_what_the_inner_method_says_of_itself() -> None:
 
 
 def test_inner_parameters_stand_once() -> None:
-    model = Transformer(12, Architecture(1, 2, 8, 2, 16, position=RandomizedPositions(Everything())))
+    model = EncoderDecoder(12, Architecture(1, 2, 8, 2, 16, position=RandomizedPositions(Everything())))
     assert sum("slope" in name for name in model.state_dict()) == 1 + 2 * 2
-    model = Transformer(12, Architecture(1, 1, 8, 2, 16, position=RandomizedPositions(Learned())))
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=RandomizedPositions(Learned())))
     assert [name for name in model.state_dict() if "position" in name] == ["positioning.inner.table"]
 
 

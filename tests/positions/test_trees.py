@@ -10,9 +10,10 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import ModelSizes
 from abc_toolkit.positions.trees import TreePE
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts import position_contract
 from tests.contracts.position_contract import PositionCase, PositionContract
 
@@ -166,7 +167,7 @@ def test_single_precision_at_least() -> None:
 
 
 def test_source_and_target_share_the_weights() -> None:
-    model = Transformer(12, Architecture(1, 1, 8, 2, 16, position=TreePE(depth=2)))
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=TreePE(depth=2)))
     assert [name for name in model.state_dict() if "position" in name] == ["positioning.weight"]
 
 
@@ -174,7 +175,7 @@ def test_source_and_target_share_the_weights() -> None:
 def test_a_layout_without_paths_is_refused(missing: str) -> None:
     plain = position_contract.LAYOUTS[1]
     strings = {name: getattr(plain if name == missing else SUM, name) for name in ("source", "target", "prefix")}
-    model = Transformer(12, Architecture(1, 1, 8, 2, 16, position=TreePE(depth=2)))
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=TreePE(depth=2)))
     source, prefix = (torch.zeros(1, len(p), dtype=torch.long) for p in (plain.source, plain.target))
     assert model(source, prefix, SUM).isfinite().all()
     with pytest.raises(UserError, match="TreePE needs the coordinate 'path' and this task's layout has none") as raised:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions, digit_layout, raw_layout
+from abc_toolkit.model import Architecture
 from abc_toolkit.positions import AttentionPosition, Cyclic
 from abc_toolkit.positions.compose import Compose
 from abc_toolkit.positions.windowed import WindowedBias
-from abc_toolkit.transformer import Architecture, Transformer
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LONG, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "windowed_bias.npz")
@@ -134,7 +135,7 @@ def test_what_is_open(widths: tuple[int, int], step: Any, released: bool, width:
 @pytest.mark.parametrize("method", [WindowedBias(), WindowedBias(2, step=2), Compose((Cyclic(), WindowedBias()))])
 def test_a_model_says_the_same_with_gathered_keys(method: Any) -> None:
     torch.manual_seed(0)
-    model = Transformer(12, Architecture(0, 2, 8, 2, 16, position=method)).eval()
+    model = EncoderDecoder(12, Architecture(0, 2, 8, 2, 16, position=method)).eval()
     layout = digit_layout((("operand 1", 5),), 9)  # longer than the source: its last rows have nothing open
     source, prefix = torch.randint(12, (3, 5)), torch.randint(12, (3, 10))
     outputs: dict[str, Tensor] = {}
