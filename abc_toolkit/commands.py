@@ -36,7 +36,7 @@ from abc_toolkit.evaluation import (
 from abc_toolkit.examination import THIN, Examination
 from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
 from abc_toolkit.layout import Layout, raw_layout
-from abc_toolkit.model import Architecture, Model
+from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.run import (
@@ -84,6 +84,7 @@ class ArchitectureChanges:
         norm: Layer normalisation before (`pre`) or after (`post`) each block.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method beside the window.
+        backbone: Must be `encoder-decoder`, as windows are of such.
     """
 
     num_encoder_layers: int | None = None
@@ -94,6 +95,7 @@ class ArchitectureChanges:
     norm: Literal["pre", "post"] | None = None
     dropout: float | None = None
     position: PositionMethod = field(default_factory=NoPE)
+    backbone: Backbone | None = None
 
     def of(self, vanilla: Architecture) -> Architecture:
         """The vanilla model's architecture with these changes."""
@@ -331,10 +333,10 @@ def retrain(
     """
     place = Run.newest(run, "fit" if window is not None else "calibrate")
     task = place.task("fit")
-    _check_backbone(place.architecture("fit"), place)
+    sizes = model.of(place.architecture("fit"))
+    _check_backbone(sizes, place)
     rules = place.window() if window is None else Window.load(window)
     _check_window(rules, window, place, task)
-    sizes = model.of(place.architecture("fit"))
     seed = int(place.record("fit")["seed"]) if seed is None else seed
     settings = {"model": sizes, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite)

@@ -172,7 +172,9 @@ def test_views_are_equal_where_logits_are(own: Window) -> None:
     apart = (logits[:, None] - logits[None]).abs().amax(dim=-1)
     alike = found[:, None] == found[None]
     assert (apart[alike] < 1e-11).all()
-    assert (apart[~alike] > 1e-9).all()
+    # Keys of equal content and unequal biases are one key to a softmax, and two to a view.
+    if len({rule.bias for rule in own.rules}) <= 1:
+        assert (apart[~alike] > 1e-9).all()
 
 
 @pytest.mark.parametrize(
