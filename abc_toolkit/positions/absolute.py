@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import ANSWER, COORDINATES, Coordinate, Layout, Positions
+from abc_toolkit.layout import ANSWER, COORDINATES, END, Coordinate, Layout, Positions
 from abc_toolkit.positions.base import ModelPosition, ModelSizes, PositionMethod
 
 Channels = Literal["interleaved", "concatenated"]
@@ -265,11 +265,11 @@ class _CoupledModel(_TableModel):
         longest = _longest_number(layout)
         self.refuse_beyond(1 + longest)
         start = int(torch.randint(1, self.capacity - longest, ())) if self.training else 1
-        # The ids of the tokens between the operands, and of `EOS`.
-        others = ((layout.source, start), (layout.target, 0))
         rows = (
-            (positions.coordinates["place"] + start + 1).masked_fill(~_digits(positions), other)
-            for positions, other in others
+            (positions.coordinates["place"] + start + 1)
+            .masked_fill(~_digits(positions), start)  # tokens between the operands
+            .masked_fill(positions.within(END), 0)
+            for positions in (layout.source, layout.target)
         )
         return self.with_rows(layout, *rows)
 
