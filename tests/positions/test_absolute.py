@@ -215,6 +215,25 @@ def test_coupled_ids() -> None:
     assert rows(built, SUM) == ([4, 3, 2, 1, 3, 2], [2, 3, 4, 5, 0])
 
 
+def test_coupled_ids_of_one_string() -> None:
+    """653+49=2070: the same in a row; after the last token of the source comes the answer's start."""
+    built = PositionCoupling(capacity=9).build(SIZES).eval()
+    assert rows(built, SUM.string)[1] == [4, 3, 2, 1, 3, 2, 2, 3, 4, 5, 0]
+    assert rows(Abacus(capacity=4, max_offset=1).build(SIZES).eval(), SUM.string)[1] == [
+        2,
+        1,
+        0,
+        -1,
+        1,
+        0,
+        0,
+        1,
+        2,
+        3,
+        -1,
+    ]
+
+
 def test_coupled_ids_start_anywhere_in_training() -> None:
     built = PositionCoupling(capacity=9).build(SIZES).train()
     torch.manual_seed(0)
