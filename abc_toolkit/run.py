@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from abc_toolkit.calibration.window import Window, Windowed
 from abc_toolkit.errors import UserError
 from abc_toolkit.files import cannot_write, load_json, process_rank, save_json, save_tensors, save_text, sha256
+from abc_toolkit.mamba import MambaLanguageModel
 from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.tasks import Task
 from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
@@ -42,6 +43,7 @@ RUNS = Path("runs")
 BACKBONES: Mapping[Backbone, type[Model]] = {
     "encoder-decoder": EncoderDecoder,
     "decoder-only": DecoderOnly,
+    "mamba": MambaLanguageModel,
 }
 
 
