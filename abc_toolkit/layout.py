@@ -1,7 +1,7 @@
 """Where every token of a problem stands: its segment and its coordinates.
 
-A *segment* is a run of tokens with one role (operand 1, operator, answer ...). Each token has integer
-coordinates:
+A *segment* is the tokens with one role (operand 1, operator, answer ...): a run, unless operands are written in turn.
+Each token has integer coordinates:
 
 * `place`: place value inside its segment, 0 = least significant;
 * `index`: position inside its segment counted from the other end, 0 = most significant;
@@ -115,7 +115,7 @@ class Layout:
         return Layout(self.source.to(device), self.target.to(device), self.prefix.to(device))
 
 
-def digit_layout(source: Sequence[tuple[str, int]], answer_length: int) -> Layout:
+def digit_layout(source: Sequence[tuple[str, int]], answer_length: int, in_turn: bool = False) -> Layout:
     """Layout of a source whose segments are written most significant digit first, answered the other way round.
 
     `EOS` as a query goes on counting from the answer's digits (place `answer_length`, index -1), so that a line
@@ -124,12 +124,16 @@ def digit_layout(source: Sequence[tuple[str, int]], answer_length: int) -> Layou
     Args:
         source: Name and length of each segment of the source, in order.
         answer_length: Digits of the answer.
+        in_turn: Whether the segments are written in turn, one token of each, in place of one after the other.
     """
     names = (*(name for name, _ in source), START, ANSWER, END)
     lengths = [length for _, length in source]
     segment = torch.cat([torch.full((length,), i, dtype=torch.long) for i, length in enumerate(lengths)])
     index = torch.cat([torch.arange(length) for length in lengths])
     place = torch.cat([torch.arange(length - 1, -1, -1) for length in lengths])
+    if in_turn:
+        order = index.argsort(stable=True)  # equal ones stay in the order of the segments
+        segment, index, place = segment[order], index[order], place[order]
     source_positions = _positions(names, segment, place, index)
 
     start, answer, end = (names.index(name) for name in (START, ANSWER, END))

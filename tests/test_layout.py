@@ -76,6 +76,37 @@ def test_every_segment_is_counted_from_both_ends(lengths: list[int], answer_leng
     assert len(layout.target) == len(layout.prefix) == answer_length + 1
 
 
+def test_in_turn_by_hand() -> None:
+    """That of *142434: an operator, then a pair for every place."""
+    layout = digit_layout([("operator", 1), ("operand 1", 3), ("operand 2", 3)], 4, in_turn=True)
+    assert layout.source.names == layout.target.names == ("operator", "operand 1", "operand 2", START, ANSWER, END)
+    assert listed(layout.source) == {
+        "place": [0, 2, 2, 1, 1, 0, 0],
+        "index": [0, 0, 0, 1, 1, 2, 2],
+        "raw": [0, 1, 2, 3, 4, 5, 6],
+        "raw_from_end": [6, 5, 4, 3, 2, 1, 0],
+        "segment": [0, 1, 2, 1, 2, 1, 2],
+    }
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 6))
+def test_in_turn_the_same_tokens_stand_in_another_order(lengths: list[int], answer_length: int) -> None:
+    segments = [(f"segment {i}", length) for i, length in enumerate(lengths)]
+    plain, layout = (digit_layout(segments, answer_length, in_turn) for in_turn in (False, True))
+    for name, length in segments:
+        own = layout.source.within(name)
+        assert layout.source.coordinates["index"][own].tolist() == list(range(length))
+        assert layout.source.coordinates["place"][own].tolist() == list(range(length))[::-1]
+    # One token of each segment, then the next of each that is left.
+    turns = [(j, i) for j in range(max(lengths)) for i, length in enumerate(lengths) if j < length]
+    coordinates = layout.source.coordinates
+    assert list(zip(coordinates["index"].tolist(), coordinates["segment"].tolist(), strict=True)) == turns
+    for name in ("raw", "raw_from_end"):
+        assert torch.equal(coordinates[name], plain.source.coordinates[name])
+    for part in ("target", "prefix"):
+        assert listed(getattr(layout, part)) == listed(getattr(plain, part))
+
+
 def test_within(layout: Layout) -> None:
     assert layout.source.within("operand 2").tolist() == [False] * 4 + [True] * 2
     assert not layout.source.within(ANSWER).any()

@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
     ZEROS,
     DigitTask,
     LocalRule,
-    ProblemError,
     Shape,
     carried,
     check_numbers_below,
@@ -24,7 +24,6 @@ from abc_toolkit.tasks.base import (
     keep_places,
     pad,
     pick_rows,
-    quoted,
     random_run,
     uniform_digits,
     with_zeros,
@@ -56,6 +55,9 @@ class Addition(DigitTask):
         width: Width that `fixed` pads to.
         numbers_below: Where given, training operands are uniform over the numbers below it, as in the paper, in place
             of the mixture of lengths and kinds.
+        interleaved: Whether the source holds the operator and then the operands' digits in turn, the operands being of
+            equal width: `123+989` is written `+192839`. It is the input alignment of arXiv 2310.11984, appendix A.4.
+            A problem may be given either way.
     """
 
     symbols: ClassVar[str] = "0123456789+"
@@ -64,13 +66,20 @@ class Addition(DigitTask):
     padding: Literal["longest", "none", "fixed"] = "longest"
     width: int = 60
     numbers_below: int | None = None
+    interleaved: bool = False
 
     @property
     def operator(self) -> str:
         return "+"
 
+    @property
+    def in_turn(self) -> bool:
+        return self.interleaved
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.interleaved and self.padding == "none":
+            raise UserError("interleaved: operands of unequal width have no pairs: choose padding longest or fixed")
         check_numbers_below(self.numbers_below, self.max_length)
 
     def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
@@ -148,18 +157,13 @@ class Addition(DigitTask):
         return carried(first + second)
 
     def parse(self, text: str) -> tuple[Shape, str]:
-        parts = text.split("+")
-        if len(parts) != 2:
-            raise ProblemError(
-                f"{quoted(text)} is not an addition: write two numbers with one '+' between them, as in 123+9"
-            )
-        first, second = (self.digits(part, f"operand {i} of {quoted(text)}") for i, part in enumerate(parts, 1))
+        first, second = self.operands(text, "an addition: write two numbers with one '+' between them, as in 123+9")
         shape = (len(first), len(second))
         widths = self.widths(shape)
-        return shape, f"{first.zfill(widths[0])}+{second.zfill(widths[1])}"
+        return shape, self.written(first.zfill(widths[0]), second.zfill(widths[1]))
 
     def solve(self, source: str) -> str:
-        first, second = source.split("+")
+        first, second = self.split(source)
         return exact_result(add, first, second, max(len(first), len(second)) + 1)
 
     def local_rule(self) -> LocalRule | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import cached_property, lru_cache
+from itertools import chain, cycle
 from typing import ClassVar, Literal, get_args, get_origin
 
 import torch
@@ -189,7 +190,10 @@ class DigitTask(Task):
 
     def segments(self, shape: Shape) -> Sequence[tuple[str, int]]:
         """Name and length of each segment of the source. Those named `operand ...` hold digits."""
-        operands = [(f"operand {i}", width) for i, width in enumerate(self.widths(shape), 1)]
+        widths = self.widths(shape)
+        if self.in_turn:
+            return [("operator", 1), *((f"operand {i}", max(widths)) for i in range(1, len(widths) + 1))]
+        operands = [(f"operand {i}", width) for i, width in enumerate(widths, 1)]
         return operands if len(operands) == 1 else [operands[0], ("operator", 1), operands[1]]
 
     @abc.abstractmethod
@@ -218,6 +222,11 @@ class DigitTask(Task):
         """The character between two operands."""
         return ""
 
+    @property
+    def in_turn(self) -> bool:
+        """Whether two operands are written digit by digit in turn, the operator first; a single digit is repeated."""
+        return False
+
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
         """Operands of the mixture that is trained on, `[batch, length]` each.
 
@@ -240,9 +249,13 @@ class DigitTask(Task):
         batch = len(operands[0])
         operands = [pad(digits, width) for digits, width in zip(operands, self.widths(shape), strict=True)]
         operator = self.vocabulary.encode(self.operator).expand(batch, -1)
-        parts = [operands[0].flip(1) + NUM_SPECIAL]
-        for digits in operands[1:]:
-            parts += [operator, digits.flip(1) + NUM_SPECIAL]
+        tokens = [digits.flip(1) + NUM_SPECIAL for digits in operands]
+        if self.in_turn:
+            parts = [operator, torch.stack([digits.expand_as(tokens[0]) for digits in tokens], dim=2).flatten(1)]
+        else:
+            parts = [tokens[0]]
+            for digits in tokens[1:]:
+                parts += [operator, digits]
         end = torch.full((batch, 1), EOS)
         target = torch.cat([self.compute(operands) + NUM_SPECIAL, end], dim=1)
         return Problems(shape, torch.cat(parts, dim=1), target)
@@ -252,7 +265,7 @@ class DigitTask(Task):
 
     def layout(self, shape: Shape) -> Layout:
         make = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
-        return make(tuple(self.segments(shape)), self.answer_length(shape))
+        return make(tuple(self.segments(shape)), self.answer_length(shape), self.in_turn)
 
     def answer(self, target: str) -> str:
         return target[::-1].lstrip(self.symbols[0]) or target[:1]
@@ -271,10 +284,42 @@ class DigitTask(Task):
             raise ProblemError(f"{what} holds {rest[0]!r}, which is not one of the digits {digits}")
         return text
 
+    def split(self, text: str) -> list[str]:
+        """What stands to the sides of the operator; behind it, two operands that are written in turn."""
+        if self.in_turn and text.startswith(self.operator):
+            return [text[1::2], text[2::2]]
+        return text.split(self.operator)
 
-def _new_layout(source: tuple[tuple[str, int], ...], answer_length: int) -> Layout:
+    def operands(self, text: str, wanted: str) -> list[str]:
+        """The two operands in a text, as a person writes them or as they stand in the source.
+
+        Args:
+            text: The text.
+            wanted: What it has to be, in words.
+
+        Raises:
+            ProblemError: If it is not.
+        """
+        parts = self.split(text)
+        if len(parts) != 2:
+            raise ProblemError(f"{quoted(text)} is not {wanted}")
+        parts = [self.digits(part, f"operand {i} of {quoted(text)}") for i, part in enumerate(parts, 1)]
+        if text.startswith(self.operator) and len(text) % 2 == 0:
+            raise ProblemError(
+                f"{quoted(text)} has an odd number of digits: two operands that are written in turn have as many each"
+            )
+        return parts
+
+    def written(self, first: str, second: str) -> str:
+        """The source of two operands that are padded already."""
+        if self.in_turn:
+            return self.operator + "".join(chain.from_iterable(zip(first, cycle(second), strict=False)))
+        return f"{first}{self.operator}{second}"
+
+
+def _new_layout(source: tuple[tuple[str, int], ...], answer_length: int, in_turn: bool) -> Layout:
     with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
-        return digit_layout(source, answer_length)
+        return digit_layout(source, answer_length, in_turn)
 
 
 _cached_layout = lru_cache(maxsize=4096)(_new_layout)

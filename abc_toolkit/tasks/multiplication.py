@@ -50,6 +50,9 @@ class Multiplication(DigitTask):
         padding: `longest` and `none` leave the first operand as it is written; `fixed` pads it with zeros on
             the left to `width`, as the paper does.
         width: Width that `fixed` pads to.
+        interleaved: Whether the source holds the operator and then each digit of the first operand with the second
+            operand behind it: `123*4` is written `*142434`. It is the input alignment of arXiv 2310.11984, appendix
+            A.4. A problem may be given either way.
     """
 
     symbols: ClassVar[str] = "0123456789*"
@@ -57,10 +60,15 @@ class Multiplication(DigitTask):
     max_length: int = 6
     padding: Literal["longest", "none", "fixed"] = "longest"
     width: int = 60
+    interleaved: bool = False
 
     @property
     def operator(self) -> str:
         return "*"
+
+    @property
+    def in_turn(self) -> bool:
+        return self.interleaved
 
     def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
         return shape[0], 1
@@ -91,23 +99,30 @@ class Multiplication(DigitTask):
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         return carried(operands[0] * operands[1])
 
-    def parse(self, text: str) -> tuple[Shape, str]:
-        parts = text.split("*")
-        if len(parts) != 2:
-            raise ProblemError(
-                f"{quoted(text)} is not a multiplication: write a number, '*' and one digit, as in 123*4"
-            )
-        first, second = (self.digits(part, f"operand {i} of {quoted(text)}") for i, part in enumerate(parts, 1))
+    def factors(self, text: str) -> tuple[str, str]:
+        """The number and the one digit in a text, as a person writes them or as they stand in the source.
+
+        Raises:
+            ProblemError: If it holds anything else.
+        """
+        first, second = self.operands(text, "a multiplication: write a number, '*' and one digit, as in 123*4")
+        if text.startswith(self.operator) and second == second[0] * len(second):
+            second = second[0]
         if len(second) != 1:
             raise ProblemError(
                 f"operand 2 of {quoted(text)} has {len(second)} digits: this task multiplies by one digit"
             )
+        return first, second
+
+    def parse(self, text: str) -> tuple[Shape, str]:
+        first, second = self.factors(text)
         shape = (len(first),)
-        return shape, f"{first.zfill(self.widths(shape)[0])}*{second}"
+        return shape, self.written(first.zfill(self.widths(shape)[0]), second)
 
     def solve(self, source: str) -> str:
-        first, second = source.split("*")
+        first, second = self.factors(source)
         return exact_result(mul, first, second, len(first) + 1)
 
     def local_rule(self) -> LocalRule | None:
-        return Product()
+        # A proof takes a constant to be one token, at place 0; in turn, there is a copy of it at every place.
+        return None if self.interleaved else Product()

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return {"setting": kind, "method": name, "model": own, "seed": SEED} | started(name, kind, settings.runs)
 
     with ThreadPoolExecutor(settings.processes) as pool:
-        for result in pool.map(one, work):
+        for done in as_completed([pool.submit(one, item) for item in work]):
+            result = done.result()
             results.append(result)
             settings.results.write_text(json.dumps(results, indent=1))
             said = result.get("error") or f"{result['steps']} steps, {100 * result['exact_match']:.2f} % validated"

@@ -16,6 +16,7 @@ from abc_toolkit.model import Architecture
 from abc_toolkit.positions import AttentionPosition, Cyclic
 from abc_toolkit.positions.compose import Compose
 from abc_toolkit.positions.windowed import WindowedBias
+from abc_toolkit.tasks import Addition, Multiplication, Task
 from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LONG, PositionCase, PositionContract, pairs
 
@@ -147,6 +148,26 @@ def test_a_model_says_the_same_with_gathered_keys(method: Any) -> None:
     torch.testing.assert_close(outputs["gathered"], outputs["dense"])
     model.attend("auto")
     assert model.plan(LONG).gathers
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "pairs"),
+    [
+        (Addition(interleaved=True), "1234+5678", ["48", "37", "26", "15"]),
+        (Multiplication(interleaved=True), "1234*9", ["49", "39", "29", "19"]),
+    ],
+    ids=["addition", "multiplication"],
+)
+def test_the_pair_of_a_place_is_open(task: Task, text: str, pairs: list[str]) -> None:
+    shape, source = task.parse(text)
+    layout = task.layout(shape)
+    rows = shown(WindowedBias(0, step=2).at("cross", 0, 2, 4), layout.target, layout.source)
+    opened = ["".join(itertools.compress(source, row)) for row in rows]
+    # Beyond the pairs there is the operator, and for the end nothing.
+    assert opened == [*pairs, source[0], ""]
+    for place, row in enumerate(torch.from_numpy(rows[: len(pairs)])):
+        for name in ("operand 1", "operand 2"):
+            assert layout.source.coordinates["place"][row & layout.source.within(name)].tolist() == [place]
 
 
 def test_a_query_with_nothing_open_reads_nothing() -> None:

@@ -1,16 +1,27 @@
 import itertools
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from abc_toolkit.calibration.sufficiency import Evidence
+from abc_toolkit.calibration.window import Window
+from abc_toolkit.certify import certify
+from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Addition, ProblemError
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.model import teacher_forced
+from tests import small_windows
 from tests.contracts.task_contract import (
     Example,
     NumberContract,
     TaskCase,
     evaluation_strings,
+    generator,
     refuse,
     significant,
     training_strings,
@@ -20,10 +31,18 @@ LONGEST = Addition(max_length=3)
 NONE = Addition(max_length=3, padding="none")
 FIXED = Addition(max_length=3, padding="fixed", width=12)
 ALL = pytest.mark.parametrize("task", [LONGEST, NONE, FIXED], ids=["longest", "none", "fixed"])
+PAIRS = Addition(max_length=3, interleaved=True)
+FIXED_PAIRS = Addition(max_length=3, padding="fixed", width=12, interleaved=True)
+
+
+def apart(text: str) -> str:
+    """A sum as a person writes it, of one whose digits may be in turn."""
+    pairs = re.findall(r"(\d)(\d)", text[1:])
+    return "+".join("".join(digits) for digits in zip(*pairs, strict=True)) if text.startswith("+") else text
 
 
 def total(text: str) -> int:
-    first, second = text.split("+")
+    first, second = apart(text).split("+")
     return int(first) + int(second)
 
 
@@ -87,6 +106,43 @@ class TestAddition(NumberContract):
             r"[0-9]{1,12}\+[0-9]{1,12}",
             (Example("99+1", (2, 1), "000000000099+000000000001", "0010000000000", "100"),),
             WRONG | {"1234567890123+1": "13 digits does not fit the fixed width of 12"},
+        ),
+        "interleaved": TaskCase(
+            PAIRS,
+            total,
+            r"[0-9]+\+[0-9]+|\+([0-9]{2})+",
+            (
+                Example("123+989", (3, 3), "+192839", "2111", "1112"),
+                Example("+192839", (3, 3), "+192839", "2111", "1112"),
+                Example("9+91", (1, 2), "+0991", "001", "100"),
+                Example("0+0", (1, 1), "+00", "00", "0"),
+                Example("007+1", (3, 1), "+000071", "8000", "8"),
+                Example("+10", (1, 1), "+10", "10", "1"),
+            ),
+            WRONG
+            | {
+                "+3": "operand 2 of '+3' is empty",
+                "+345": "'+345' has an odd number of digits",
+                "+3x": "operand 2 of '+3x' holds 'x'",
+                "+x3": "operand 1 of '+x3' holds 'x'",
+                "+34+": "operand 1 of '+34+' holds '+'",
+                "12+34+": "one '+'",
+            },
+        ),
+        "interleaved, fixed": TaskCase(
+            FIXED_PAIRS,
+            total,
+            r"[0-9]{1,12}\+[0-9]{1,12}|\+([0-9]{2}){1,12}",
+            (
+                Example("99+1", (2, 1), f"+{'00' * 10}9091", "0010000000000", "100"),
+                Example("+9091", (2, 2), f"+{'00' * 10}9091", "0010000000000", "100"),
+            ),
+            WRONG
+            | {
+                "+3": "is empty",
+                f"+{'12' * 13}": "13 digits does not fit",
+                "1234567890123+1": "13 digits does not fit",
+            },
         ),
     }
 
@@ -194,3 +250,72 @@ def test_training_on_the_numbers_below_a_limit(padding: str, width: int) -> None
         assert sum(numbers) / len(numbers) == pytest.approx(1049 / 2, rel=0.05)
         assert sum(number >= 1000 for number in numbers) == pytest.approx(len(numbers) * 50 / 1050, rel=0.25)
     assert len(set(map(tuple, pairs))) > 0.99 * len(pairs)
+
+
+def test_layout_of_pairs() -> None:
+    source = PAIRS.layout((1, 2)).source
+    assert source.names[:3] == ("operator", "operand 1", "operand 2")
+    assert source.segment.tolist() == [0, 1, 2, 1, 2]
+    assert source.coordinates["place"].tolist() == [0, 1, 1, 0, 0]
+    assert source.coordinates["index"].tolist() == [0, 0, 0, 1, 1]
+    # Whichever of the two was made first.
+    assert replace(PAIRS, interleaved=False).layout((1, 2)).source.segment.tolist() == [0, 0, 1, 2, 2]
+    assert len(FIXED_PAIRS.layout((1, 2)).source) == 1 + 2 * 12
+
+
+@pytest.mark.parametrize("task", [PAIRS, FIXED_PAIRS], ids=["longest", "fixed"])
+@pytest.mark.parametrize("set_name", [TRAINING, *SETS])
+@given(length=st.integers(1, 12), seed=st.integers(0, 2**30))
+def test_pairs_are_the_same_problems_in_another_form(task: Addition, set_name: str, length: int, seed: int) -> None:
+    plain = replace(task, interleaved=False)
+    ours, theirs = (t.sample(generator(seed), 5, (length, length), set_name) for t in (task, plain))
+    assert torch.equal(ours.target, theirs.target)
+    for source, other in zip(ours.source, theirs.source, strict=True):
+        source, other = task.vocabulary.decode(source), task.vocabulary.decode(other)
+        assert source.startswith("+")
+        assert apart(source) == other
+        assert task.parse(other) == task.parse(source)
+        assert task.solve(source) == plain.solve(other)
+
+
+def test_operands_of_unequal_width_make_no_pairs() -> None:
+    with pytest.raises(UserError) as error:
+        Addition(padding="none", interleaved=True)
+    assert str(error.value) == ("interleaved: operands of unequal width have no pairs: choose padding longest or fixed")
+
+
+def test_a_window_shows_the_same_of_pairs() -> None:
+    """Lines are of places, and these do not care where a token stands."""
+    model = small_windows.make(*small_windows.RULES["addition"])
+    for shape in LONGEST.training_shapes():
+        logits = []
+        for own in (LONGEST, PAIRS):
+            problems = own.sample(generator(), 20, shape)
+            logits.append(teacher_forced(model, problems, own.layout(shape)))
+        torch.testing.assert_close(*logits)
+
+
+def test_calibration_judges_windows_of_pairs() -> None:
+    conditions = (small_windows.OWN, small_windows.BELOW)
+    lines = itertools.product(conditions, ("operand 1", "operand 2"))
+    rules = [small_windows.cross(head, condition, name) for head, (condition, name) in enumerate(lines)]
+    evidence = Evidence(PAIRS, generator(), num_problems=300)
+    assert not evidence.conflicts(Window("Addition", 0, 1, 4, tuple(rules), {}))
+    for rule in rules:
+        fewer = tuple(other for other in rules if other != rule)
+        assert evidence.conflicts(Window("Addition", 0, 1, 4, fewer, {})), rule.describe()
+
+
+def test_a_proof_goes_through_with_pairs() -> None:
+    task, model = small_windows.learnt("addition without a decoder")
+    assert isinstance(task, Addition)
+    plain, pairs = (certify(own, model) for own in (task, replace(task, interleaved=True)))
+    assert (plain.verdict, pairs.verdict) == ("correct", "correct"), pairs.reason
+    assert pairs.contexts == plain.contexts
+    assert pairs.smallest_gap == pytest.approx(plain.smallest_gap, rel=1e-4)
+    with torch.no_grad():
+        model.output.bias[3] += 2 * pairs.smallest_gap + 1
+    refuted = certify(replace(task, interleaved=True), model)
+    assert refuted.verdict == "wrong"
+    assert refuted.problem is not None
+    assert refuted.problem.startswith("+")

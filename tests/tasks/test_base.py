@@ -212,9 +212,11 @@ def test_half_of_the_training_mixture_is_uniform_over_all_strings(task: Task, ge
         (Addition(), f"{'9' * 10**6}+1", f"1{'0' * 10**6}"),
         (Successor(), "9" * 10**6, f"1{'0' * 10**6}"),
         (Multiplication(), f"{'9' * 10**6}*8", f"7{'9' * (10**6 - 1)}2"),
+        (Addition(interleaved=True), f"{'9' * 10**6}+1", f"1{'0' * 10**6}"),
+        (Multiplication(interleaved=True), f"{'9' * 10**6}*8", f"7{'9' * (10**6 - 1)}2"),
         (Parity(), "1" * (10**6 - 1) + "0", "1"),
     ],
-    ids=["addition", "successor", "multiplication", "parity"],
+    ids=["addition", "successor", "multiplication", "addition in turn", "multiplication in turn", "parity"],
 )
 def test_oracle_at_a_million_digits(task: Task, text: str, answer: str) -> None:
     assert task.answer(task.solve(task.parse(text)[1])) == answer
@@ -223,8 +225,17 @@ def test_oracle_at_a_million_digits(task: Task, text: str, answer: str) -> None:
 @pytest.mark.parametrize("set_name", [UNIFORM, CARRY])
 @pytest.mark.parametrize(
     "task",
-    [Addition(), Addition(padding="none"), Successor(), Multiplication(), Parity(), Parity(form="label")],
-    ids=lambda task: f"{task.name} {getattr(task, 'padding', getattr(task, 'form', ''))}",
+    [
+        Addition(),
+        Addition(padding="none"),
+        Addition(interleaved=True),
+        Successor(),
+        Multiplication(),
+        Multiplication(interleaved=True),
+        Parity(),
+        Parity(form="label"),
+    ],
+    ids=str,
 )
 def test_problems_of_200000_digits(task: Task, set_name: str, generator: Generator) -> None:
     (shape,) = task.evaluation_shapes(200_000, set_name, generator)
@@ -238,10 +249,11 @@ def test_problems_of_200000_digits(task: Task, set_name: str, generator: Generat
         assert parsed
 
 
+@pytest.mark.parametrize("task", [Addition(), Addition(interleaved=True)], ids=["plain", "in turn"])
 @pytest.mark.parametrize(("length", "kept"), [(500, True), (20_000, False)])
-def test_long_layouts_are_not_kept(length: int, kept: bool) -> None:
-    layout = Addition().layout((length, length))
-    assert (Addition().layout((length, length)) is layout) == kept
+def test_long_layouts_are_not_kept(length: int, kept: bool, task: Addition) -> None:
+    layout = task.layout((length, length))
+    assert (task.layout((length, length)) is layout) == kept
     watched = weakref.ref(layout)
     del layout
     gc.collect()

@@ -1,14 +1,27 @@
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from abc_toolkit.tasks import Multiplication
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS
-from tests.contracts.task_contract import Example, NumberContract, TaskCase, evaluation_strings, training_strings
+from abc_toolkit.tasks import Multiplication, ProblemError
+from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
+from tests.contracts.task_contract import (
+    Example,
+    NumberContract,
+    TaskCase,
+    evaluation_strings,
+    generator,
+    training_strings,
+)
 
 PLAIN = Multiplication(max_length=3)
 FIXED = Multiplication(max_length=3, padding="fixed", width=12)
+PAIRS = Multiplication(max_length=3, interleaved=True)
+FIXED_PAIRS = Multiplication(max_length=9, padding="fixed", width=9, interleaved=True)
 WRONG = {
     "12": "'12' is not a multiplication",
     "1*2*3": "one digit",
@@ -20,8 +33,18 @@ WRONG = {
 }
 
 
+def apart(text: str) -> str:
+    """A product as a person writes it, of one whose digits may be in turn."""
+    return re.sub(r"(\d)\d", r"\1", text[1:]) + "*" + text[-1] if text.startswith("*") else text
+
+
+def grammar(count: str) -> str:
+    """Regular expression of a number and a digit, or of pairs with the one digit behind each of them."""
+    return "|".join([rf"[0-9]{count}\*[0-9]", *(rf"\*([0-9]{digit}){count}" for digit in range(10))])
+
+
 def product(text: str) -> int:
-    first, second = text.split("*")
+    first, second = apart(text).split("*")
     return int(first) * int(second)
 
 
@@ -53,7 +76,67 @@ class TestMultiplication(NumberContract):
             (Example("99*9", (2,), "000000000099*9", "1980000000000", "891"),),
             WRONG | {"1234567890123*1": "13 digits does not fit the fixed width of 12"},
         ),
+        "interleaved": TaskCase(
+            PAIRS,
+            product,
+            grammar("+"),
+            (
+                Example("123*4", (3,), "*142434", "2940", "492"),
+                Example("*142434", (3,), "*142434", "2940", "492"),
+                Example("007*8", (3,), "*080878", "6500", "56"),
+                Example("*50", (1,), "*50", "00", "0"),
+            ),
+            WRONG
+            | {
+                "*3": "operand 2 of '*3' is empty",
+                "*123": "'*123' has an odd number of digits",
+                "*1425": "operand 2 of '*1425' has 2 digits",
+                "12*33": "operand 2 of '12*33' has 2 digits",
+                "*14x4": "operand 1 of '*14x4' holds 'x'",
+            },
+        ),
+        "interleaved, fixed": TaskCase(
+            FIXED_PAIRS,
+            product,
+            grammar("{1,9}"),
+            (Example("99*9", (2,), f"*{'09' * 7}9999", "1980000000", "891"),),
+            WRONG | {"*3": "is empty", f"*{'12' * 10}": "10 digits does not fit"},
+        ),
     }
+
+
+def test_layout_of_pairs() -> None:
+    source = PAIRS.layout((3,)).source
+    assert source.names[:3] == ("operator", "operand 1", "operand 2")
+    assert source.segment.tolist() == [0, 1, 2, 1, 2, 1, 2]
+    assert source.coordinates["place"].tolist() == [0, 2, 2, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("task", [PAIRS, FIXED_PAIRS], ids=["longest", "fixed"])
+@pytest.mark.parametrize("set_name", [TRAINING, *SETS])
+@given(length=st.integers(1, 9), seed=st.integers(0, 2**30))
+def test_pairs_are_the_same_problems_in_another_form(
+    task: Multiplication, set_name: str, length: int, seed: int
+) -> None:
+    plain = replace(task, interleaved=False)
+    ours, theirs = (t.sample(generator(seed), 5, (length,), set_name) for t in (task, plain))
+    assert torch.equal(ours.target, theirs.target)
+    for source, other in zip(ours.source, theirs.source, strict=True):
+        source, other = task.vocabulary.decode(source), task.vocabulary.decode(other)
+        assert set(source[2::2]) == {other[-1]}
+        assert apart(source) == other
+        assert task.parse(other) == task.parse(source)
+        assert task.solve(source) == plain.solve(other)
+
+
+def test_digits_beside_that_differ_have_no_answer() -> None:
+    with pytest.raises(ProblemError, match="multiplies by one digit"):
+        PAIRS.solve("*1425")
+
+
+def test_no_proof_takes_repeated_digits_for_one() -> None:
+    assert PLAIN.local_rule() is not None
+    assert PAIRS.local_rule() is None
 
 
 @pytest.mark.parametrize("task", [PLAIN, FIXED], ids=["longest", "fixed"])
