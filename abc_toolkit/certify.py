@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from abc_toolkit import report
 from abc_toolkit.calibration.sufficiency import Conflict
@@ -29,8 +30,10 @@ from abc_toolkit.contexts import (
     decidable,
     functions_of,
     gaps,
+    leads,
 )
 from abc_toolkit.evaluation import solve_problems
+from abc_toolkit.layout import Positions
 from abc_toolkit.model import Model, prefix_of, teacher_forced
 from abc_toolkit.positions import SITES, PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
@@ -134,7 +137,7 @@ def _certified(own_task: Task, model: Model) -> Certificate:
     checked = _checked_rule(task, rule)
     longest = 2 * _stretch(window) + 3 + 3 * (inner.repeats_after or 1)
     shapes = _shapes(task, longest)
-    predictions = list(_predictions(task, window, inner, shapes, longest))
+    predictions = list(_predictions(task, window, inner, shapes, longest, rule.along))
     functions = functions_of(task, rule, report.track(predictions, "finding contexts"))
     parts, examples, wrong, num_beyond = [], [], [], 0
     for function in report.track(functions, "running the model on them"):
@@ -197,7 +200,7 @@ def _shapes(task: Task, longest: int) -> list[Shape]:
 
 
 def _predictions(
-    task: Task, window: Window, inner: PositionMethod, shapes: Sequence[Shape], longest: int
+    task: Task, window: Window, inner: PositionMethod, shapes: Sequence[Shape], longest: int, along: str
 ) -> Iterator[tuple[Shape, Cone]]:
     """One prediction of each kind, in all shapes up to a length.
 
@@ -210,7 +213,7 @@ def _predictions(
         cones = Cones(window, task.layout(shape), inner)
         for query in range(len(cones.layout.target)):
             cone = cones.of(query)
-            kind = cone.form, _ends(cone, stretch)
+            kind = cone.form, _ends(cone, stretch, along)
             if kind in seen:
                 continue
             if max(shape) > longest - 1 - (inner.repeats_after or 1):
@@ -219,24 +222,25 @@ def _predictions(
             yield shape, cone
 
 
-def _ends(cone: Cone, stretch: int) -> tuple:
+def _ends(cone: Cone, stretch: int, along: str) -> tuple:
     """Where a cone's tokens stand towards its query and the ends of their segments, as far as a cone can stretch."""
 
     def near(distance: int) -> int:
         return max(-stretch, min(stretch, distance))
 
-    layout, query = cone.layout, cone.query
+    layout = cone.layout
+    asked, at = cone.asked(along)
     found = []
-    for (string, number), (segment, place) in zip(cone.leaves, cone.places, strict=True):
-        positions = layout.source if string == "source" else layout.prefix
-        index = int(positions.coordinates["index"][number])
-        if min(abs(query - place), place, index) >= stretch:
+    for (string, _), (segment, own), (_, place), (_, index) in zip(
+        cone.leaves, *map(cone.where, (along, "place", "index")), strict=True
+    ):
+        if min(abs(at - own), place, index) >= stretch:
             raise CannotDecideError(
                 f"a prediction depends on a token of {segment} far from its own place and from any end"
             )
-        found.append((string, segment, near(query - place), near(place), near(index)))
-    widths = [int(layout.source.within(name).sum()) for name in layout.source.names]
-    return tuple(found), near(query), tuple(near(width - query) for width in (*widths, len(layout.target)))
+        found.append((string, segment, near(at - own), near(place), near(index)))
+    widths = [int(strings.within(name).sum()) for strings in (layout.source, layout.target) for name in strings.names]
+    return tuple(found), asked, near(at), tuple(near(width - at) for width in widths)
 
 
 def _beyond_training(task: Task, function: Function) -> Tensor:
@@ -345,17 +349,12 @@ def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
     Raises:
         CannotDecideError: If the rule does not settle.
     """
-    states = torch.arange(rule.num_states)
-    for constants in product(range(task.base), repeat=len(rule.constants)):
+    values = range(rule.least_constant, task.base)
+    for constants in product(values, repeat=len(rule.constants)):
         for present in product((True, False), repeat=len(rule.operands)):
-            digits = all_of([task.base if there else 1 for there in present])
-            row = states.repeat_interleave(len(digits))
-            drawn = digits.repeat(rule.num_states, 1).unbind(1)
-            after, _ = rule.step(row, drawn, [torch.full_like(row, value) for value in constants])
-            leads = torch.zeros(rule.num_states, rule.num_states)
-            leads[row, after] = 1
-            reached = torch.linalg.matrix_power(leads, steps) > 0
-            if not torch.equal(reached, reached.float() @ leads > 0):
+            step = leads(task.base, rule, present, constants).float()
+            reached = torch.linalg.matrix_power(step, steps) > 0
+            if not torch.equal(reached, reached.float() @ step > 0):
                 raise CannotDecideError(
                     f"the states of the local rule of {task.name} do not settle from place to place"
                 )
@@ -364,18 +363,31 @@ def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
 def _by_rule(task: DigitTask, rule: LocalRule, problems: Problems) -> Tensor:
     """Targets that a local rule writes, without `EOS`."""
     layout = task.layout(problems.shape)
+    operands, constants = (
+        [_digits(problems.source, layout.source, name, rule.along) for name in names]
+        for names in (rule.operands, rule.constants)
+    )
+    answers = [layout.target.within(name).nonzero()[:, 0] for name in rule.answers]
+    wheres = [layout.target.coordinates[rule.along][answer] for answer in answers]
+    length = max(*(part.shape[1] for part in operands), *(int(where.max()) + 1 for where in wheres))
+    operands = [functional.pad(part, (0, length - part.shape[1])) for part in operands]
+    target = torch.zeros_like(problems.target[:, :-1])
+    for start in rule.starts:
+        state, written = torch.full_like(problems.source[:, 0], start), []
+        for place in range(length):
+            state, symbols = rule.step(state, [part[:, place] for part in operands], [c[:, 0] for c in constants])
+            written.append(torch.stack(list(symbols), dim=1))
+        found = torch.zeros_like(target)
+        for number, (answer, where) in enumerate(zip(answers, wheres, strict=True)):
+            found[:, answer] = torch.stack(written, dim=2)[:, number, where] + NUM_SPECIAL
+        target = torch.where(rule.ends_well(state)[:, None], found, target)
+    return target
 
-    def digits(name: str) -> Tensor:
-        return problems.source[:, layout.source.within(name)].flip(1) - NUM_SPECIAL
 
-    constants = [digits(name)[:, 0] for name in rule.constants]
-    length = len(layout.target) - 1
-    operands = [torch.nn.functional.pad(part, (0, length - part.shape[1])) for part in map(digits, rule.operands)]
-    state, target = torch.full_like(problems.source[:, 0], rule.start), []
-    for place in range(length):
-        state, written = rule.step(state, [part[:, place] for part in operands], constants)
-        target.append(written + NUM_SPECIAL)
-    return torch.stack(target, dim=1)
+def _digits(source: Tensor, positions: Positions, segment: str, along: str) -> Tensor:
+    """Digits `[batch, length]` of a segment in the order of a coordinate."""
+    tokens = positions.within(segment).nonzero()[:, 0]
+    return source[:, tokens[positions.coordinates[along][tokens].argsort()]] - NUM_SPECIAL
 
 
 @torch.no_grad()

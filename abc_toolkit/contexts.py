@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from abc_toolkit.attention import Gather, Scope
 from abc_toolkit.calibration.window import Window, Windowed, site_positions
-from abc_toolkit.layout import ANSWER, START, Layout, Positions
+from abc_toolkit.layout import START, Layout, Positions
 from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, NoPE, OpenKeys, PositionMethod, Site
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule
@@ -58,14 +58,14 @@ class Cone:
         """The tokens of the cone."""
         return (*(("source", i) for i in self.sources[0]), *(("prefix", i) for i in self.streams[0]))
 
-    @cached_property
-    def places(self) -> tuple[tuple[str, int], ...]:
-        """Segment and place of each."""
-        found = []
-        for string, number in self.leaves:
-            positions = self.layout.source if string == "source" else self.layout.prefix
-            found.append((positions.names[int(positions.segment[number])], int(positions.coordinates["place"][number])))
-        return tuple(found)
+    def where(self, coordinate: str) -> list[tuple[str, int]]:
+        """Segment and a coordinate of each."""
+        strings = {"source": self.layout.source, "prefix": self.layout.prefix}
+        return [_named(strings[string], number, coordinate) for string, number in self.leaves]
+
+    def asked(self, coordinate: str) -> tuple[str, int]:
+        """Segment and a coordinate of the token that is predicted."""
+        return _named(self.layout.target, self.query, coordinate)
 
     @cached_property
     def form(self) -> tuple:
@@ -79,6 +79,10 @@ class Cone:
             for i in range(len(part) - 1)
         )
         return tables, inner, self.added, len(self.sources[0]), len(self.streams[0])
+
+
+def _named(positions: Positions, number: int, coordinate: str) -> tuple[str, int]:
+    return positions.names[int(positions.segment[number])], int(positions.coordinates[coordinate][number])
 
 
 class Cones:
@@ -261,15 +265,16 @@ class Enumeration:
         self.task, self.rule, self.shape, self.cone = task, rule, shape, cone
         self.known = {} if known is None else known
         self.most = most
-        self.answer_length = len(layout.target) - 1
         self.widths = [int(layout.source.within(name).sum()) for name in rule.operands]
+        self.length = max(*self.widths, *(int(layout.target.within(name).sum()) for name in rule.answers))
+        self.asked = cone.asked(rule.along) if cone.asked(rule.along)[0] in rule.answers else None  # `EOS` is
         self.columns: dict[tuple[str, int], int] = {}  # segment and place to leaf
         self.fixed: dict[int, int] = {}
         written = task.sample(Generator(), 1, shape).source[0]
-        for column, (segment, place) in enumerate(cone.places):
+        for column, (segment, place) in enumerate(cone.where(rule.along)):
             if segment == START:
                 self.fixed[column] = BOS
-            elif segment in (*rule.operands, *rule.constants, ANSWER):
+            elif segment in (*rule.operands, *rule.constants, *rule.answers):
                 self.columns[segment, place] = column
             else:  # an operator
                 self.fixed[column] = int(written[cone.leaves[column][1]])
@@ -280,13 +285,15 @@ class Enumeration:
         Raises:
             CannotDecideError: If they are too many.
         """
-        rule, query = self.rule, self.cone.query
-        answers = query < self.answer_length
-        places = [place for segment, place in self.columns if segment not in rule.constants] + [query] * answers
+        rule = self.rule
+        places = [place for segment, place in self.columns if segment not in rule.constants]
+        places += [] if self.asked is None else [self.asked[1]]
         first, last = min(places, default=0), max(places, default=-1)
-        constants = all_of([self.task.base] * len(rule.constants))
-        held: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
-        held["state"] = torch.full((len(constants),), rule.start)
+        *constants, state = all_of([*self._constants, len(rule.starts)]).unbind(1)
+        held: dict[Hashable, Tensor] = {
+            f"constant {i}": column + rule.least_constant for i, column in enumerate(constants)
+        }
+        held["state"] = torch.tensor(rule.starts)[state]
         for place in range(first):
             held = self._after(place, held)
         # All that the rest depends on.
@@ -295,11 +302,14 @@ class Enumeration:
             (segment, place - first * (segment not in rule.constants), column)
             for (segment, place), column in self.columns.items()
         )
-        present = tuple(tuple(place < width for width in self.widths) for place in range(first, last + 1))
-        key = (start, columns, tuple(self.fixed.items()), present, query - first if answers else None)
+        present = tuple(self._present(place) for place in range(first, last + 1))
+        asked = None if self.asked is None else (self.asked[0], self.asked[1] - first)
+        ends = None if _ends_anyhow(rule) else tuple(self._present(place) for place in range(last + 1, self.length))
+        key = (start, columns, tuple(self.fixed.items()), present, asked, ends)
         if key not in self.known:
             for place in range(first, last + 1):
                 held = self._after(place, held)
+            held = self._ending(last + 1, held)
             every = torch.ones_like(held["state"])
             for (segment, _), column in self.columns.items():
                 if segment in rule.constants:
@@ -311,10 +321,35 @@ class Enumeration:
             self.known[key] = self._packed([*leaves, held.get("required", EOS * every)]).unique()
         return self.known[key]
 
+    @property
+    def _constants(self) -> list[int]:
+        """How many values each constant has."""
+        return [self.task.base - self.rule.least_constant] * len(self.rule.constants)
+
+    def _present(self, place: int) -> tuple[bool, ...]:
+        """Which operands have a digit at a place."""
+        return tuple(place < width for width in self.widths)
+
+    def _ending(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Of what is held of the places below one, that from which the rule can end well."""
+        if _ends_anyhow(self.rule):
+            return held
+        names = [f"constant {i}" for i in range(len(self.rule.constants))]
+        kept = torch.zeros_like(held["state"], dtype=torch.bool)
+        for constants in set(zip(*(held[name].tolist() for name in names), strict=True)) or {()}:
+            able = self.rule.ends_well(torch.arange(self.rule.num_states))
+            for later in reversed(range(place, self.length)):
+                able = leads(self.task.base, self.rule, self._present(later), constants)[:, able].any(dim=1)
+            like = torch.ones_like(kept)
+            for name, value in zip(names, constants, strict=True):
+                like &= held[name] == value
+            kept |= like & able[held["state"]]
+        return {name: values[kept] for name, values in held.items()}
+
     def _after(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """What is held of the places up to one: constants, state, tokens that the cone shows or the query needs."""
         rule, base = self.rule, self.task.base
-        digits = all_of([base if place < width else 1 for width in self.widths])
+        digits = all_of([base if there else 1 for there in self._present(place)])
         if len(held["state"]) * len(digits) > self.most:
             raise CannotDecideError(
                 f"there are more than {self.most:,} contexts: a prediction depends on {self.describe()}"
@@ -324,11 +359,11 @@ class Enumeration:
         held = {name: values[row] for name, values in held.items()}
         constants = [held[f"constant {i}"] for i in range(len(rule.constants))]
         held["state"], written = rule.step(held["state"], drawn, constants)
-        for name, value in (*zip(rule.operands, drawn, strict=True), (ANSWER, written)):
+        for name, value in zip((*rule.operands, *rule.answers), (*drawn, *written), strict=True):
             if (name, place) in self.columns:
                 held[self.columns[name, place]] = value + NUM_SPECIAL
-        if place == self.cone.query < self.answer_length:
-            held["required"] = written + NUM_SPECIAL
+            if (name, place) == self.asked:
+                held["required"] = value + NUM_SPECIAL
         code = self._packed(list(held.values())).unique()
         return dict(zip(held, self._unpacked(code, len(held)), strict=True))
 
@@ -364,35 +399,33 @@ class Enumeration:
         rule, base = self.rule, self.task.base
         (leaves,), (required,) = (part.tolist() for part in self.tokens(context[None]))
         shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
-        if self.cone.query < self.answer_length:
-            shown[ANSWER, self.cone.query] = required - NUM_SPECIAL
+        if self.asked is not None:
+            shown[self.asked] = required - NUM_SPECIAL
 
         def shuffled(rows: Tensor) -> Tensor:
             return rows if generator is None else rows[torch.randperm(len(rows), generator=generator)]
 
-        for constants in shuffled(all_of([base] * len(rule.constants))).tolist():
-            if any(shown.get((name, 0), value) != value for name, value in zip(rule.constants, constants, strict=True)):
+        given = {name: value for (name, _), value in shown.items() if name in rule.constants}
+        for constants in (shuffled(all_of(self._constants)) + rule.least_constant).tolist():
+            if any(given.get(name, value) != value for name, value in zip(rule.constants, constants, strict=True)):
                 continue
-            ways: dict[int, list[tuple[int, ...]]] = {rule.start: []}
-            for place in range(self.answer_length):
-                digits = all_of([base if place < width else 1 for width in self.widths])
-                for column, name in enumerate(rule.operands):
-                    if (name, place) in shown:
-                        digits = digits[digits[:, column] == shown[name, place]]
+            ways: dict[int, list[tuple[int, ...]]] = {start: [] for start in rule.starts}
+            for place in range(self.length):
+                digits = all_of([base if there else 1 for there in self._present(place)])
                 before, ways = ways, {}
                 for state, way in before.items():
                     every = torch.full_like(digits[:, 0], state)
                     after, written = rule.step(every, digits.unbind(1), [torch.full_like(every, c) for c in constants])
                     fits = torch.ones_like(every, dtype=torch.bool)
-                    if (ANSWER, place) in shown:
-                        fits = written == shown[ANSWER, place]
+                    for name, value in zip((*rule.operands, *rule.answers), (*digits.unbind(1), *written), strict=True):
+                        fits &= value == shown.get((name, place), value)
                     for row in shuffled(fits.nonzero()[:, 0]).tolist():
                         ways.setdefault(int(after[row]), [*way, tuple(digits[row].tolist())])
-            for way in ways.values():
-                operands = [
-                    torch.tensor([list(part)[:width]])
-                    for part, width in zip(zip(*way, strict=True), self.widths, strict=True)
-                ]
+            for state, way in ways.items():
+                if not rule.ends_well(torch.tensor(state)):
+                    continue
+                parts = [list(part)[:width] for part, width in zip(zip(*way, strict=True), self.widths, strict=True)]
+                operands = [torch.tensor([part if rule.along == "place" else part[::-1]]) for part in parts]
                 return self.task.problems(self.shape, operands + [torch.tensor([[value]]) for value in constants])
         raise AssertionError("every context that is enumerated occurs in a problem")
 
@@ -402,18 +435,44 @@ class Enumeration:
         if context is not None:
             leaves = self.tokens(context[None])[0][0]
             tokens = [f" = {self.task.vocabulary.decode(token[None])}" for token in leaves]
-        places = zip(self.cone.places, tokens, strict=True)
-        words = ", ".join(f"{segment} place {place}{token}" for (segment, place), token in places)
+        along = self.rule.along
+        places = zip(self.cone.where(along), tokens, strict=True)
+        words = ", ".join(f"{segment} {along} {place}{token}" for (segment, place), token in places)
         return f"{self.where()}, from {words}"
 
     def where(self) -> str:
         """Which prediction it is, in words."""
-        return f"at place {self.cone.query} of {'x'.join(map(str, self.shape))}"
+        along = self.rule.along
+        segment, place = self.cone.asked(along)
+        which = f"{along} {place}" if len(self.rule.answers) == 1 else f"{segment} {along} {place}"
+        return f"at {which} of {'x'.join(map(str, self.shape))}"
 
 
 def all_of(sizes: Sequence[int]) -> Tensor:
     """All tuples of numbers below the sizes, `[tuple, size]`."""
     return torch.tensor(list(product(*map(range, sizes))), dtype=torch.long).reshape(math.prod(sizes), len(sizes))
+
+
+def leads(base: int, rule: LocalRule, present: Sequence[bool], constants: Sequence[int]) -> Tensor:
+    """Which states of a rule lead to which at a place, boolean `[state, next state]`.
+
+    Args:
+        base: Number of digits.
+        rule: The rule.
+        present: Which operands have a digit at the place.
+        constants: The digits that the rule reads at every place.
+    """
+    digits = all_of([base if there else 1 for there in present])
+    state = torch.arange(rule.num_states).repeat_interleave(len(digits))
+    drawn = digits.repeat(rule.num_states, 1).unbind(1)
+    after, _ = rule.step(state, drawn, [torch.full_like(state, value) for value in constants])
+    found = torch.zeros(rule.num_states, rule.num_states, dtype=torch.bool)
+    found[state, after] = True
+    return found
+
+
+def _ends_anyhow(rule: LocalRule) -> bool:
+    return type(rule).ends_well is LocalRule.ends_well
 
 
 class Function:

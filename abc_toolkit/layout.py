@@ -20,6 +20,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 START = "start"
 ANSWER = "answer"
@@ -115,42 +116,52 @@ class Layout:
         return Layout(self.source.to(device), self.target.to(device), self.prefix.to(device))
 
 
-def digit_layout(source: Sequence[tuple[str, int]], answer_length: int, in_turn: bool = False) -> Layout:
-    """Layout of a source whose segments are written most significant digit first, answered the other way round.
+def digit_layout(
+    source: Sequence[tuple[str, int]],
+    target: int | Sequence[tuple[str, int]],
+    in_turn: bool = False,
+    answers_in_turn: bool = False,
+    downwards: bool = False,
+) -> Layout:
+    """Layout of a source whose segments are written most significant digit first, and of what answers it.
 
-    `EOS` as a query goes on counting from the answer's digits (place `answer_length`, index -1), so that a line
-    such as *the token just written* holds for it too.
+    `EOS` as a query goes on counting from the last segment of the target (place `length`, index -1; `downwards` the
+    other way round), so that a line such as *the token just written* holds for it too.
 
     Args:
         source: Name and length of each segment of the source, in order.
-        answer_length: Digits of the answer.
-        in_turn: Whether the segments are written in turn, one token of each, in place of one after the other.
+        target: The same of the target; a number stands for an answer of so many digits.
+        in_turn: Whether the source's segments are written in turn, one token of each, in place of one after the other.
+        answers_in_turn: The same of the target's.
+        downwards: Whether the target's segments are written most significant digit first too, not last.
     """
-    names = (*(name for name, _ in source), START, ANSWER, END)
-    lengths = [length for _, length in source]
-    segment = torch.cat([torch.full((length,), i, dtype=torch.long) for i, length in enumerate(lengths)])
-    index = torch.cat([torch.arange(length) for length in lengths])
-    place = torch.cat([torch.arange(length - 1, -1, -1) for length in lengths])
-    if in_turn:
-        order = index.argsort(stable=True)  # equal ones stay in the order of the segments
-        segment, index, place = segment[order], index[order], place[order]
-    source_positions = _positions(names, segment, place, index)
+    answers = [(ANSWER, target)] if isinstance(target, int) else target
+    names = (*(name for name, _ in source), START, *(name for name, _ in answers), END)
+    source_positions = _positions(names, *_written(source, 0, True, in_turn))
+    segment, place, index = _written(answers, len(source) + 1, downwards, answers_in_turn)
+    length = answers[-1][1]
+    end_place, end_index = (-1, length) if downwards else (length, -1)
+    ended = zip((segment, place, index), (len(names) - 1, end_place, end_index), strict=True)
+    begun = zip((segment, place, index), (len(source), 0, 0), strict=True)
+    return Layout(
+        source_positions,
+        _positions(names, *(functional.pad(part, (0, 1), value=value) for part, value in ended)),
+        _positions(names, *(functional.pad(part, (1, 0), value=value) for part, value in begun)),
+    )
 
-    start, answer, end = (names.index(name) for name in (START, ANSWER, END))
-    digits = torch.arange(answer_length)
-    target = _positions(
-        names,
-        torch.cat([torch.full_like(digits, answer), torch.tensor([end])]),
-        torch.arange(answer_length + 1),
-        answer_length - 1 - torch.arange(answer_length + 1),
-    )
-    prefix = _positions(
-        names,
-        torch.cat([torch.tensor([start]), torch.full_like(digits, answer)]),
-        torch.cat([torch.tensor([0]), digits]),
-        torch.cat([torch.tensor([0]), answer_length - 1 - digits]),
-    )
-    return Layout(source_positions, target, prefix)
+
+def _written(
+    segments: Sequence[tuple[str, int]], first: int, downwards: bool, in_turn: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Segment, counted from `first`, place and index of the tokens of some segments as they are written."""
+    lengths = [length for _, length in segments]
+    number = torch.cat([torch.full((length,), first + i, dtype=torch.long) for i, length in enumerate(lengths)])
+    ahead = torch.cat([torch.arange(length) for length in lengths])
+    left = torch.cat([torch.arange(length - 1, -1, -1) for length in lengths])
+    if in_turn:
+        order = ahead.argsort(stable=True)  # equal ones stay in the order of the segments
+        number, ahead, left = number[order], ahead[order], left[order]
+    return (number, left, ahead) if downwards else (number, ahead, left)
 
 
 def raw_layout(target_length: int, source_length: int) -> Layout:

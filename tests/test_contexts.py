@@ -256,7 +256,7 @@ def test_a_context_is_described_token_by_token() -> None:
     words = enumeration.describe(context)
     assert words.count(" = ") == len(enumeration.cone.leaves)
     leaves, _ = enumeration.tokens(context[None])
-    for (segment, place), token in zip(enumeration.cone.places, leaves[0], strict=True):
+    for (segment, place), token in zip(enumeration.cone.where("place"), leaves[0], strict=True):
         assert f"{segment} place {place} = {task.vocabulary.decode(token[None])}" in words
 
 
@@ -418,11 +418,11 @@ def test_what_a_proof_lacks_is_named(task: Task, position: PositionMethod, reaso
 def test_a_cone_knows_its_tokens() -> None:
     task, rules = RULES["addition"]
     cone: Cone = Cones(window(task, rules), task.layout((2, 2))).of(2)
-    assert set(zip(cone.leaves, cone.places, strict=True)) == {
+    assert set(zip(cone.leaves, cone.where("place"), strict=True)) == {
         (("source", 0), ("operand 1", 1)),
         (("source", 3), ("operand 2", 1)),
         (("prefix", 1), ("answer", 0)),
         (("prefix", 2), ("answer", 1)),
     }
     empty = Cones(Window("Addition", 0, 1, 1, (), {}), task.layout((2, 2))).of(0)
-    assert (empty.leaves, empty.places) == ((("prefix", 0),), (("start", 0),))
+    assert (empty.leaves, empty.where("place")) == ((("prefix", 0),), [("start", 0)])

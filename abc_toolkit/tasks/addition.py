@@ -36,9 +36,11 @@ class Carrying(LocalRule):
     operands = ("operand 1", "operand 2")
     num_states = 2
 
-    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] + digits[1] + state
-        return total // 10, total % 10
+        return total // 10, [total % 10]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, fields
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import cached_property, lru_cache
 from itertools import chain, cycle
-from typing import ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import Layout, digit_layout
+from abc_toolkit.layout import ANSWER, Layout, digit_layout
 from abc_toolkit.vocabulary import EOS, NUM_SPECIAL, Vocabulary
 
 Shape = tuple[int, ...]
@@ -58,24 +58,38 @@ class ProblemError(UserError):
 class LocalRule(abc.ABC):
     """From place to place, what the next token of a target follows from: a finite-state transducer over places.
 
-    At each place, from the least significant on, it reads a digit of every operand (0 beyond its end), goes from one
-    state to the next and writes a digit of the answer. Where the answer ends, `EOS` follows.
+    At each place, from the least significant on (or, along `index`, from the most significant), it reads a digit of
+    every operand (0 beyond its end), goes from one state to the next and writes a token of every segment of the target
+    that has one there. Where the target ends, `EOS` follows. It may guess what only a later place decides: it begins in
+    several states, and of its runs those count that end well; there is exactly one for every problem.
 
     Attributes:
         operands: Segments that give it a digit at each place.
         constants: Segments of one digit that it reads at every place.
-        num_states: Its states; it starts in `start`.
-        start: The state at place 0.
+        least_constant: Least value of such a digit.
+        answers: Segments of the target.
+        along: The coordinate by which it goes: `place`, or `index`, for which operands must be of equal width.
+        num_states: Its states.
+        starts: Those in which it may begin.
     """
 
     operands: ClassVar[tuple[str, ...]]
     constants: ClassVar[tuple[str, ...]] = ()
-    num_states: ClassVar[int]
-    start: ClassVar[int] = 0
+    least_constant: ClassVar[int] = 0
+    answers: ClassVar[tuple[str, ...]] = (ANSWER,)
+    along: ClassVar[Literal["place", "index"]] = "place"
+    num_states: int
+    starts: ClassVar[tuple[int, ...]] = (0,)
 
     @abc.abstractmethod
-    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The next state and the answer's digit, of tensors of one shape."""
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The next state, and the symbol that each of `answers` has here, by its number; all of one shape."""
+
+    def ends_well(self, state: Tensor) -> Tensor:
+        """Which states it may end in, boolean."""
+        return torch.ones_like(state, dtype=torch.bool)
 
 
 class Task(abc.ABC):
@@ -170,7 +184,14 @@ class DigitTask(Task):
 
     A subclass names its segments, draws its operands and computes its answer; operands are tensors of digit values,
     least significant first: `[batch, length]` as they are drawn, `[batch, width]` once they are padded.
+
+    Attributes:
+        answers_in_turn: Whether the target's segments are written in turn, one token of each.
+        downwards: Whether they are written from the most significant digit down.
     """
+
+    answers_in_turn: ClassVar[bool] = False
+    downwards: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
@@ -198,7 +219,11 @@ class DigitTask(Task):
 
     @abc.abstractmethod
     def answer_length(self, shape: Shape) -> int:
-        """Digits of the target, `EOS` not counted."""
+        """Tokens of the target, `EOS` not counted."""
+
+    def answers(self, shape: Shape) -> Sequence[tuple[str, int]]:
+        """Name and length of each segment of the target."""
+        return [(ANSWER, self.answer_length(shape))]
 
     @abc.abstractmethod
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
@@ -206,7 +231,7 @@ class DigitTask(Task):
 
     @abc.abstractmethod
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
-        """Answer digits `[batch, answer_length]` of operands `[batch, width]`."""
+        """The target, as numbers of symbols `[batch, answer_length]` in their order, of operands `[batch, width]`."""
 
     def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
         """One shape; for `unequal`, where no second operand can have another length, eight lengths up to it."""
@@ -265,7 +290,8 @@ class DigitTask(Task):
 
     def layout(self, shape: Shape) -> Layout:
         make = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
-        return make(tuple(self.segments(shape)), self.answer_length(shape), self.in_turn)
+        segments, answers = tuple(self.segments(shape)), tuple(self.answers(shape))
+        return make(segments, answers, self.in_turn, self.answers_in_turn, self.downwards)
 
     def answer(self, target: str) -> str:
         return target[::-1].lstrip(self.symbols[0]) or target[:1]
@@ -317,9 +343,9 @@ class DigitTask(Task):
         return f"{first}{self.operator}{second}"
 
 
-def _new_layout(source: tuple[tuple[str, int], ...], answer_length: int, in_turn: bool) -> Layout:
+def _new_layout(*how: Any) -> Layout:
     with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
-        return digit_layout(source, answer_length, in_turn)
+        return digit_layout(*how)
 
 
 _cached_layout = lru_cache(maxsize=4096)(_new_layout)

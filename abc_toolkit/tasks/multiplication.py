@@ -33,9 +33,11 @@ class Product(LocalRule):
     constants = ("operand 2",)
     num_states = 9
 
-    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] * constants[0] + state
-        return total // 10, total % 10
+        return total // 10, [total % 10]
 
 
 @dataclass(frozen=True)

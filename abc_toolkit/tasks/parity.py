@@ -30,9 +30,11 @@ class Running(LocalRule):
     operands = ("operand 1",)
     num_states = 2
 
-    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         total = (digits[0] + state) % 2
-        return total, total
+        return total, [total]
 
 
 @dataclass(frozen=True)

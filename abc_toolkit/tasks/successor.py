@@ -33,11 +33,13 @@ class Increment(LocalRule):
 
     operands = ("operand 1",)
     num_states = 2
-    start = 1
+    starts = (1,)
 
-    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] + state
-        return total // 10, total % 10
+        return total // 10, [total % 10]
 
 
 @dataclass(frozen=True)

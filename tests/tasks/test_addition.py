@@ -12,9 +12,9 @@ from abc_toolkit.calibration.sufficiency import Evidence
 from abc_toolkit.calibration.window import Window
 from abc_toolkit.certify import certify
 from abc_toolkit.errors import UserError
+from abc_toolkit.model import teacher_forced
 from abc_toolkit.tasks import Addition, ProblemError
 from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
-from abc_toolkit.model import teacher_forced
 from tests import small_windows
 from tests.contracts.task_contract import (
     Example,
