@@ -30,17 +30,24 @@ from abc_toolkit.tasks.base import (
 )
 
 
+@dataclass(frozen=True)
 class Carrying(LocalRule):
-    """The sum of the digits and the carry; the state is the carry."""
+    """The sum of the digits and the carry; the state is the carry.
+
+    Attributes:
+        base: Number of digits.
+    """
 
     operands = ("operand 1", "operand 2")
     num_states = 2
+
+    base: int = 10
 
     def step(
         self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] + digits[1] + state
-        return total // 10, [total % 10]
+        return total // self.base, [total % self.base]
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,17 @@ class Addition(DigitTask):
         interleaved: Whether the source holds the operator and then the operands' digits in turn, the operands being of
             equal width: `123+989` is written `+192839`. It is the input alignment of arXiv 2310.11984, appendix A.4.
             A problem may be given either way.
+        base: Number of digits: `0` to `9`, then `a` to `z`.
     """
 
-    symbols: ClassVar[str] = "0123456789+"
+    signs: ClassVar[str] = "+"
 
     max_length: int = 6
     padding: Literal["longest", "none", "fixed"] = "longest"
     width: int = 60
     numbers_below: int | None = None
     interleaved: bool = False
+    base: int = 10
 
     @property
     def operator(self) -> str:
@@ -83,6 +92,8 @@ class Addition(DigitTask):
         if self.interleaved and self.padding == "none":
             raise UserError("interleaved: operands of unequal width have no pairs: choose padding longest or fixed")
         check_numbers_below(self.numbers_below, self.max_length)
+        if self.numbers_below is not None and self.base != 10:
+            raise UserError(f"numbers_below is for base 10, and base is {self.base}: leave out one of them")
 
     def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
         return shape
@@ -119,8 +130,8 @@ class Addition(DigitTask):
         return [digits_below(generator, batch, self.numbers_below, length) for length in shape]
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
-        first = uniform_digits(generator, batch, shape[0])
-        second = uniform_digits(generator, batch, shape[1])
+        first = uniform_digits(generator, batch, shape[0], self.base)
+        second = uniform_digits(generator, batch, shape[1], self.base)
         if set_name == UNEQUAL and shape[0] == shape[1]:
             kept = torch.randint(1, max(shape[0], 2), (batch,), generator=generator)
             full = torch.full_like(kept, shape[0])
@@ -139,16 +150,17 @@ class Addition(DigitTask):
         a, b = pad(first, width), pad(second, width)
         one = torch.zeros_like(a)
         one[:, 0] = 1
-        nines = torch.full_like(a, 9)
+        highest = self.base - 1
+        nines = torch.full_like(a, highest)
         # A number and its nines' complement sum to all nines: one more carries through every place.
-        complement = 9 - a
+        complement = highest - a
         complement[:, 0] += torch.randint(0, 2, (batch,), generator=generator) * (a[:, 0] > 0)
         # A carry is made just below a run of places whose digits sum to nine.
         run = random_run(generator, batch, width)
         below = run.roll(-1, 1) & ~run
         below[:, -1] = False
-        long_a = torch.where(below, 9, a)
-        long_b = torch.where(run, 9 - a, torch.where(below, b.clamp(min=1), b))
+        long_a = torch.where(below, highest, a)
+        long_b = torch.where(run, highest - a, torch.where(below, b.clamp(min=1), b))
         kind = torch.randint(0, 4, (batch,), generator=generator)
         a, b = pick_rows(kind, (nines, one, a, long_a)), pick_rows(kind, (one, nines, complement, long_b))
         return a[:, : first.shape[1]], b[:, : second.shape[1]]
@@ -156,7 +168,7 @@ class Addition(DigitTask):
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         width = max(operand.shape[1] for operand in operands)
         first, second = (pad(operand, width) for operand in operands)
-        return carried(first + second)
+        return carried(first + second, self.base)
 
     def parse(self, text: str) -> tuple[Shape, str]:
         first, second = self.operands(text, "an addition: write two numbers with one '+' between them, as in 123+9")
@@ -166,7 +178,7 @@ class Addition(DigitTask):
 
     def solve(self, source: str) -> str:
         first, second = self.split(source)
-        return exact_result(add, first, second, max(len(first), len(second)) + 1)
+        return exact_result(add, first, second, max(len(first), len(second)) + 1, self.base)
 
     def local_rule(self) -> LocalRule | None:
-        return Carrying()
+        return Carrying(self.base)

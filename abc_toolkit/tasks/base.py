@@ -22,6 +22,7 @@ UNEQUAL = "unequal"
 CARRY = "carry"
 ZEROS = "zeros"
 SETS = (UNIFORM, UNEQUAL, CARRY, ZEROS)
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
 _QUOTED = 40  # characters of a text that a message quotes
 
@@ -103,8 +104,8 @@ class Task(abc.ABC):
         max_length: Longest training length: digits per operand, or bits.
     """
 
-    symbols: ClassVar[str]
-    base: ClassVar[int] = 10
+    symbols: str
+    base: int = 10
     max_length: int
 
     @property
@@ -186,16 +187,24 @@ class DigitTask(Task):
     least significant first: `[batch, length]` as they are drawn, `[batch, width]` once they are padded.
 
     Attributes:
+        signs: Characters of its strings that are no digits.
         answers_in_turn: Whether the target's segments are written in turn, one token of each.
         downwards: Whether they are written from the most significant digit down.
     """
 
+    signs: ClassVar[str] = ""
     answers_in_turn: ClassVar[bool] = False
     downwards: ClassVar[bool] = False
+
+    @property
+    def symbols(self) -> str:  # type: ignore[override]
+        return DIGITS[: self.base] + self.signs
 
     def __post_init__(self) -> None:
         if self.max_length < 1:
             raise UserError(f"max_length {self.max_length}: give at least 1")
+        if not 2 <= self.base <= len(DIGITS):
+            raise UserError(f"base {self.base}: give at least 2 and at most {len(DIGITS)}, as there are so many digits")
         for field in fields(self):
             choices = get_args(field.type) if get_origin(field.type) is Literal else ()
             if choices and getattr(self, field.name) not in choices:
@@ -351,20 +360,27 @@ def _new_layout(*how: Any) -> Layout:
 _cached_layout = lru_cache(maxsize=4096)(_new_layout)
 
 
-def exact_result(operation: Callable[[Decimal, Decimal], Decimal], first: str, second: str, num_digits: int) -> str:
-    """Digits of an operation's result, least significant first, zero-filled; exact and in linear time, for oracles.
+def exact_result(operation: Callable[[Any, Any], Any], first: str, second: str, num_digits: int, base: int = 10) -> str:
+    """Digits of an operation's result, least significant first, zero-filled; exact, for oracles.
 
-    Python's own integers take quadratic time to be read and written.
+    In base 10 it takes linear time; Python's own integers take quadratic time to be read and written.
 
     Args:
         operation: Adds or multiplies.
         first: Digits of the one operand, most significant first.
         second: Digits of the other.
         num_digits: Digits of the result, at least.
+        base: Of all of them.
     """
-    exact = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Inexact, InvalidOperation])
-    with localcontext(exact):
-        return str(operation(Decimal(first), Decimal(second))).zfill(num_digits)[::-1]
+    if base == 10:
+        exact = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Inexact, InvalidOperation])
+        with localcontext(exact):
+            return str(operation(Decimal(first), Decimal(second))).zfill(num_digits)[::-1]
+    result, digits = operation(int(first, base), int(second, base)), []
+    while result or len(digits) < num_digits:
+        result, digit = divmod(result, base)
+        digits.append(DIGITS[digit])
+    return "".join(digits)
 
 
 def quoted(text: str) -> str:
@@ -381,26 +397,27 @@ def pad(digits: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(digits, (0, missing)) if missing else digits
 
 
-def carried(columns: Tensor) -> Tensor:
-    """Decimal digits `[batch, width + 1]` of numbers given by what falls on each place, `[batch, width]`.
+def carried(columns: Tensor, base: int = 10) -> Tensor:
+    """Digits `[batch, width + 1]` of numbers given by what falls on each place, `[batch, width]`.
 
     All places at once, by carry lookahead.
 
     Args:
         columns: Integers of any size from 0. What is left to carry beyond the last place stays one element: a digit
             if the number has no more than `width + 1`, as sums of two numbers and multiples by one digit have.
+        base: Number of digits.
     """
     digits = torch.nn.functional.pad(columns, (0, 1))
     places, above = digits[:, :-1], digits[:, 1:]
-    # A place that holds at most 18 carries at most 1, and passes a carry on only if it holds 9.
-    while (places > 18).any():
-        tens = places // 10
-        places -= 10 * tens
-        above += tens
-    # Whether a place carries is up to the highest place, itself or below it, that does not hold 9.
-    decides = 2 * torch.arange(places.shape[1], device=digits.device) + (places > 9)
-    above += decides.masked_fill_(places == 9, 0).cummax(1).values & 1
-    places -= 10 * (places > 9)
+    # A place that holds at most twice the highest digit carries at most 1, and passes a carry on only if it holds that.
+    while (places > 2 * (base - 1)).any():
+        more = places // base
+        places -= base * more
+        above += more
+    # Whether a place carries is up to the highest place, itself or below it, that does not hold the highest digit.
+    decides = 2 * torch.arange(places.shape[1], device=digits.device) + (places > base - 1)
+    above += decides.masked_fill_(places == base - 1, 0).cummax(1).values & 1
+    places -= base * (places > base - 1)
     return digits
 
 
@@ -415,11 +432,11 @@ def fixed_width(length: int, width: int) -> int:
     return width
 
 
-def uniform_digits(generator: Generator, batch: int, length: int) -> Tensor:
+def uniform_digits(generator: Generator, batch: int, length: int, base: int = 10) -> Tensor:
     """Numbers of exactly `length` digits, `[batch, length]`; the leading digit is zero only in numbers of one digit."""
-    digits = torch.randint(0, 10, (batch, length), generator=generator)
+    digits = torch.randint(0, base, (batch, length), generator=generator)
     if length > 1:
-        digits[:, -1] = torch.randint(1, 10, (batch,), generator=generator)
+        digits[:, -1] = torch.randint(1, base, (batch,), generator=generator)
     return digits
 
 

@@ -26,18 +26,28 @@ from abc_toolkit.tasks.base import (
 )
 
 
+@dataclass(frozen=True)
 class Product(LocalRule):
-    """The digit times the second operand and the carry; the state is the carry."""
+    """The digit times the second operand and the carry; the state is the carry.
+
+    Attributes:
+        base: Number of digits.
+    """
 
     operands = ("operand 1",)
     constants = ("operand 2",)
-    num_states = 9
+
+    base: int = 10
+
+    @property
+    def num_states(self) -> int:  # type: ignore[override]
+        return self.base - 1
 
     def step(
         self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] * constants[0] + state
-        return total // 10, [total % 10]
+        return total // self.base, [total % self.base]
 
 
 @dataclass(frozen=True)
@@ -55,14 +65,16 @@ class Multiplication(DigitTask):
         interleaved: Whether the source holds the operator and then each digit of the first operand with the second
             operand behind it: `123*4` is written `*142434`. It is the input alignment of arXiv 2310.11984, appendix
             A.4. A problem may be given either way.
+        base: Number of digits: `0` to `9`, then `a` to `z`.
     """
 
-    symbols: ClassVar[str] = "0123456789*"
+    signs: ClassVar[str] = "*"
 
     max_length: int = 6
     padding: Literal["longest", "none", "fixed"] = "longest"
     width: int = 60
     interleaved: bool = False
+    base: int = 10
 
     @property
     def operator(self) -> str:
@@ -86,20 +98,20 @@ class Multiplication(DigitTask):
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         length = shape[0]
-        first = uniform_digits(generator, batch, length)
-        second = torch.randint(0, 10, (batch, 1), generator=generator)
+        first = uniform_digits(generator, batch, length, self.base)
+        second = torch.randint(0, self.base, (batch, 1), generator=generator)
         if set_name == CARRY:
-            nines = torch.full_like(first, 9)
-            repeated = torch.randint(1, 10, (batch, 1), generator=generator).expand(-1, length)
+            nines = torch.full_like(first, self.base - 1)
+            repeated = torch.randint(1, self.base, (batch, 1), generator=generator).expand(-1, length)
             run = torch.where(random_run(generator, batch, length), repeated, first)
             first = choose_rows(generator, nines, repeated, run)
-            second = torch.randint(2, 10, (batch, 1), generator=generator)
+            second = torch.randint(min(2, self.base - 1), self.base, (batch, 1), generator=generator)
         elif set_name == ZEROS:
             first, second = with_zeros(generator, first), with_zeros(generator, second)
         return [first, second]
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
-        return carried(operands[0] * operands[1])
+        return carried(operands[0] * operands[1], self.base)
 
     def factors(self, text: str) -> tuple[str, str]:
         """The number and the one digit in a text, as a person writes them or as they stand in the source.
@@ -123,8 +135,8 @@ class Multiplication(DigitTask):
 
     def solve(self, source: str) -> str:
         first, second = self.factors(source)
-        return exact_result(mul, first, second, len(first) + 1)
+        return exact_result(mul, first, second, len(first) + 1, self.base)
 
     def local_rule(self) -> LocalRule | None:
         # A proof takes a constant to be one token, at place 0; in turn, there is a copy of it at every place.
-        return None if self.interleaved else Product()
+        return None if self.interleaved else Product(self.base)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import xor
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -50,8 +50,7 @@ class Parity(DigitTask):
         form: `scratchpad` (running exclusive or) or `label` (one bit, which no window can help: the failing case).
     """
 
-    symbols: ClassVar[str] = "01"
-    base: ClassVar[int] = 2
+    base = 2
 
     max_length: int = 20
     form: Literal["scratchpad", "label"] = "scratchpad"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import add
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -56,8 +56,6 @@ class Successor(DigitTask):
         numbers_below: Where given, training numbers are uniform over the numbers below it, as in the paper, in place
             of the mixture of lengths and kinds.
     """
-
-    symbols: ClassVar[str] = "0123456789"
 
     max_length: int = 6
     padding: Literal["longest", "none", "fixed"] = "longest"
