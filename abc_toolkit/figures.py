@@ -528,10 +528,16 @@ def _texts(site: Site, tokens: Tokens | None) -> tuple[Sequence[str] | None, Seq
 
 
 def _segments(positions: Positions) -> list[tuple[str, int, int]]:
-    """Name, first token and end of each segment, in order."""
+    """Name, first token and end of each segment, in order; segments that are written in turn have one name together."""
     segment = positions.segment.cpu().numpy()
     edges = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
-    return [(positions.names[segment[start]], start, stop) for start, stop in pairwise(edges)]
+    runs = [(positions.names[segment[start]], start, stop) for start, stop in pairwise(edges)]
+    in_turn = [i for i, (name, *_) in enumerate(runs) if [other for other, *_ in runs].count(name) > 1]
+    if in_turn:
+        first, last = in_turn[0], in_turn[-1]
+        together = " / ".join(dict.fromkeys(name for name, *_ in runs[first : last + 1]))
+        runs[first : last + 1] = [(together, runs[first][1], runs[last][2])]
+    return runs
 
 
 def _mark_segments(axes: Axes, queries: Positions, keys: Positions) -> None:

@@ -10,6 +10,7 @@ that the window lacks a line.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from abc_toolkit.calibration.window import Window
 from abc_toolkit.layout import Layout
 from abc_toolkit.model import prefix_of
 from abc_toolkit.positions import Site
-from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
 from abc_toolkit.vocabulary import EOS
 
 _MOST_KEYS = 4096
@@ -170,8 +171,12 @@ class Evidence:
 
 
 def solved(task: Task, shape: Shape, source: Tensor) -> Problems:
-    """Problems of given sources `[batch, source_length]`, their targets by the task's oracle."""
+    """Problems of given sources `[batch, source_length]`, their targets by the task's oracle; without what is none."""
     vocabulary = task.vocabulary
-    targets = [vocabulary.encode(task.solve(vocabulary.decode(row))) for row in source]
-    target = torch.nn.functional.pad(torch.stack(targets), (0, 1), value=EOS)
-    return Problems(shape, source, target)
+    sources, targets = [source[:0]], [source.new_empty(0, len(task.layout(shape).target) - 1)]
+    for row in source:
+        with suppress(ProblemError):  # the copies of a repeated digit may differ
+            targets.append(vocabulary.encode(task.solve(vocabulary.decode(row)))[None])
+            sources.append(row[None])
+    target = torch.nn.functional.pad(torch.cat(targets), (0, 1), value=EOS)
+    return Problems(shape, torch.cat(sources), target)

@@ -332,3 +332,12 @@ def test_solved_problems_are_the_tasks() -> None:
         shape: Any = task.training_shapes()[-1]
         problems = task.sample(torch.Generator().manual_seed(0), 20, shape)
         assert torch.equal(solved(task, shape, problems.source).target, problems.target)
+
+
+def test_what_is_no_problem_is_left_out() -> None:
+    task = Multiplication(interleaved=True)
+    sources = torch.stack([task.vocabulary.encode(text) for text in ("*1727", "*1728", "*0999")])
+    problems = solved(task, (2,), sources)
+    assert [task.vocabulary.decode(row) for row in problems.source] == ["*1727", "*0999"]
+    assert [task.vocabulary.decode(row) for row in problems.target] == ["480", "180"]
+    assert len(solved(task, (2,), sources[1:2])) == 0
