@@ -5,6 +5,9 @@ Each token has integer coordinates:
 
 * `place`: place value inside its segment, 0 = least significant;
 * `index`: position inside its segment counted from the other end, 0 = most significant;
+* `row`, `column`: where it stands in a table, whose rows the target holds one after the other: `column` is the place
+  inside the row, and an operand's digit has that of the row or the column that it belongs to; without a table every
+  `row` is 0 and `column` is `place`;
 * `raw`: position in its string (source or target), from the start;
 * `raw_from_end`: tokens that follow it in its string;
 * `segment`: the number of its segment.
@@ -25,7 +28,7 @@ from torch.nn import functional
 START = "start"
 ANSWER = "answer"
 END = "end"
-Coordinate = Literal["place", "index", "raw", "raw_from_end", "segment"]
+Coordinate = Literal["place", "index", "row", "column", "raw", "raw_from_end", "segment"]
 COORDINATES: tuple[Coordinate, ...] = get_args(Coordinate)
 
 
@@ -137,7 +140,7 @@ def digit_layout(
     """
     answers = [(ANSWER, target)] if isinstance(target, int) else target
     names = (*(name for name, _ in source), START, *(name for name, _ in answers), END)
-    source_positions = _positions(names, *_written(source, 0, True, in_turn))
+    source_positions = positions_of(names, *_written(source, 0, True, in_turn))
     segment, place, index = _written(answers, len(source) + 1, downwards, answers_in_turn)
     length = answers[-1][1]
     end_place, end_index = (-1, length) if downwards else (length, -1)
@@ -145,8 +148,8 @@ def digit_layout(
     begun = zip((segment, place, index), (len(source), 0, 0), strict=True)
     return Layout(
         source_positions,
-        _positions(names, *(functional.pad(part, (0, 1), value=value) for part, value in ended)),
-        _positions(names, *(functional.pad(part, (1, 0), value=value) for part, value in begun)),
+        positions_of(names, *(functional.pad(part, (0, 1), value=value) for part, value in ended)),
+        positions_of(names, *(functional.pad(part, (1, 0), value=value) for part, value in begun)),
     )
 
 
@@ -177,11 +180,30 @@ def _in_line(source: Positions, target: Positions) -> Positions:
     return Positions(target.names, coordinates | {"raw": raw, "raw_from_end": len(raw) - 1 - raw})
 
 
-def _positions(names: tuple[str, ...], segment: Tensor, place: Tensor, index: Tensor) -> Positions:
+def positions_of(
+    names: tuple[str, ...],
+    segment: Tensor,
+    place: Tensor,
+    index: Tensor,
+    row: Tensor | None = None,
+    column: Tensor | None = None,
+) -> Positions:
+    """Positions of a string's tokens.
+
+    Args:
+        names: Names of the segments.
+        segment: Segment of each token, `[length]`, as all that follow.
+        place: Place.
+        index: Index.
+        row: Row, if there is a table.
+        column: Column.
+    """
     raw = torch.arange(len(segment))
     coordinates = {
         "place": place,
         "index": index,
+        "row": torch.zeros_like(place) if row is None else row,
+        "column": place if column is None else column,
         "raw": raw,
         "raw_from_end": len(segment) - 1 - raw,
         "segment": segment,

@@ -17,6 +17,7 @@ from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape
 
 ANCHORS = ("place", "index")
+TABLE = ("row", "column")
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Places(CalibrationMethod):
     """Calibration by lines of places: few lines a head, each of which means the same at every length.
 
     A candidate line is a key segment with one condition on the layout's anchored coordinates: own place (or index)
-    minus an offset, or a fixed place (or index). Its strength is the mean attention along it. This departs from
-    arXiv 2310.11984, section 5, whose lines are those of the raw matrix (see `Paper`).
+    minus an offset, or a fixed place (or index); where the layout is a table, the same of rows and columns, and a row
+    and a column together (the row above, one column on). Its strength is the mean attention along it. This departs
+    from arXiv 2310.11984, section 5, whose lines are those of the raw matrix (see `Paper`).
 
     Attributes:
         lines_per_segment: Lines that a head may keep in each key segment. Of two neighbouring lines in one head
@@ -82,12 +84,13 @@ class Places(CalibrationMethod):
         relations: dict[bytes, tuple[Rule, list[Tensor], float]] = {}
         pairs = [site_positions(site, layout) for layout in layouts]
         q, k = pairs[-1]
+        table = any(bool(positions.coordinates["row"].any()) for pair in pairs for positions in pair)
         # The decoder's queries are one stream; the encoder's belong to segments that look in different ways.
         asking = [name for name in q.names if q.within(name).any()] if site == "encoder" else [None]
         for key_segment in (name for name in k.names if k.within(name).any()):
             for query_segment in asking:
-                for condition in self._conditions():
-                    rule = Rule(site, 0, 0, key_segment, (condition,), query_segment=query_segment)
+                for conditions in self._conditions(table):
+                    rule = Rule(site, 0, 0, key_segment, conditions, query_segment=query_segment)
                     cells = [rule.holds(*pair) for pair in pairs]
                     if site == "decoder":
                         cells = [line.tril() for line in cells]
@@ -99,12 +102,15 @@ class Places(CalibrationMethod):
                     relations.setdefault(signature, (rule, cells, support))
         return list(relations.values())
 
-    def _conditions(self) -> list[Condition]:
-        conditions = []
-        for anchor in ANCHORS:
-            offsets = sorted(range(-self.max_offset, self.max_offset + 1), key=abs)
-            conditions += [Condition(anchor, offset, anchor) for offset in offsets]
-            conditions += [Condition(anchor, value) for value in range(self.max_offset + 1)]
+    def _conditions(self, table: bool) -> list[tuple[Condition, ...]]:
+        offsets = sorted(range(-self.max_offset, self.max_offset + 1), key=abs)
+        conditions: list[tuple[Condition, ...]] = []
+        for anchor in (*ANCHORS, *TABLE) if table else ANCHORS:
+            conditions += [(Condition(anchor, offset, anchor),) for offset in offsets]
+            conditions += [(Condition(anchor, value),) for value in range(self.max_offset + 1)]
+        if table:
+            row, column = TABLE
+            conditions += [(Condition(row, i, row), Condition(column, j, column)) for i in offsets for j in offsets]
         return conditions
 
     def select(self, lines: Sequence[Line]) -> list[Line]:
@@ -162,5 +168,9 @@ def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Position
             num_queries = int(q_positions.within(rule.query_segment).sum())
         lengths = {name: int(k_positions.within(name).sum()) for name in k_positions.names}
         longest = max(lengths.values())
-        shares[lengths[rule.key_segment or ""] == longest].append(int(line.sum()) / min(num_queries, longest))
-    return min(1.0, *(shares[True] or shares[False]))
+        in_row = replace(rule, conditions=tuple(c for c in rule.conditions if c.key == "row" and c.query == "row"))
+        if in_row.conditions and len(rule.conditions) > 1:  # a row above, say, is there for some queries alone
+            num_queries = int(in_row.holds(q_positions, k_positions).any(dim=1).sum())
+        if num_queries:
+            shares[lengths[rule.key_segment or ""] == longest].append(int(line.sum()) / min(num_queries, longest))
+    return min(1.0, *(shares[True] or shares[False] or [0.0]))
