@@ -49,7 +49,7 @@ class _SpreadModel(AlgebraicModel):
 class TestAlgebraic(PositionContract):
     cases = {  # noqa: RUF012
         "sequence": PositionCase(AlgebraicPE(), learns=True, shifts=True),
-        "sequence of indices": PositionCase(AlgebraicPE(coordinate="index"), learns=True),
+        "sequence of indices": PositionCase(AlgebraicPE(coordinate="index"), learns=True, whole=True),
         "sequence that decays across": PositionCase(AlgebraicPE(decay=0.98, cross=True), learns=True, shifts=True),
         "grid": PositionCase(Spread("grid"), learns=True),
         "grid that decays": PositionCase(Spread("grid", decay=0.5, cross=True), learns=True),

@@ -34,7 +34,9 @@ class TestBiases(PositionContract):
         "T5 with few buckets": PositionCase(
             T5RelativeBias(num_buckets=8, max_distance=12, scaled=True, cross=True), learns=True, shifts=True
         ),
-        "T5 causal": PositionCase(T5RelativeBias(bidirectional=False, coordinate="index"), learns=True, shifts=True),
+        "T5 causal": PositionCase(
+            T5RelativeBias(bidirectional=False, coordinate="index"), learns=True, shifts=True, whole=True
+        ),
         "ALiBi": PositionCase(ALiBi(), shifts=True),
         "ALiBi across": PositionCase(ALiBi(coordinate="place", cross=True)),
         "ALiBi one way": PositionCase(ALiBi("geometric", symmetric=False), shifts=True),
@@ -43,7 +45,7 @@ class TestBiases(PositionContract):
         "KerpleLog that edits": PositionCase(KerpleLog(epsilon=0.5, edits_parameters=True), learns=True, shifts=True),
         "FIRE": PositionCase(FIRE(), learns=True),
         "FIRE across": PositionCase(
-            FIRE(4.0, width=5, activation="leaky_relu", coordinate="index", cross=True), learns=True
+            FIRE(4.0, width=5, activation="leaky_relu", coordinate="index", cross=True), learns=True, whole=True
         ),
     }
 
