@@ -321,7 +321,7 @@ def test_cross_attention_is_left_alone_unless_asked() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (lambda: AlgebraicPE("ring"), "no structure 'ring': choose sequence, grid or tree"),  # type: ignore[arg-type]
+        (lambda: AlgebraicPE("ring"), "structure cannot be 'ring': give one of sequence, grid, tree"),  # type: ignore[arg-type]
         (lambda: AlgebraicPE(branching=0), "branching 0: give at least 1"),
         (lambda: AlgebraicPE(decay=1.5), "decay 1.5: give at least 0 and at most 1"),
         (lambda: AlgebraicPE(decay=-0.5), "decay -0.5"),

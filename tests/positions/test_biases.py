@@ -368,7 +368,7 @@ def test_fire_stays_within_what_it_knows() -> None:
         (T5RelativeBias, {"max_distance": 16}, "more than 16"),
         (T5RelativeBias, {"max_distance": 8, "bidirectional": True}, "more than 8"),
         (T5RelativeBias, {"coordinate": "places"}, "'places'"),
-        (ALiBi, {"slopes": "flat"}, "no slopes 'flat': give one of press, geometric"),
+        (ALiBi, {"slopes": "flat"}, "slopes cannot be 'flat': give one of press, geometric"),
         (ALiBi, {"coordinate": "places"}, "'places'"),
         (KerpleLog, {"epsilon": -1}, "epsilon -1"),
         (KerpleLog, {"coordinate": "places"}, "'places'"),
