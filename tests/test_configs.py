@@ -30,7 +30,8 @@ def printed(arguments, capsys):
 
 def test_configurations_of_the_tasks_and_the_papers_are_there():
     names = {str(path.relative_to(CONFIGS)) for path in FILES}
-    tasks = {"successor.yaml", "addition.yaml", "multiplication.yaml", "parity.yaml"}
+    tasks = {"successor.yaml", "addition.yaml", "multiplication.yaml", "parity.yaml", "comparison.yaml"}
+    tasks |= {"copy.yaml", "reverse.yaml", "repeat.yaml"}
     assert names == tasks | {"paper/addition.yaml", "paper/successor.yaml"}
 
 

@@ -40,14 +40,14 @@ class TaskCase:
 
     Attributes:
         task: The task, small.
-        oracle: The answer as an integer, from the source's text.
+        oracle: The answer, from the source's text: an integer, or as it is written.
         grammar: Regular expression of the texts that are problems.
         examples: Problems by hand.
         wrong: Texts that are no problems, with what the message has to name.
     """
 
     task: Task
-    oracle: Callable[[str], int]
+    oracle: Callable[[str], int | str]
     grammar: str
     examples: tuple[Example, ...]
     wrong: Mapping[str, str] = field(default_factory=dict)
@@ -249,7 +249,7 @@ class TaskContract:
 
     def test_malformed_targets_are_not_repaired(self, case: TaskCase) -> None:
         target = case.examples[0].target
-        assert case.task.answer(f"{target}^").startswith("^")
+        assert "^" in case.task.answer(f"{target}^")
         assert case.task.answer("") == ""
 
     def test_is_an_immutable_value(self, case: TaskCase) -> None:
