@@ -90,7 +90,7 @@ def table(results: Sequence[Result]) -> str:
                 cells += [result["error"], *[""] * len(SHOWN)]
             else:
                 steps = f"{result['steps']:,}" if result["reached"] else f"no ({100 * result['exact_match']:.1f} %)"
-                cells += [steps, *(f"{100 * exact_match(result, 'uniform', length):.0f}" for length in SHOWN)]
+                cells += [steps, *(f"{100 * exact_match(result, 'uniform', length):.3g}" for length in SHOWN)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
