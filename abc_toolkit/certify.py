@@ -327,7 +327,10 @@ def _checked_rule(task: DigitTask, rule: LocalRule, most: int = 20_000) -> int:
     for shape in task.training_shapes():
         if task.num_problems(shape) > most:
             continue
-        digits = [all_of([task.base] * length) for length in task.operand_lengths(shape)]
+        digits = []
+        for number, length in enumerate(task.operand_lengths(shape), 1):
+            least = rule.least_constant if f"operand {number}" in rule.constants else 0
+            digits.append(all_of([task.base - least] * length) + least)
         which = all_of([len(part) for part in digits])
         problems = task.problems(shape, [part[which[:, k]] for k, part in enumerate(digits)])
         written = _by_rule(task, rule, problems)
@@ -344,14 +347,20 @@ def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
     """Checks that after some places it is all one how many they were: the same states can follow on the same.
 
     Between what a cone holds near an end and near its own place, longer problems have more places than were gone
-    through, and those gone through have at least `steps`.
+    through, and those gone through have at least `steps`. All of them have digits of the same operands, and of which
+    that can be, training shapes show.
 
     Raises:
         CannotDecideError: If the rule does not settle.
     """
+    patterns: set[tuple[bool, ...]] = set()
+    for layout in map(task.layout, task.training_shapes()):
+        widths = [int(layout.source.within(name).sum()) for name in rule.operands]
+        length = max(*widths, *(int(layout.target.within(name).sum()) for name in rule.answers))
+        patterns |= {tuple(place < width for width in widths) for place in range(length)}
     values = range(rule.least_constant, task.base)
     for constants in product(values, repeat=len(rule.constants)):
-        for present in product((True, False), repeat=len(rule.operands)):
+        for present in patterns:
             step = leads(task.base, rule, present, constants).float()
             reached = torch.linalg.matrix_power(step, steps) > 0
             if not torch.equal(reached, reached.float() @ step > 0):

@@ -29,6 +29,7 @@ from abc_toolkit.evaluation import (
     check_memory,
     check_sets,
     chunks,
+    drawing,
     evaluate_models,
     parse_lengths,
     solve_problems,
@@ -239,7 +240,8 @@ def calibrate(
         batches = validation_problems(task, seeded(record["seed"], _PURPOSES["calibrate"]).initial_seed(), problems)
         batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
         work = list(chunks(task, batches, device))
-        maps = capture(model.to(device), report.track(work, "averaging attention"))
+        with drawing(record["seed"], _PURPOSES["calibrate"], 2):
+            maps = capture(model.to(device), report.track(work, "averaging attention"))
         model.cpu()
         solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
         exact_match, threshold = solved / asked, record["stopping"]["exact_match"]
@@ -369,7 +371,7 @@ def evaluate(
         weights: Which model: fit for the vanilla one, retrain, or all that there are.
         attention: dense compares every query with every key; gathered fetches the keys that the window leaves open,
             at a cost in proportion to the length; auto goes by the size.
-        seed: What the problems follow from.
+        seed: What the problems follow from, and positions that a method draws at random.
         accelerator: cpu, gpu or auto.
         overwrite: Replace an evaluation that is there.
 

@@ -241,7 +241,7 @@ def _mapped(stream: _Stream, function: Callable[[Tensor], Tensor]) -> _Stream:
 class Enumeration:
     """Everything that can occur in a cone, place by place from the least significant, and what is to be predicted.
 
-    A context is one number: its leaves and then the required token, a digit each in base `len(vocabulary)`.
+    A context is one number: its leaves and then the required token, a digit each in a base that has room for them.
 
     Args:
         task: The task.
@@ -350,20 +350,31 @@ class Enumeration:
         """What is held of the places up to one: constants, state, tokens that the cone shows or the query needs."""
         rule, base = self.rule, self.task.base
         digits = all_of([base if there else 1 for there in self._present(place)])
-        if len(held["state"]) * len(digits) > self.most:
+        # What can happen here follows from constants and state, so it is told apart once for all that share them.
+        names = ["state", *(f"constant {i}" for i in range(len(rule.constants)))]
+        before, which = self._packed([held[name] for name in names]).unique(return_inverse=True)
+        number = torch.arange(len(before)).repeat_interleave(len(digits))
+        drawn = digits.repeat(len(before), 1).unbind(1)
+        state, *constants = (part[number] for part in self._unpacked(before, len(names)))
+        after, written = rule.step(state, drawn, constants)
+        here: dict[Hashable, Tensor] = {"state": after}
+        for name, value in zip((*rule.operands, *rule.answers), (*drawn, *written), strict=True):
+            if (name, place) in self.columns:
+                here[self.columns[name, place]] = value + NUM_SPECIAL
+            if (name, place) == self.asked:
+                here["required"] = value + NUM_SPECIAL
+        number, *values = self._unpacked(self._packed([number, *here.values()]).unique(), 1 + len(here))
+        ways = number.bincount(minlength=len(before))
+        total = int(ways[which].sum())
+        if total > self.most:
             raise CannotDecideError(
                 f"there are more than {self.most:,} contexts: a prediction depends on {self.describe()}"
             )
-        row = torch.arange(len(held["state"])).repeat_interleave(len(digits))
-        drawn = digits.repeat(len(held["state"]), 1).unbind(1)
-        held = {name: values[row] for name, values in held.items()}
-        constants = [held[f"constant {i}"] for i in range(len(rule.constants))]
-        held["state"], written = rule.step(held["state"], drawn, constants)
-        for name, value in zip((*rule.operands, *rule.answers), (*drawn, *written), strict=True):
-            if (name, place) in self.columns:
-                held[self.columns[name, place]] = value + NUM_SPECIAL
-            if (name, place) == self.asked:
-                held["required"] = value + NUM_SPECIAL
+        row = torch.arange(len(which)).repeat_interleave(ways[which])
+        first = ways.cumsum(0) - ways  # of each that came before, its first way on
+        way = first[which[row]] + torch.arange(total) - (ways[which].cumsum(0) - ways[which])[row]
+        held = {name: part[row] for name, part in held.items()}
+        held.update((name, part[way]) for name, part in zip(here, values, strict=True))
         code = self._packed(list(held.values())).unique()
         return dict(zip(held, self._unpacked(code, len(held)), strict=True))
 
@@ -372,22 +383,26 @@ class Enumeration:
         *leaves, required = self._unpacked(contexts, len(self.cone.leaves) + 1)
         return torch.stack(leaves, dim=1), required
 
+    @property
+    def _radix(self) -> int:
+        return max(len(self.task.vocabulary), self.rule.num_states)
+
     def _packed(self, parts: Sequence[Tensor]) -> Tensor:
-        base = len(self.task.vocabulary)
-        if base ** len(parts) > 2**63:
+        """One number for some below the radix each, but for the first, which may be any."""
+        first = max(self._radix, int(parts[0].max()) + 1) if len(parts[0]) else self._radix
+        if first * self._radix ** (len(parts) - 1) > 2**63:
             raise CannotDecideError(f"a prediction depends on too many tokens: {self.describe()}")
         code = torch.zeros_like(parts[0])
         for part in parts:
-            code = code * base + part
+            code = code * self._radix + part
         return code
 
     def _unpacked(self, code: Tensor, count: int) -> list[Tensor]:
-        base = len(self.task.vocabulary)
         parts = []
-        for _ in range(count):
-            parts.append(code % base)
-            code = code // base
-        return parts[::-1]
+        for _ in range(count - 1):
+            parts.append(code % self._radix)
+            code = code // self._radix
+        return [code, *reversed(parts)]
 
     def problem(self, context: Tensor, generator: Generator | None = None) -> Problems:
         """A problem in which a context occurs.

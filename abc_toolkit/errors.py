@@ -32,24 +32,28 @@ def check_numbers(
     """
     for name in names:
         value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"--{group}.{name} {value!r}: give a number")
         if not (at_least <= value <= at_most and value < below):
             limit = f" and at most {at_most:g}" if at_most < math.inf else ""
             limit += f" and less than {below:g}" if below < math.inf else ""
             raise UserError(f"--{group}.{name} {value:g}: give at least {at_least:g}{limit}")
 
 
-def check_choice(settings: object, name: str, choices: Any) -> None:
+def check_choice(settings: object, name: str, choices: Any, several: bool = False) -> None:
     """Checks a setting that is one of several.
 
     Args:
         settings: The settings.
         name: The one that is checked.
         choices: The literal type that lists them.
+        several: Whether it is a tuple of one or more of them.
 
     Raises:
         UserError: If it is none of them.
     """
-    value = getattr(settings, name)
-    if value not in get_args(choices):
-        known = ", ".join(get_args(choices))
-        raise UserError(f"{type(settings).__name__}: there is no {name} {value!r}: give one of {known}")
+    value, known = getattr(settings, name), get_args(choices)
+    values = value if several and isinstance(value, tuple) else (value,)
+    if not values or several != isinstance(value, tuple) or any(one not in known for one in values):
+        give = "a tuple of one or more of" if several else "one of"
+        raise UserError(f"{type(settings).__name__}: {name} cannot be {value!r}: give {give} {', '.join(known)}")

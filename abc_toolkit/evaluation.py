@@ -20,6 +20,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import DigitAccuracy, wilson_interval
 from abc_toolkit.model import DecodingPlan, Model, prefix_of
+from abc_toolkit.positions import ModelPosition
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM
 from abc_toolkit.vocabulary import BOS, EOS
@@ -27,11 +28,12 @@ from abc_toolkit.vocabulary import BOS, EOS
 Decode = Literal["parallel", "steps"]
 LONGEST = 10**9
 MOST_LENGTHS = 10**4
-_EVALUATION = 10
+_EVALUATION, _POSITIONS = 10, 11  # what is drawn for an evaluation
 _TOKENS_DRAWN = 2**20  # of problems that are made at once; which ones they are depends on it
 _TOKENS_HELD = 2**17  # of problems whose keys and values are held at once
 _TOKENS_AHEAD = 2**12  # of problems that go through the model at once
 _TOKENS_GUESSED = 2**8  # of problems that are decoded at once
+_DRAWN_TOGETHER = 16  # problems that positions drawn at random are the same for
 _REMEMBERED = 4  # calls by which it is judged how many guesses to make
 _TOKENS_COUNTED = 50  # of each problem that are decoded before the bar moves
 _CELLS = 2**25  # attention cells of all heads that a batch may take whose maps are asked for
@@ -183,11 +185,12 @@ def evaluate_models(
         for length, set_name in work:
             totals = {weights: Total() for weights in models}
             tokens = 0
-            for problems in evaluation_problems(task, length, set_name, samples, seed):
+            for number, problems in enumerate(evaluation_problems(task, length, set_name, samples, seed)):
                 tokens = max(tokens, sum(task.num_tokens(problems.shape)))
                 layout = task.layout(problems.shape).to(device)
                 for weights, model in models.items():
-                    totals[weights].add(model.to(device), problems.to(device), layout, decode, count)
+                    with drawing(seed, _POSITIONS, length, SETS.index(set_name), number):
+                        totals[weights].add(model.to(device), problems.to(device), layout, decode, count)
             for weights, total in totals.items():
                 low, high = wilson_interval(total.right, total.samples)
                 share = total.right / total.samples
@@ -252,12 +255,27 @@ def chunks(task: Task, batches: Sequence[Problems], device: torch.device) -> Ite
 def planned(
     model: Model, problems: Problems, layout: Layout, decode: Decode
 ) -> Iterator[tuple[Problems, DecodingPlan]]:
-    """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded."""
+    """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded.
+
+    Where positions are drawn at random, batches are small and each has its own, as one draw is no measure of a model.
+    """
     size = min(len(problems), max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target))))
-    ahead = _TOKENS_AHEAD if decode == "parallel" else _TOKENS_GUESSED
-    plan = model.plan(layout, size, max(1, ahead // size))
+    draws = any(part.draws for part in model.modules() if isinstance(part, ModelPosition))
+    size = min(size, _DRAWN_TOGETHER) if draws else size
+    ahead = max(1, (_TOKENS_AHEAD if decode == "parallel" else _TOKENS_GUESSED) // size)
+    plan = model.plan(layout, size, ahead)
     for start in range(0, len(problems), size):
+        if draws and start:
+            plan = model.plan(layout, size, ahead)
         yield problems[start : start + size], plan
+
+
+@contextlib.contextmanager
+def drawing(seed: int, *purpose: int) -> Iterator[None]:
+    """Lets positions be drawn as a seed and a purpose say; what is drawn afterwards is as if nothing had been."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seeded(seed, *purpose).initial_seed())  # no device draws positions
+        yield
 
 
 @torch.no_grad()
@@ -371,7 +389,9 @@ def solve_problems(model: Model, task: Task, problems: Sequence[tuple[Shape, str
         for numbers in pieces:
             source = torch.stack([task.vocabulary.encode(problems[number][1]) for number in numbers])
             ahead = max(1, _TOKENS_GUESSED // len(numbers))
-            plan = model.plan(task.layout(problems[numbers[0]][0]), len(numbers), ahead)
+            shape = problems[numbers[0]][0]
+            with drawing(0, _POSITIONS, *shape):  # an answer does not depend on the problems beside it
+                plan = model.plan(task.layout(shape), len(numbers), ahead)
             decoded = greedy(model, source, plan, count)
             for number, tokens in zip(numbers, decoded, strict=True):
                 answers[number] = task.answer(task.vocabulary.decode(tokens))

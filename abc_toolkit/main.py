@@ -51,6 +51,13 @@ WORDING = (
     (r"argument COMMAND: invalid choice: (\S+) \(choose from (.*)\)", r"there is no command \1; choose from \2"),
     (r'expected "subcommand" to be one of .*', "a command is missing: run, fit, calibrate, retrain, evaluate or solve"),
     (r"unrecognized arguments:", "unknown options or arguments:"),
+    # Of an optional class, what was wrong with the class.
+    (r"(?s)Does not validate against any of the Union subtypes.*?Errors:\s+- (.*?)\s+- Expected a NoneType.*", r"\1"),
+    (r"(?s)\s*Subclass types expect one of:.*", ""),
+    (r"Problem with given class_path '([^']+)':", r"\1:"),
+    (r"(No module named '[^']+')", r"\1 where Python looks: there is none here, nor in a folder of PYTHONPATH"),
+    (r"Option '(\w+)' is not accepted", r"there is no setting \1"),
+    (r"the following arguments are required:", "missing:"),
 )
 
 
@@ -124,9 +131,14 @@ class Parser(LightningArgumentParser):
 
     command: str | None = None
     shared: tuple[str, ...] = ()
+    settings_of: str | None = None
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, formatter_class=Formatter, **keywords)
+
+    def add_class_arguments(self, theclass: type, *arguments: Any, **keywords: Any) -> list[str]:
+        self.settings_of = theclass.__name__
+        return super().add_class_arguments(theclass, *arguments, **keywords)
 
     def add_subcommands(self, required: bool = True, dest: str = "subcommand", **kwargs: Any) -> Any:
         return super().add_subcommands(required, dest, title="commands", description=None, metavar="COMMAND", **kwargs)
@@ -134,6 +146,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with exit status 2 and one line."""
         text = str(ex) if isinstance(ex, UserError) else self._reworded(message)
+        if self.settings_of is not None and not self.command:  # the parser of a class that another parser chose
+            text = f"{self.settings_of}: {text}"
         command = f"abc {self.command}" if self.command else "abc"
         report.remark(f"{command}: error: {' '.join(text.split())} (see {command} --help)")
         raise SystemExit(2)
@@ -144,7 +158,8 @@ class Parser(LightningArgumentParser):
         choose = f"choose from {', '.join(names)}" if names else "name a class by its import path"
         unknown = re.search(r"path string: (\S+)", message)
         if names and not unknown:
-            unknown = re.search(r"value: ([\w.]+)\Z", message)
+            own = r"given class_path '(abc_toolkit\.[\w.]+)':\s+(?:No )?module"
+            unknown = re.search(r"value: ([\w.]+)\Z", message) or re.search(own, message)
         if key and unknown:
             by_letters = {name.lower(): name for name in names}
             found = get_close_matches(unknown[1].rpartition(".")[2].lower(), by_letters, n=1)
@@ -319,6 +334,8 @@ DESCRIPTION = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
+    if os.getcwd() not in sys.path:  # an installed script does not look there, and a user's classes often are
+        sys.path.append(os.getcwd())
     try:
         return CommandLine(arguments).status
     except UserError as error:

@@ -14,13 +14,24 @@ from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.contexts import Cone, Cones, Function, functions_of
 from abc_toolkit.model import Architecture, prefix_of, teacher_forced
 from abc_toolkit.positions import NoPE, PositionMethod
-from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Shape, Successor, Task
+from abc_toolkit.tasks import (
+    Addition,
+    Division,
+    Multiplication,
+    Parity,
+    Problems,
+    Shape,
+    Subtraction,
+    Successor,
+    Task,
+)
 from abc_toolkit.tasks.base import DigitTask, LocalRule
 from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import EOS
 
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
-FIRST = (Condition("place", 0),)
+FIRST, HIGHEST = ((Condition(anchor, 0),) for anchor in ("place", "index"))
+ABOVE = (Condition("index", 1, "index"),)
 SIZES = Architecture(num_decoder_layers=2, model_dim=32, feedforward_dim=64, num_heads=2)
 
 
@@ -39,6 +50,14 @@ RULES: dict[str, tuple[DigitTask, tuple[Rule, ...]]] = {
     "multiplication": (
         Multiplication(max_length=3),
         (cross(0), cross(1, FIRST, "operand 2"), decoder(0, TWO_BELOW), decoder(1, FIRST, "start")),
+    ),
+    "subtraction": (
+        Subtraction(max_length=3, base=4),
+        (cross(0), cross(1, segment="operand 2"), decoder(0, BELOW, "order"), decoder(1, HIGHEST, "order", 0)),
+    ),
+    "division": (
+        Division(max_length=3, base=6),
+        (cross(0), cross(1, FIRST, "operand 2"), decoder(0, OWN, "quotient"), decoder(1, ABOVE, "remainder")),
     ),
     "unpadded addition": (
         Addition(max_length=2, padding="none"),
@@ -95,6 +114,8 @@ def every_problem(task: DigitTask, shape: Shape) -> Problems:
     for digits in itertools.product(task.symbols[: task.base], repeat=sum(task.operand_lengths(shape))):
         first = "".join(digits[: task.operand_lengths(shape)[0]])
         second = "".join(digits[task.operand_lengths(shape)[0] :])
+        if isinstance(task, Division) and second == "0":
+            continue
         texts.append(task.parse(first + task.operator + second)[1])
     source = torch.stack([task.vocabulary.encode(text) for text in texts])
     target = torch.stack([task.vocabulary.encode(task.solve(text)) for text in texts])

@@ -22,7 +22,7 @@ from abc_toolkit.tasks import Addition, Parity, Problems, Successor, Task
 from abc_toolkit.tasks.addition import Carrying
 from abc_toolkit.tasks.base import DigitTask, LocalRule
 from abc_toolkit.transformer import EncoderDecoder
-from abc_toolkit.vocabulary import EOS, NUM_SPECIAL
+from abc_toolkit.vocabulary import EOS
 from tests.small_windows import (
     BELOW,
     FIRST,
@@ -535,6 +535,8 @@ def test_rules_are_the_tasks(name: str) -> None:
         task.num_problems(shape) for shape in task.training_shapes() if task.num_problems(shape) <= 20_000
     )
     state = torch.arange(rule.num_states)
-    after, written = rule.step(state, [torch.full_like(state, task.base - 1)] * len(rule.operands), [state * 0 + 9])
+    highest = torch.full_like(state, task.base - 1)
+    after, written = rule.step(state, [highest] * len(rule.operands), [highest])
     assert int(after.max()) < rule.num_states
-    assert int(written[0].max()) < task.base <= NUM_SPECIAL + task.base
+    assert len(written) == len(rule.answers)
+    assert max(int(symbol.max()) for symbol in written) < len(task.symbols)

@@ -2,6 +2,7 @@ import copy
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,9 @@ from abc_toolkit.contexts import (
 )
 from abc_toolkit.model import prefix_of, teacher_forced
 from abc_toolkit.positions import ALiBi, AttentionPosition, Compose, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
-from abc_toolkit.tasks import Addition, Parity, Problems, Shape, Successor, Task
+from abc_toolkit.tasks import Addition, Parity, Problems, Shape, Subtraction, Successor, Task
 from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.tasks.subtraction import Borrowing
 from tests.small_windows import (
     BELOW,
     ENCODER,
@@ -234,6 +236,39 @@ def test_too_many_contexts_are_refused_with_the_prediction_that_has_them() -> No
     assert sum(len(own.contexts) for own in functions_of(task, rule_of(task), predictions, most=total)) == total
     with pytest.raises(CannotDecideError, match=rf"there are {total:,} contexts, more than {total - 1:,}$"):
         functions_of(task, rule_of(task), predictions, most=total - 1)
+
+
+def test_what_the_cone_does_not_show_is_not_counted() -> None:
+    """Between the places of a cone there may be many more, each with digits of its own."""
+    _, rules = RULES["subtraction"]
+    task = Subtraction(max_length=9)
+    for enumeration in enumerations(task, rules, (9, 9)):
+        few = Enumeration(task, rule_of(task), (9, 9), enumeration.cone, most=30_000)
+        assert len(few.contexts()) < 10_000
+
+
+class Patient(Borrowing):
+    """Subtraction with many states more than there are tokens."""
+
+    num_states = 8 * Borrowing.num_states
+    starts = tuple(8 * start for start in Borrowing.starts)
+
+    def step(self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]) -> Any:
+        after, written = super().step(state // 8, digits, constants)
+        return 8 * after + (digits[0] + digits[1]) % 8, written
+
+    def ends_well(self, state: Tensor) -> Tensor:
+        return super().ends_well(state // 8)
+
+
+def test_a_rule_may_have_more_states_than_there_are_tokens() -> None:
+    task, rules = RULES["subtraction"]
+    rule = Patient(task.base)
+    assert rule.num_states > len(task.vocabulary)
+    for own in enumerations(task, rules, (3, 3)):
+        more = Enumeration(task, rule, (3, 3), own.cone)
+        for found, expected in zip(more.tokens(more.contexts()), own.tokens(own.contexts()), strict=True):
+            assert torch.equal(found, expected)
 
 
 def test_a_cone_of_too_many_tokens_is_refused() -> None:

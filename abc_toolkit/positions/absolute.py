@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.layout import ANSWER, COORDINATES, END, Coordinate, Layout, Positions
+from abc_toolkit.errors import UserError, check_choice, check_numbers
+from abc_toolkit.layout import ANSWER, END, Coordinate, Layout, Positions
 from abc_toolkit.positions.base import ModelPosition, ModelSizes, PositionMethod
 
 Channels = Literal["interleaved", "concatenated"]
@@ -50,9 +50,8 @@ class Sinusoidal(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("base",), at_least=1)
-        _check_choice("channels", self.channels, get_args(Channels))
-        for coordinate in self.coordinates:
-            _check_choice("coordinates", coordinate, COORDINATES)
+        check_choice(self, "channels", Channels)
+        check_choice(self, "coordinates", Coordinate, several=True)
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         return x + self.table(positions, x.shape[-1]).to(x.dtype)
@@ -122,7 +121,7 @@ class Learned(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("capacity",), at_least=1)
-        _check_choice("coordinate", self.coordinate, COORDINATES)
+        check_choice(self, "coordinate", Coordinate)
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
         return _LearnedModel(self, sizes, self.capacity, self.coordinate)
@@ -242,6 +241,7 @@ class _AbacusModel(_TableModel):
     """`Abacus` in one model."""
 
     method: Abacus
+    makes = ("abacus",)
 
     def prepare(self, layout: Layout) -> Layout:
         offset, most = 0, self.method.max_offset - 1
@@ -260,6 +260,8 @@ class _AbacusModel(_TableModel):
 
 class _CoupledModel(_TableModel):
     """`PositionCoupling` in one model."""
+
+    makes = ("coupled",)
 
     def prepare(self, layout: Layout) -> Layout:
         longest = _longest_number(layout)
@@ -287,11 +289,3 @@ def _longest_number(layout: Layout) -> int:
         for positions in (layout.source, layout.target)
     )
     return 1 + max(int(place.max()) for place in places)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises:
-    UserError: If a setting is none of its choices.
-    """
-    if value not in choices:
-        raise UserError(f"--model.position.{name} {value!r}: choose one of {', '.join(choices)}")

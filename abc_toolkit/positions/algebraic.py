@@ -1,12 +1,12 @@
 """Algebraic positional encodings: positions are products of orthogonal matrices that queries and keys go through."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.errors import UserError, check_choice, check_numbers
 from abc_toolkit.layout import Coordinate, Layout, Positions
 from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
 
@@ -61,8 +61,8 @@ class AlgebraicPE(PositionMethod):
     cross: bool = False
 
     def __post_init__(self) -> None:
-        if self.structure not in get_args(Structure):
-            raise UserError(f"AlgebraicPE knows no structure {self.structure!r}: choose sequence, grid or tree")
+        check_choice(self, "structure", Structure)
+        check_choice(self, "coordinate", Coordinate)
         check_numbers(self, "model.position", ("branching",), at_least=1)
         if self.decay is not None:
             check_numbers(self, "model.position", ("decay",), at_most=1)
@@ -211,19 +211,32 @@ def _through(matrices: Tensor, x: Tensor) -> Tensor:
 
 
 def _powers(x: Tensor, step: Tensor, power: Tensor) -> Tensor:
-    """Vectors `[batch, head, ..., dim]` each through its own power of a matrix, by squares for its binary digits."""
-    for digit in range(_num_digits(power)):
+    """Vectors `[batch, head, ..., dim]` each through its own power of a matrix."""
+    width = x.shape[-1]
+    if len(x) <= width:
+        return _through_powers(x, step, power)
+    # Of more vectors to a position than channels, it is less work to find each position's matrix, column by column.
+    columns = torch.eye(width, dtype=x.dtype, device=x.device).view(width, *(1,) * (x.dim() - 2), width)
+    columns = _through_powers(columns.expand(width, *x.shape[1:]), step, power)
+    return torch.einsum("ch...e,bh...c->bh...e", columns, x)
+
+
+def _through_powers(x: Tensor, step: Tensor, power: Tensor) -> Tensor:
+    """What `_powers` returns, by squares of the matrix for the binary digits of the power."""
+    digits, negative = _binary(power)
+    for digit in range(digits):
         x = torch.where((power >> digit & 1)[..., None] == 1, _through(step, x), x)
         step = step @ step
     # The digits of a negative number, in two's complement, are those of its sum with the power of two that is next.
-    return torch.where(power[..., None] < 0, _through(step.mT, x), x)
+    return torch.where(power[..., None] < 0, _through(step.mT, x), x) if negative else x
 
 
-def _num_digits(numbers: Tensor) -> int:
-    """Binary digits that hold the numbers, whatever their signs."""
+def _binary(numbers: Tensor) -> tuple[int, bool]:
+    """Binary digits that hold the numbers, whatever their signs, and whether one may be negative."""
     if torch.compiler.is_compiling():  # a number taken out of a tensor would cut the graph in two
-        return 31
-    return int(numbers.abs().max()).bit_length()
+        return 31, True
+    least, most = (int(number) for number in numbers.aminmax())
+    return max(-least, most).bit_length(), least < 0
 
 
 def _from_root(x: Tensor, steps: Tensor, path: Tensor) -> Tensor:

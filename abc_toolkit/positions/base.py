@@ -1,10 +1,12 @@
 """The contract of a position method: anything that tells attention about order."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, is_dataclass
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
 
 Site = Literal["encoder", "decoder", "cross"]
@@ -133,12 +135,44 @@ class ModelPosition(nn.Module):
     Args:
         method: The method.
         sizes: The model's sizes.
+
+    Attributes:
+        draws: Whether `prepare` draws at random in evaluation too.
+        makes: Coordinates that `prepare` writes for the method alone. No two methods of a model may write the same.
+
+    Raises:
+        UserError: If a run could not record the method.
     """
+
+    draws: bool = False
+    makes: tuple[str, ...] = ()
 
     def __init__(self, method: "PositionMethod", sizes: ModelSizes) -> None:
         super().__init__()
+        if not is_dataclass(method):
+            raise UserError(
+                f"{type(method).__name__} is no dataclass, and a run records a method by its fields: put "
+                "@dataclass(frozen=True) before the class"
+            )
         self.method = method
         self.sizes = sizes
+
+    def check_apart(self) -> None:
+        """Checks the methods that this one is made of.
+
+        Raises:
+            UserError: If two of them write the same coordinate.
+        """
+        makers: dict[str, str] = {}
+        for part in self.modules():
+            for name in part.makes if isinstance(part, ModelPosition) else ():
+                own = type(part.method).__name__
+                if name in makers:
+                    raise UserError(
+                        f"{makers[name]} and {own} in one model would overwrite each other's positions: leave one of "
+                        "them"
+                    )
+                makers[name] = own
 
     def prepare(self, layout: Layout) -> Layout:
         """The layout that the model runs on: with positions drawn at random, for a method that draws them."""
@@ -189,3 +223,14 @@ class PositionMethod:
             UserError: If the method has no meaning there, or does not go with these sizes.
         """
         return AttentionPosition()
+
+
+def check_methods(owner: PositionMethod, methods: Iterable[object]) -> None:
+    """Checks the methods that another one is made of.
+
+    Raises:
+        UserError: If one is no position method.
+    """
+    for method in methods:
+        if not isinstance(method, PositionMethod):
+            raise UserError(f"{type(owner).__name__}: {method!r} is no position method: give only such")

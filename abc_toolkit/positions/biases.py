@@ -102,6 +102,7 @@ class T5RelativeBias(PositionMethod):
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("num_buckets",), at_least=2)
+        check_numbers(self, "model.position", ("max_distance",), at_least=1)
         check_choice(self, "coordinate", Coordinate)
         if self.num_buckets % 2:
             raise UserError(

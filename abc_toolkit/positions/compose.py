@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, OpenKeys, PositionMethod, Site
+from abc_toolkit.positions.base import (
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    OpenKeys,
+    PositionMethod,
+    Site,
+    check_methods,
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,7 @@ class Compose(PositionMethod):
     def __post_init__(self) -> None:
         if not isinstance(self.methods, tuple) or not self.methods:
             raise UserError("Compose has no tuple of methods: give at least one method")
-        for method in self.methods:
-            if not isinstance(method, PositionMethod):
-                raise UserError(f"Compose: {method!r} is no position method: give only such")
+        check_methods(self, self.methods)
 
     @property
     def repeats_after(self) -> int | None:
@@ -52,6 +58,7 @@ class _ComposedModel(ModelPosition):
         self.parts: list[ModelPosition] = [part.build(sizes) for part in method.methods]
         for number, part in enumerate(self.parts):
             self.add_module(str(number), part)
+        self.check_apart()
 
     def prepare(self, layout: Layout) -> Layout:
         for part in self.parts:

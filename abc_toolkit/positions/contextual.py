@@ -9,7 +9,14 @@ from torch.nn import functional
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions.absolute import NoPE
-from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
+from abc_toolkit.positions.base import (
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    PositionMethod,
+    Site,
+    check_methods,
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class DAPE(PositionMethod):
     cross: bool = False
 
     def __post_init__(self) -> None:
+        check_methods(self, [] if self.base is None else [self.base])
         check_numbers(self, "model.position", ("width",), at_least=1)
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
@@ -152,6 +160,11 @@ class _DAPEModel(ModelPosition):
         base = self.base.at(site, layer)
         if site == "cross" and not self.method.cross:
             return base
+        if base.why_not_gathered() is None:
+            raise UserError(
+                f"{type(self.method).__name__}: {type(self.method.base).__name__} closes keys, and the network cannot "
+                "read infinite biases: put it beside this method, in a Compose"
+            )
         # A method whose hook says anything of biases has them at all positions.
         has_bias = type(base).bias is not AttentionPosition.bias
         heads = self.sizes.num_heads
@@ -203,7 +216,7 @@ class _Network(nn.Module):
 
     def forward(self, seen: Tensor, mask: Tensor | None) -> Tensor:
         """Corrections `[batch, head, query, key]` by channels `[batch, channel, query, key]`."""
-        return self.second(functional.leaky_relu(self.first(seen.movedim(1, -1)))).movedim(-1, 1)
+        return self.second(functional.leaky_relu(self.first(seen.movedim(1, -1)), inplace=True)).movedim(-1, 1)
 
 
 class _Convolutions(nn.Module):
@@ -214,12 +227,13 @@ class _Convolutions(nn.Module):
         self.num_heads = num_heads
         self.side = kernel // 2
         self.first = nn.Conv2d(channels, width, (1, kernel))
-        self.second = nn.Conv2d(width, num_heads, (1, kernel))
+        self.second = nn.Conv2d(width, num_heads, (1, kernel), padding=(0, self.side))
 
     def forward(self, seen: Tensor, mask: Tensor | None) -> Tensor:
         """Corrections `[batch, head, query, key]` by channels `[batch, channel, query, key]`."""
         if mask is not None:
             seen = seen.unflatten(1, (-1, self.num_heads)).masked_fill(~mask, 0.0).flatten(1, 2)
-        # The second convolution looks `side` keys beyond the last, and the first as many beyond those.
-        hidden = functional.leaky_relu(self.first(functional.pad(seen, (self.side, 2 * self.side))))
-        return self.second(functional.pad(hidden, (self.side, 0)))
+        # The second convolution looks `side` keys beyond the last, and the first as many beyond those. Its own
+        # zeros are wanted before the first key alone: what it finds with those behind the last is cut off.
+        hidden = functional.leaky_relu(self.first(functional.pad(seen, (self.side, 2 * self.side))), inplace=True)
+        return self.second(hidden)[..., : seen.shape[-1]]

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
+from abc_toolkit.positions.absolute import Learned
+from abc_toolkit.positions.base import (
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    PositionMethod,
+    Site,
+    check_methods,
+)
 
 _DRAWN = {"raw": "drawn raw", "raw_from_end": "drawn raw_from_end"}
 
@@ -19,9 +27,9 @@ class RandomizedPositions(PositionMethod):
 
     Of `capacity` numbers 0 .. `capacity - 1`, as many as the string has tokens are drawn without replacement and
     sorted; the `i`-th token has the `i`-th of them as its `raw`, and what is left up to the last one as its
-    `raw_from_end`. Source and target are drawn apart from one another, once a batch, in evaluation as in training, so
-    that two runs differ unless they are seeded alike. Source: Ruoss et al. 2023 (arXiv 2305.16843), section 3, whose
-    released code draws for each attention layer anew.
+    `raw_from_end`. Source and target are drawn apart from one another, once a batch, in evaluation as in training: an
+    evaluation draws anew for every few problems, as one draw is no measure of a model, and draws as its seed says.
+    Source: Ruoss et al. 2023 (arXiv 2305.16843), section 3, whose released code draws for each attention layer anew.
 
     Where the inner method reads other coordinates, they are the layout's own, and so are those of a window around this
     method. A string of more than `capacity` tokens is refused; up to there a model meets no number that training has
@@ -37,6 +45,7 @@ class RandomizedPositions(PositionMethod):
     capacity: int = 2048
 
     def __post_init__(self) -> None:
+        check_methods(self, [self.inner])
         check_numbers(self, "model.position", ("capacity",), at_least=1)
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
@@ -47,10 +56,20 @@ class _RandomizedModel(ModelPosition):
     """`RandomizedPositions` in one model."""
 
     method: RandomizedPositions
+    draws = True
+    makes = tuple(_DRAWN.values())
 
     def __init__(self, method: RandomizedPositions, sizes: ModelSizes) -> None:
         super().__init__(method, sizes)
         self.inner = method.inner.build(sizes)
+        self.check_apart()
+        for part in (module.method for module in self.inner.modules() if isinstance(module, ModelPosition)):
+            # Now rather than at the first draw that it has no vector for, in the midst of training.
+            if isinstance(part, Learned) and part.coordinate in _DRAWN and part.capacity < method.capacity:
+                raise UserError(
+                    f"RandomizedPositions draws from {method.capacity} numbers and Learned has a capacity of "
+                    f"{part.capacity}: raise that"
+                )
 
     def prepare(self, layout: Layout) -> Layout:
         source, target = self._draw(len(layout.source)), self._draw(len(layout.target))
@@ -66,6 +85,11 @@ class _RandomizedModel(ModelPosition):
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
         inner = self.inner.at(site, layer)
+        if inner.why_not_gathered() is None:
+            raise UserError(
+                f"RandomizedPositions: {type(self.method.inner).__name__} opens keys by their distance, which drawn "
+                "numbers do not keep: put it beside this method, in a Compose"
+            )
         return inner if type(inner) is AttentionPosition else RandomizedAttention(inner)
 
     def _draw(self, length: int) -> Tensor:

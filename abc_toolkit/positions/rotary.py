@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.errors import UserError, check_choice, check_numbers
 from abc_toolkit.layout import Coordinate, Positions
 from abc_toolkit.positions.base import AttentionPosition, PositionMethod, Site
 
@@ -39,6 +39,7 @@ class RoPE(PositionMethod):
     cross: bool = False
 
     def __post_init__(self) -> None:
+        check_choice(self, "coordinate", Coordinate)
         check_numbers(self, "model.position", ("base",), at_least=1)
         check_numbers(self, "model.position", ("fraction",), at_most=1)
 
@@ -108,7 +109,7 @@ class YaRN(RoPE):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, "model.position", ("factor", "original_length"), at_least=1)
-        check_numbers(self, "model.position", ("mscale",))
+        check_numbers(self, "model.position", ("mscale", "beta_fast", "beta_slow"))
         if not (self.base > 1 and self.beta_fast >= self.beta_slow > 0):
             raise UserError(
                 f"{type(self).__name__} has base {self.base:g}, beta_fast {self.beta_fast:g} and beta_slow "

@@ -25,7 +25,10 @@ from abc_toolkit.tasks.base import SETS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-TASKS = ("successor", "addition", "multiplication", "parity")
+TASKS = (
+    "successor", "addition", "subtraction", "multiplication", "division", "parity", "comparison", "copy", "reverse",
+    "repeat",
+)  # fmt: skip
 KEPT = (
     "verdict", "reason", "contexts", "beyond_training", "examples", "functions", "smallest_gap", "deviations", "outside"
 )  # fmt: skip

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 LONGEST = 6  # digits that are trained on
-SHOWN = (6, 12, 30, 60)
+SHOWN = (9, 12, 24, 60)  # digits beyond that, for the table
 FAMILIES = {
     "added to embeddings": ("absolute", "random", "trees"),
     "rotations": ("rotary", "algebraic"),
@@ -18,6 +18,7 @@ FAMILIES = {
 }
 COLOURS = ("#1f5a94", "#b3541e", "#2e7d4f", "#7b4ea3", "#c2185b", "#5d6b73", "#b58900", "#00838f")
 MARKERS = "osD^vPX*"
+LENGTHS = "times the longest training length"
 Result = dict[str, Any]
 
 
@@ -54,15 +55,19 @@ def figure(results: Sequence[Result], points: Callable[[Result], list[tuple[floa
             for result in (r for r in own if r["setting"] == setting):
                 number = names.index(result["method"])
                 x, y = zip(*points(result), strict=True)
-                look = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 3.5, "linewidth": 1.3}
+                look = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 3, "linewidth": 1.2}
                 panel.plot(x, y, label=result["method"].replace("_", " "), clip_on=False, **look)
             panel.set(ylim=(-0.02, 1.02))
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+            if label == LENGTHS:
+                panel.set_xscale("log")
+                panel.set_xticks([0.5, 1, 2, 4, 10], ["0.5", "1", "2", "4", "10"])
+                panel.minorticks_off()
             if panel in panels[0]:
                 panel.set_title(family, fontsize=10)
-            if panel.lines:
-                panel.legend(fontsize=6.5, frameon=False)
+            if panel in panels[0]:  # the names are the same below
+                panel.legend(fontsize=6.5, facecolor="white", edgecolor="none", framealpha=0.85)
         row[0].set_ylabel(f"{setting}\nsolved", fontsize=9)
     picture.supxlabel(label, fontsize=9)
     return picture
@@ -73,20 +78,19 @@ def table(results: Sequence[Result]) -> str:
     settings = list(dict.fromkeys(result["setting"] for result in results))
     heading = ["method"]
     for setting in settings:
-        heading += [f"{setting}: steps", *(f"{length // LONGEST}x" for length in SHOWN if length > LONGEST)]
+        heading += [f"{setting}: steps", *(f"{length / LONGEST:g}x" for length in SHOWN)]
     lines = [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     for name in dict.fromkeys(result["method"] for result in results):
         cells = [name.replace("_", " ")]
         for setting in settings:
             result = next((r for r in results if (r["setting"], r["method"]) == (setting, name)), None)
-            beyond = [length for length in SHOWN if length > LONGEST]
             if result is None:
-                cells += [""] * (1 + len(beyond))
+                cells += [""] * (1 + len(SHOWN))
             elif "error" in result:
-                cells += [result["error"], *[""] * len(beyond)]
+                cells += [result["error"], *[""] * len(SHOWN)]
             else:
-                steps = f"{result['steps']:,}" if result["reached"] else f"no ({100 * result['exact_match']:.0f} %)"
-                cells += [steps, *(f"{100 * exact_match(result, 'uniform', length):.0f}" for length in beyond)]
+                steps = f"{result['steps']:,}" if result["reached"] else f"no ({100 * result['exact_match']:.1f} %)"
+                cells += [steps, *(f"{100 * exact_match(result, 'uniform', length):.3g}" for length in SHOWN)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -95,7 +99,7 @@ def main() -> None:
     results = json.loads((HERE / "results.json").read_text())
     order = {setting: number for number, setting in enumerate(("decoder-only", "encoder-decoder", "window"))}
     results.sort(key=lambda result: (order[result["setting"]], result["method"]))
-    figure(results, extrapolation, "times the longest training length").savefig(HERE / "extrapolation.png", dpi=110)
+    figure(results, extrapolation, LENGTHS).savefig(HERE / "extrapolation.png", dpi=110)
     figure(results, interpolation, "training steps").savefig(HERE / "interpolation.png", dpi=110)
     samples = {row["samples"] for result in results for row in result.get("rows", ())}
     text = (

@@ -27,6 +27,7 @@ SIZES = ModelSizes(NUM_HEADS * HEAD_DIM, NUM_HEADS, NUM_LAYERS, NUM_LAYERS)
 LAYOUTS = [
     digit_layout((("operand 1", n), ("operator", 1), ("operand 2", m)), max(n, m) + 1) for n, m in ((1, 1), (3, 2))
 ]
+ALIKE = [digit_layout((("operand 1", n), ("operator", 1), ("operand 2", n)), n + 1) for n in (6, 60)]
 LONG = digit_layout((("operand 1", 700), ("operator", 1), ("operand 2", 650)), 701)
 
 
@@ -40,6 +41,7 @@ class PositionCase:
         shifts: Whether logits stay the same when all positions of self-attention move on by one.
         configured: Whether a configuration can name it.
         capacity: Most tokens of a string that it is made for; any number, if not given.
+        whole: Whether what it does at the beginning of a string depends on how long the string is.
     """
 
     method: PositionMethod
@@ -47,6 +49,7 @@ class PositionCase:
     shifts: bool = False
     configured: bool = True
     capacity: int | None = None
+    whole: bool = False
 
 
 def pairs(layout: Layout) -> dict[Site, tuple[Positions, Positions]]:
@@ -246,6 +249,23 @@ class PositionContract:
                 logits.append(self.logits(hooks[site, 0], q, k, moved[0], moved[1], causal(site, layouts[1])))
             changed.append(not torch.allclose(logits[0], logits[1], atol=1e-4))
         assert not case.shifts or not any(changed)
+
+    def test_a_longer_string_begins_alike(self, case: PositionCase) -> None:
+        """At ten times the length, the first tokens are told what they are told at once the length."""
+        if case.capacity is not None:
+            return
+        built, (short, long) = self.built(case), ALIKE
+        hooks = [built.at("decoder", layer) for layer in range(NUM_LAYERS)]
+        digits = len(short.target) - 1
+        x = torch.randn(2, digits, 8)
+        q, k, _ = self.tensors(short.target[:digits], short.prefix[:digits])
+        mask = torch.ones(1, digits, digits, dtype=torch.bool).tril()
+        found = []
+        for layout in map(built.prepare, (short, long)):
+            q_positions, k_positions = layout.target[:digits], layout.prefix[:digits]
+            logits = [self.logits(hook, q, k, q_positions, k_positions, mask) for hook in hooks]
+            found.append([built.embed(x, q_positions), *logits])
+        assert case.whole != all(torch.allclose(*pair, atol=1e-4) for pair in zip(*found, strict=True))
 
     def test_any_length(self, case: PositionCase) -> None:
         built = self.built(case)

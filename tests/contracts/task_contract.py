@@ -40,14 +40,14 @@ class TaskCase:
 
     Attributes:
         task: The task, small.
-        oracle: The answer as an integer, from the source's text.
+        oracle: The answer, from the source's text: an integer, or as it is written.
         grammar: Regular expression of the texts that are problems.
         examples: Problems by hand.
         wrong: Texts that are no problems, with what the message has to name.
     """
 
     task: Task
-    oracle: Callable[[str], int]
+    oracle: Callable[[str], int | str]
     grammar: str
     examples: tuple[Example, ...]
     wrong: Mapping[str, str] = field(default_factory=dict)
@@ -181,7 +181,8 @@ class TaskContract:
 
     def test_problems_of_the_smallest_shape_are_counted(self, case: TaskCase) -> None:
         shape = case.task.training_shapes()[0]
-        assert len(set(training_strings(case.task, shape))) == case.task.num_problems(shape)
+        count = case.task.num_problems(shape)
+        assert len(set(training_strings(case.task, shape, max(4000, 40 * count)))) == count
 
     def test_shortest_shapes_come_first(self, case: TaskCase) -> None:
         longest = [max(shape) for shape in case.task.training_shapes()]
@@ -210,7 +211,7 @@ class TaskContract:
         claims = re.findall(r"`([^`]+)`\s+has\s+the\s+target\s+`([^`]+)`", type(tasks[0]).__doc__ or "")
         assert claims
         for text, target in claims:
-            assert target in [task.solve(task.parse(text)[1]) for task in tasks]
+            assert any(task.solve(task.parse(text)[1]) == target for task in tasks)
 
     def test_wrong_texts_are_refused_in_one_line(self, case: TaskCase) -> None:
         good = case.examples[0].text
@@ -225,9 +226,10 @@ class TaskContract:
 
     def test_long_texts_are_quoted_in_part(self, case: TaskCase) -> None:
         long = case.examples[0].text[0] * 50_000
-        message = refuse(case.task, f"{long}{case.examples[0].text}x")
+        odd = next(character for character in STRANGE if character not in case.task.symbols)
+        message = refuse(case.task, f"{long}{case.examples[0].text}{odd}")
         assert f"({50_000 + len(case.examples[0].text) + 1} characters)" in message
-        assert repr("x") in message
+        assert repr(odd) in message
         for wrong in case.wrong:
             for text in (long + wrong, wrong + long):
                 if not re.fullmatch(case.grammar, text):
@@ -249,7 +251,7 @@ class TaskContract:
 
     def test_malformed_targets_are_not_repaired(self, case: TaskCase) -> None:
         target = case.examples[0].target
-        assert case.task.answer(f"{target}^").startswith("^")
+        assert "^" in case.task.answer(f"{target}^")
         assert case.task.answer("") == ""
 
     def test_is_an_immutable_value(self, case: TaskCase) -> None:
@@ -272,7 +274,7 @@ class NumberContract(TaskContract):
             width = problems.target.shape[1] - 1
             for source, target in zip(problems.source, problems.target, strict=True):
                 result = case.oracle(case.task.vocabulary.decode(source))
-                assert case.task.vocabulary.decode(target) == f"{result:0{width}d}"[::-1]
+                assert case.task.vocabulary.decode(target) == str(result).zfill(width)[::-1]
 
     def test_answers_are_in_natural_order(self, case: TaskCase) -> None:
         assert case.task.answer("0210") == "120"

@@ -31,10 +31,12 @@ class TestAbsolute(PositionContract):
         "sinusoidal of two": PositionCase(Sinusoidal(("place", "segment"), base=100.0)),
         "sinusoidal, concatenated": PositionCase(Sinusoidal(channels="concatenated")),
         "cyclic": PositionCase(Cyclic()),
-        "cyclic of two": PositionCase(Cyclic(TWO, period=5)),
+        "cyclic of two": PositionCase(Cyclic(TWO, period=5), whole=True),
         "cyclic, concatenated": PositionCase(Cyclic(channels="concatenated")),
         "learned": PositionCase(Learned(capacity=20), learns=True, capacity=20),
-        "learned for any length there is": PositionCase(Learned("raw_from_end", capacity=1351), learns=True),
+        "learned for any length there is": PositionCase(
+            Learned("raw_from_end", capacity=1351), learns=True, whole=True
+        ),
         "abacus": PositionCase(Abacus(capacity=20, max_offset=5), learns=True, capacity=20),
         "abacus for any length there is": PositionCase(Abacus(capacity=701), learns=True),
         "position coupling": PositionCase(PositionCoupling(capacity=20), learns=True, capacity=20),
@@ -300,12 +302,12 @@ def test_what_fits_and_what_does_not() -> None:
     ("make", "message"),
     [
         (lambda: Sinusoidal(base=0.5), "--model.position.base 0.5: give at least 1"),
-        (lambda: Sinusoidal(channels="mixed"), "--model.position.channels 'mixed': choose one of interleaved, conc"),  # type: ignore[arg-type]
-        (lambda: Sinusoidal(("raw", "column")), "--model.position.coordinates 'column': choose one of place, index"),  # type: ignore[arg-type]
+        (lambda: Sinusoidal(channels="mixed"), "Sinusoidal: channels cannot be 'mixed': give one of interleaved, conc"),  # type: ignore[arg-type]
+        (lambda: Sinusoidal(("raw", "column")), "coordinates cannot be .*'column'.*: give a tuple of"),  # type: ignore[arg-type]
         (lambda: Cyclic(period=0), "--model.position.period 0: give at least 1"),
-        (lambda: Cyclic(channels="mixed"), "--model.position.channels 'mixed'"),  # type: ignore[arg-type]
+        (lambda: Cyclic(channels="mixed"), "Cyclic: channels cannot be 'mixed'"),  # type: ignore[arg-type]
         (lambda: Learned(capacity=0), "--model.position.capacity 0: give at least 1"),
-        (lambda: Learned("column"), "--model.position.coordinate 'column': choose one of place, index, raw"),  # type: ignore[arg-type]
+        (lambda: Learned("column"), "Learned: coordinate cannot be 'column': give one of place, index, raw"),  # type: ignore[arg-type]
         (lambda: Abacus(capacity=0), "--model.position.capacity 0: give at least 1"),
         (lambda: Abacus(max_offset=0), "--model.position.max_offset 0: give at least 1"),
         (lambda: Abacus(10, 11), "--model.position.max_offset 11: give at least 1 and at most 10"),

@@ -49,7 +49,7 @@ class _SpreadModel(AlgebraicModel):
 class TestAlgebraic(PositionContract):
     cases = {  # noqa: RUF012
         "sequence": PositionCase(AlgebraicPE(), learns=True, shifts=True),
-        "sequence of indices": PositionCase(AlgebraicPE(coordinate="index"), learns=True),
+        "sequence of indices": PositionCase(AlgebraicPE(coordinate="index"), learns=True, whole=True),
         "sequence that decays across": PositionCase(AlgebraicPE(decay=0.98, cross=True), learns=True, shifts=True),
         "grid": PositionCase(Spread("grid"), learns=True),
         "grid that decays": PositionCase(Spread("grid", decay=0.5, cross=True), learns=True),
@@ -321,7 +321,7 @@ def test_cross_attention_is_left_alone_unless_asked() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (lambda: AlgebraicPE("ring"), "no structure 'ring': choose sequence, grid or tree"),  # type: ignore[arg-type]
+        (lambda: AlgebraicPE("ring"), "structure cannot be 'ring': give one of sequence, grid, tree"),  # type: ignore[arg-type]
         (lambda: AlgebraicPE(branching=0), "branching 0: give at least 1"),
         (lambda: AlgebraicPE(decay=1.5), "decay 1.5: give at least 0 and at most 1"),
         (lambda: AlgebraicPE(decay=-0.5), "decay -0.5"),

@@ -34,7 +34,9 @@ class TestBiases(PositionContract):
         "T5 with few buckets": PositionCase(
             T5RelativeBias(num_buckets=8, max_distance=12, scaled=True, cross=True), learns=True, shifts=True
         ),
-        "T5 causal": PositionCase(T5RelativeBias(bidirectional=False, coordinate="index"), learns=True, shifts=True),
+        "T5 causal": PositionCase(
+            T5RelativeBias(bidirectional=False, coordinate="index"), learns=True, shifts=True, whole=True
+        ),
         "ALiBi": PositionCase(ALiBi(), shifts=True),
         "ALiBi across": PositionCase(ALiBi(coordinate="place", cross=True)),
         "ALiBi one way": PositionCase(ALiBi("geometric", symmetric=False), shifts=True),
@@ -43,7 +45,7 @@ class TestBiases(PositionContract):
         "KerpleLog that edits": PositionCase(KerpleLog(epsilon=0.5, edits_parameters=True), learns=True, shifts=True),
         "FIRE": PositionCase(FIRE(), learns=True),
         "FIRE across": PositionCase(
-            FIRE(4.0, width=5, activation="leaky_relu", coordinate="index", cross=True), learns=True
+            FIRE(4.0, width=5, activation="leaky_relu", coordinate="index", cross=True), learns=True, whole=True
         ),
     }
 
@@ -366,7 +368,7 @@ def test_fire_stays_within_what_it_knows() -> None:
         (T5RelativeBias, {"max_distance": 16}, "more than 16"),
         (T5RelativeBias, {"max_distance": 8, "bidirectional": True}, "more than 8"),
         (T5RelativeBias, {"coordinate": "places"}, "'places'"),
-        (ALiBi, {"slopes": "flat"}, "no slopes 'flat': give one of press, geometric"),
+        (ALiBi, {"slopes": "flat"}, "slopes cannot be 'flat': give one of press, geometric"),
         (ALiBi, {"coordinate": "places"}, "'places'"),
         (KerpleLog, {"epsilon": -1}, "epsilon -1"),
         (KerpleLog, {"coordinate": "places"}, "'places'"),

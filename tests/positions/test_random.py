@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -6,11 +7,14 @@ from torch import Tensor, nn
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.errors import UserError
+from abc_toolkit.evaluation import evaluate_models, solve_problems
 from abc_toolkit.layout import Layout, Positions, digit_layout
 from abc_toolkit.model import Architecture
-from abc_toolkit.positions import AttentionPosition, ModelSizes, NoPE, PositionMethod, Sinusoidal, Site
+from abc_toolkit.positions import AttentionPosition, Compose, ModelSizes, NoPE, PositionMethod, Sinusoidal, Site, random
 from abc_toolkit.positions.absolute import Abacus, Learned
 from abc_toolkit.positions.random import RandomizedPositions
+from abc_toolkit.run import build_model
+from abc_toolkit.tasks import Parity
 from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
 
@@ -63,11 +67,11 @@ class EverythingAttention(nn.Module, AttentionPosition):
 
 class TestRandomized(PositionContract):
     cases = {  # noqa: RUF012
-        "of sinusoids": PositionCase(RandomizedPositions(Sinusoidal())),
+        "of sinusoids": PositionCase(RandomizedPositions(Sinusoidal()), whole=True),
         "of nothing": PositionCase(RandomizedPositions(NoPE(), capacity=1351)),
-        "of learned": PositionCase(RandomizedPositions(Learned(capacity=2048)), learns=True),
+        "of learned": PositionCase(RandomizedPositions(Learned(capacity=2048)), learns=True, whole=True),
         "of abacus": PositionCase(RandomizedPositions(Abacus()), learns=True),
-        "with every hook": PositionCase(RandomizedPositions(Everything()), learns=True),
+        "with every hook": PositionCase(RandomizedPositions(Everything()), learns=True, whole=True),
         "with a capacity": PositionCase(RandomizedPositions(Sinusoidal(), capacity=20), capacity=20),
     }
 
@@ -214,7 +218,7 @@ def test_what_the_inner_method_says_of_itself() -> None:
 def test_inner_parameters_stand_once() -> None:
     model = EncoderDecoder(12, Architecture(1, 2, 8, 2, 16, position=RandomizedPositions(Everything())))
     assert sum("slope" in name for name in model.state_dict()) == 1 + 2 * 2
-    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=RandomizedPositions(Learned())))
+    model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=RandomizedPositions(Learned(), capacity=1024)))
     assert [name for name in model.state_dict() if "position" in name] == ["positioning.inner.table"]
 
 
@@ -223,11 +227,58 @@ def test_inner_methods_draw_and_refuse_too() -> None:
     torch.manual_seed(0)
     rows = {tuple(built.prepare(SUM).source.coordinates["abacus"].tolist()) for _ in range(60)}
     assert rows == {(2 + b, 1 + b, b, -1, 1 + b, b) for b in range(5)}
-    built = RandomizedPositions(Learned(capacity=5), capacity=6).build(SIZES)
-    with pytest.raises(UserError, match="Learned: position 5 is beyond the capacity of 5"):
-        built.prepare(SUM)
+    with pytest.raises(UserError, match="draws from 6 numbers and Learned has a capacity of 5: raise that"):
+        RandomizedPositions(Compose((NoPE(), Learned(capacity=5))), capacity=6).build(SIZES)
+    RandomizedPositions(Learned("place", capacity=5), capacity=6).build(SIZES)
 
 
 def test_wrong_settings() -> None:
     with pytest.raises(UserError, match="capacity 0: give at least 1"):
         RandomizedPositions(Sinusoidal(), capacity=0)
+
+
+def evaluated(model: Any, decode: Any = "parallel", lengths: tuple[int, ...] = (3, 4), seed: int = 0) -> dict[int, int]:
+    """Problems of each length that a model solves."""
+    rows, _ = evaluate_models(
+        Parity(max_length=3), {"fit": model}, lengths, ("uniform",), 70, decode, seed, torch.device("cpu")
+    )
+    return {row.length: round(row.samples * row.exact_match) for row in rows}
+
+
+def test_an_evaluation_follows_from_its_seed_and_draws_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = Architecture(1, 1, 8, 2, 16, position=RandomizedPositions(Everything(), capacity=300))
+    model = build_model(Parity(max_length=3), sizes, None).eval()
+    draws: list[tuple[int, ...]] = []
+    drawing = random._RandomizedModel._draw
+
+    def draw(self: Any, length: int) -> Tensor:
+        numbers = drawing(self, length)
+        draws.append(tuple(numbers.tolist()))
+        return numbers
+
+    monkeypatch.setattr(random._RandomizedModel, "_draw", draw)
+
+    def drawn_by(*arguments: Any, **settings: Any) -> list[tuple[int, ...]]:
+        draws.clear()
+        state = torch.get_rng_state()
+        evaluated(model, *arguments, **settings)
+        assert torch.equal(torch.get_rng_state(), state)
+        return list(draws)
+
+    first = drawn_by()
+    assert len(set(first)) == len(first) == 2 * 2 * 5  # of source and target, at two lengths, for 16 problems each
+    torch.manual_seed(5)
+    assert drawn_by() == drawn_by("steps") == first
+    assert drawn_by(lengths=(4,)) == first[10:]  # whatever else is evaluated
+    assert not set(drawn_by(seed=1)) & set(first)
+    assert evaluated(model) == evaluated(model, "steps")
+
+
+def test_an_answer_does_not_depend_on_the_problems_beside_it() -> None:
+    task = Parity(max_length=3)
+    sizes = Architecture(1, 1, 8, 2, 16, position=RandomizedPositions(Everything(), capacity=300))
+    model = build_model(task, sizes, None).eval()
+    problems = [task.parse(text) for text in ("101", "1101", "011", "1111")]
+    together = solve_problems(model, task, problems)
+    assert [solve_problems(model, task, [problem])[0] for problem in problems] == together
+    assert solve_problems(model, task, problems[::-1]) == together[::-1]

@@ -26,10 +26,10 @@ class TestRotary(PositionContract):
         "RoPE interleaved": PositionCase(RoPE(interleaved=True), shifts=True),
         "RoPE across": PositionCase(RoPE(cross=True), shifts=True),
         "YaRN": PositionCase(YaRN(), shifts=True),
-        "YaRN across": PositionCase(YaRN("index", factor=2.0, original_length=8, cross=True)),
-        "DynamicYaRN": PositionCase(DynamicYaRN(original_length=3)),
+        "YaRN across": PositionCase(YaRN("index", factor=2.0, original_length=8, cross=True), whole=True),
+        "DynamicYaRN": PositionCase(DynamicYaRN(original_length=3), whole=True),
         "DynamicYaRN not stretched": PositionCase(DynamicYaRN(original_length=64), shifts=True),
-        "DynamicYaRN across": PositionCase(DynamicYaRN("place", original_length=2, cross=True)),
+        "DynamicYaRN across": PositionCase(DynamicYaRN("place", original_length=2, cross=True), whole=True),
     }
 
 

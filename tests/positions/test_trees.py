@@ -58,6 +58,7 @@ class TestTrees(PositionContract):
     @pytest.fixture(autouse=True)
     def _tokens_are_nodes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(position_contract, "LAYOUTS", list(map(with_trees, position_contract.LAYOUTS)))
+        monkeypatch.setattr(position_contract, "ALIKE", list(map(with_trees, position_contract.ALIKE)))
         monkeypatch.setattr(position_contract, "LONG", with_trees(position_contract.LONG))
 
 

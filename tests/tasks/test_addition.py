@@ -1,8 +1,10 @@
 import itertools
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from abc_toolkit.calibration.window import Window
 from abc_toolkit.certify import certify
 from abc_toolkit.errors import UserError
 from abc_toolkit.model import teacher_forced
-from abc_toolkit.tasks import Addition, ProblemError
+from abc_toolkit.tasks import Addition, Multiplication, ProblemError
 from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
 from tests import small_windows
 from tests.contracts.task_contract import (
@@ -44,6 +46,16 @@ def apart(text: str) -> str:
 def total(text: str) -> int:
     first, second = apart(text).split("+")
     return int(first) + int(second)
+
+
+def total_in(base: int) -> Callable[[str], str]:
+    """The sum in another base, by NumPy's way to write it."""
+
+    def total(text: str) -> str:
+        first, second = text.split("+")
+        return np.base_repr(int(first, base) + int(second, base), base).lower()
+
+    return total
 
 
 def sums(source: str) -> list[int]:
@@ -143,6 +155,31 @@ class TestAddition(NumberContract):
                 f"+{'12' * 13}": "13 digits does not fit",
                 "1234567890123+1": "13 digits does not fit",
             },
+        ),
+        "base 2": TaskCase(
+            Addition(max_length=3, base=2),
+            total_in(2),
+            r"[01]+\+[01]+",
+            (
+                Example("101+11", (3, 2), "101+011", "0001", "1000"),
+                Example("10+1", (2, 1), "10+01", "110", "11"),
+                Example("0+0", (1, 1), "0+0", "00", "0"),
+            ),
+            {"12+1": "operand 1 of '12+1' holds '2', which is not one of the digits 01", "1+": "operand 2 of '1+'"},
+        ),
+        "base 16": TaskCase(
+            Addition(max_length=3, base=16),
+            total_in(16),
+            r"[0-9a-f]+\+[0-9a-f]+",
+            (Example("ff+1", (2, 1), "ff+01", "001", "100"), Example("9a+b", (2, 1), "9a+0b", "5a0", "a5")),
+            {"1g+1": "operand 1 of '1g+1' holds 'g'", "F+1": "operand 1 of 'F+1' holds 'F'", "+f": "is empty"},
+        ),
+        "base 36": TaskCase(
+            Addition(max_length=2, base=36),
+            total_in(36),
+            r"[0-9a-z]+\+[0-9a-z]+",
+            (Example("zz+1", (2, 1), "zz+01", "001", "100"), Example("x+2", (1, 1), "x+2", "z0", "z")),
+            {"1A+1": "operand 1 of '1A+1' holds 'A'", "z*1": "'z*1' is not an addition"},
         ),
     }
 
@@ -319,3 +356,38 @@ def test_a_proof_goes_through_with_pairs() -> None:
     assert refuted.verdict == "wrong"
     assert refuted.problem is not None
     assert refuted.problem.startswith("+")
+
+
+@pytest.mark.parametrize("task", [Addition, Multiplication], ids=lambda task: task.__name__)
+@pytest.mark.parametrize("base", [-1, 0, 1, 37, 10**9])
+def test_a_base_without_digits_is_refused_in_one_line(task: type[Addition], base: int) -> None:
+    with pytest.raises(UserError) as error:
+        task(base=base)
+    assert str(error.value) == f"base {base}: give at least 2 and at most 36, as there are so many digits"
+
+
+@pytest.mark.parametrize("base", [2, 16, 36])
+def test_carry_chains_in_other_bases(base: int) -> None:
+    task = Addition(max_length=3, base=base)
+    highest, length = task.symbols[base - 1], 9
+    sources = evaluation_strings(task, length, CARRY, 400)
+    assert {f"{highest * length}+{'1':0>{length}}", f"{'1':0>{length}}+{highest * length}"} < set(sources)
+    totals = [sum(int(part, base) for part in source.split("+")) for source in sources]
+    assert sum(number in (base**length - 1, base**length) for number in totals) > 0.4 * len(totals)
+    digits = {digit for source in evaluation_strings(task, length, UNIFORM) for digit in source}
+    assert digits == {*task.symbols[:base], "+"}
+
+
+def test_a_proof_goes_through_in_base_2() -> None:
+    _, rules = small_windows.RULES["addition without a decoder"]
+    contexts = []
+    for base in (2, 3):
+        task = Addition(max_length=2, base=base)
+        functions = small_windows.functions(task, small_windows.window(task, rules))
+        contexts.append(sum(len(function.contexts) for function in functions))
+        problems = small_windows.every_problem(task, (2, 2))
+        for context in functions[-1].contexts:
+            problem = functions[-1].met(context)[0].problem(context)
+            assert problem.shape != (2, 2) or (problems.source == problem.source).all(dim=1).any()
+    # A carry read off the two digits below: the number of contexts goes with the fourth power of the base.
+    assert contexts[0] < contexts[1] < (3 / 2) ** 4 * contexts[0]

@@ -1,7 +1,9 @@
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -46,6 +48,16 @@ def grammar(count: str) -> str:
 def product(text: str) -> int:
     first, second = apart(text).split("*")
     return int(first) * int(second)
+
+
+def product_in(base: int) -> Callable[[str], str]:
+    """The product in another base, by NumPy's way to write it."""
+
+    def product(text: str) -> str:
+        first, second = text.split("*")
+        return np.base_repr(int(first, base) * int(second, base), base).lower()
+
+    return product
 
 
 class TestMultiplication(NumberContract):
@@ -101,6 +113,27 @@ class TestMultiplication(NumberContract):
             grammar("{1,9}"),
             (Example("99*9", (2,), f"*{'09' * 7}9999", "1980000000", "891"),),
             WRONG | {"*3": "is empty", f"*{'12' * 10}": "10 digits does not fit"},
+        ),
+        "base 2": TaskCase(
+            Multiplication(max_length=3, base=2),
+            product_in(2),
+            r"[01]+\*[01]",
+            (Example("101*1", (3,), "101*1", "1010", "101"), Example("11*0", (2,), "11*0", "000", "0")),
+            {"101*2": "operand 2 of '101*2' holds '2', which is not one of the digits 01", "1*10": "has 2 digits"},
+        ),
+        "base 16": TaskCase(
+            Multiplication(max_length=3, base=16),
+            product_in(16),
+            r"[0-9a-f]+\*[0-9a-f]",
+            (Example("ff*f", (2,), "ff*f", "1fe", "ef1"), Example("0a*3", (2,), "0a*3", "e10", "1e")),
+            {"g*1": "operand 1 of 'g*1' holds 'g'", "1*F": "operand 2 of '1*F' holds 'F'", "1*ab": "has 2 digits"},
+        ),
+        "base 36": TaskCase(
+            Multiplication(max_length=2, base=36),
+            product_in(36),
+            r"[0-9a-z]+\*[0-9a-z]",
+            (Example("zz*z", (2,), "zz*z", "1zy", "yz1"), Example("i*2", (1,), "i*2", "01", "10")),
+            {"1*Z": "operand 2 of '1*Z' holds 'Z'", "z+1": "'z+1' is not a multiplication"},
         ),
     }
 
@@ -167,3 +200,16 @@ def test_training_holds_every_kind() -> None:
     assert sum(source.startswith("000") for source in sources) > 0.02 * len(sources)
     assert sum(source[0] == "0" for source in sources) > 0.08 * len(sources)
     assert {source[-1] for source in sources} == set("0123456789")
+
+
+@pytest.mark.parametrize("base", [2, 16, 36])
+def test_sets_in_other_bases(base: int) -> None:
+    task = Multiplication(max_length=3, base=base)
+    highest = task.symbols[base - 1]
+    carry = evaluation_strings(task, 7, CARRY, 4000)
+    assert {source[-1] for source in carry if source.startswith(highest * 7)} == set(
+        task.symbols[min(2, base - 1) : base]
+    )
+    uniform = evaluation_strings(task, 7, UNIFORM, 4000)
+    assert {source[-1] for source in uniform} == set(task.symbols[:base])
+    assert {source[0] for source in uniform} == set(task.symbols[1:base])
