@@ -14,12 +14,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from abc_toolkit import report
 from abc_toolkit.calibration.sufficiency import Conflict
 from abc_toolkit.calibration.window import Window
 from abc_toolkit.contexts import (
+    Asked,
     CannotDecideError,
     Cone,
     Cones,
@@ -33,13 +33,11 @@ from abc_toolkit.contexts import (
     leads,
 )
 from abc_toolkit.evaluation import solve_problems
-from abc_toolkit.layout import Positions
 from abc_toolkit.model import Model, prefix_of, teacher_forced
 from abc_toolkit.positions import SITES, PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import DigitTask, LocalRule, ProblemError
 from abc_toolkit.transformer import EncoderDecoder
-from abc_toolkit.vocabulary import NUM_SPECIAL
 
 GIVEN = "The layout: the window is told where each number begins and ends, that is, the place of every digit."
 ARGUMENT = (
@@ -137,7 +135,7 @@ def _certified(own_task: Task, model: Model) -> Certificate:
     checked = _checked_rule(task, rule)
     longest = 2 * _stretch(window) + 3 + 3 * (inner.repeats_after or 1)
     shapes = _shapes(task, longest)
-    predictions = list(_predictions(task, window, inner, shapes, longest, rule.along))
+    predictions = list(_predictions(task, window, inner, shapes, longest, rule))
     functions = functions_of(task, rule, report.track(predictions, "finding contexts"))
     parts, examples, wrong, num_beyond = [], [], [], 0
     for function in report.track(functions, "running the model on them"):
@@ -200,7 +198,7 @@ def _shapes(task: Task, longest: int) -> list[Shape]:
 
 
 def _predictions(
-    task: Task, window: Window, inner: PositionMethod, shapes: Sequence[Shape], longest: int, along: str
+    task: Task, window: Window, inner: PositionMethod, shapes: Sequence[Shape], longest: int, rule: LocalRule
 ) -> Iterator[tuple[Shape, Cone]]:
     """One prediction of each kind, in all shapes up to a length.
 
@@ -213,7 +211,7 @@ def _predictions(
         cones = Cones(window, task.layout(shape), inner)
         for query in range(len(cones.layout.target)):
             cone = cones.of(query)
-            kind = cone.form, _ends(cone, stretch, along)
+            kind = cone.form, _ends(cone, stretch, rule)
             if kind in seen:
                 continue
             if max(shape) > longest - 1 - (inner.repeats_after or 1):
@@ -222,25 +220,24 @@ def _predictions(
             yield shape, cone
 
 
-def _ends(cone: Cone, stretch: int, along: str) -> tuple:
+def _ends(cone: Cone, stretch: int, rule: LocalRule) -> tuple:
     """Where a cone's tokens stand towards its query and the ends of their segments, as far as a cone can stretch."""
 
     def near(distance: int) -> int:
         return max(-stretch, min(stretch, distance))
 
-    layout = cone.layout
-    asked, at = cone.asked(along)
+    asked = Asked.of(rule, cone)
     found = []
-    for (string, _), (segment, own), (_, place), (_, index) in zip(
-        cone.leaves, *map(cone.where, (along, "place", "index")), strict=True
-    ):
-        if min(abs(at - own), place, index) >= stretch:
+    for (string, _), (segment, token) in zip(cone.leaves, cone.tokens, strict=True):
+        name, own = asked.at(segment, token)
+        ends = own, asked.lengths.get(name, 1) - 1 - own
+        if min(abs(asked.place - own), *ends) >= stretch:
             raise CannotDecideError(
                 f"a prediction depends on a token of {segment} far from its own place and from any end"
             )
-        found.append((string, segment, near(at - own), near(place), near(index)))
-    widths = [int(strings.within(name).sum()) for strings in (layout.source, layout.target) for name in strings.names]
-    return tuple(found), asked, near(at), tuple(near(width - at) for width in widths)
+        found.append((string, name, near(asked.place - own), *map(near, ends)))
+    lengths = tuple(near(length - asked.place) for length in asked.lengths.values())
+    return tuple(found), asked.segment, near(asked.place), lengths
 
 
 def _beyond_training(task: Task, function: Function) -> Tensor:
@@ -333,7 +330,7 @@ def _checked_rule(task: DigitTask, rule: LocalRule, most: int = 20_000) -> int:
             digits.append(all_of([task.base - least] * length) + least)
         which = all_of([len(part) for part in digits])
         problems = task.problems(shape, [part[which[:, k]] for k, part in enumerate(digits)])
-        written = _by_rule(task, rule, problems)
+        written = rule.written(task, problems)
         for source, target in zip(problems.source, written, strict=True):
             text = task.vocabulary.decode(source)
             if task.vocabulary.decode(target) != task.solve(text):
@@ -355,9 +352,10 @@ def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
     """
     patterns: set[tuple[bool, ...]] = set()
     for layout in map(task.layout, task.training_shapes()):
-        widths = [int(layout.source.within(name).sum()) for name in rule.operands]
-        length = max(*widths, *(int(layout.target.within(name).sum()) for name in rule.answers))
-        patterns |= {tuple(place < width for width in widths) for place in range(length)}
+        length = max(int(layout.target.coordinates[rule.along].max()), 0) + 1
+        for row in layout.target.coordinates["row"].unique().tolist():
+            widths = rule.widths(layout, {"row": row})
+            patterns |= {tuple(place < width for width in widths) for place in range(max(*widths, length))}
     values = range(rule.least_constant, task.base)
     for constants in product(values, repeat=len(rule.constants)):
         for present in patterns:
@@ -367,36 +365,6 @@ def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
                 raise CannotDecideError(
                     f"the states of the local rule of {task.name} do not settle from place to place"
                 )
-
-
-def _by_rule(task: DigitTask, rule: LocalRule, problems: Problems) -> Tensor:
-    """Targets that a local rule writes, without `EOS`."""
-    layout = task.layout(problems.shape)
-    operands, constants = (
-        [_digits(problems.source, layout.source, name, rule.along) for name in names]
-        for names in (rule.operands, rule.constants)
-    )
-    answers = [layout.target.within(name).nonzero()[:, 0] for name in rule.answers]
-    wheres = [layout.target.coordinates[rule.along][answer] for answer in answers]
-    length = max(*(part.shape[1] for part in operands), *(int(where.max()) + 1 for where in wheres))
-    operands = [functional.pad(part, (0, length - part.shape[1])) for part in operands]
-    target = torch.zeros_like(problems.target[:, :-1])
-    for start in rule.starts:
-        state, written = torch.full_like(problems.source[:, 0], start), []
-        for place in range(length):
-            state, symbols = rule.step(state, [part[:, place] for part in operands], [c[:, 0] for c in constants])
-            written.append(torch.stack(list(symbols), dim=1))
-        found = torch.zeros_like(target)
-        for number, (answer, where) in enumerate(zip(answers, wheres, strict=True)):
-            found[:, answer] = torch.stack(written, dim=2)[:, number, where] + NUM_SPECIAL
-        target = torch.where(rule.ends_well(state)[:, None], found, target)
-    return target
-
-
-def _digits(source: Tensor, positions: Positions, segment: str, along: str) -> Tensor:
-    """Digits `[batch, length]` of a segment in the order of a coordinate."""
-    tokens = positions.within(segment).nonzero()[:, 0]
-    return source[:, tokens[positions.coordinates[along][tokens].argsort()]] - NUM_SPECIAL
 
 
 @torch.no_grad()
@@ -429,7 +397,8 @@ def _deviations(task: Task, model: EncoderDecoder, window: Window, shape: Shape)
         model.attend(own)
         found |= {f"{own}, {name}": compute() for name, compute in ways.items()}
     model.attend(path)
-    cones = [Cones(window, layout).of(query) for query in range(len(layout.target))]
+    every = Cones(window, layout)
+    cones = [every.of(query) for query in range(len(layout.target))]
     leaves = [torch.cat([problems.source[:, list(c.sources[0])], prefix[:, list(c.streams[0])]], dim=1) for c in cones]
     logits = [cone_logits(model, cone, tokens) for cone, tokens in zip(cones, leaves, strict=True)]
     found["gathered, the cone alone"] = torch.stack(logits, dim=1)

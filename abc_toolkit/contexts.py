@@ -16,12 +16,13 @@ from torch import Generator, Tensor
 
 from abc_toolkit.attention import Gather, Scope
 from abc_toolkit.calibration.window import Window, Windowed, site_positions
-from abc_toolkit.layout import START, Layout, Positions
+from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.model import prefix_of
 from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, NoPE, OpenKeys, PositionMethod, Site
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import DigitTask, LocalRule
+from abc_toolkit.tasks.base import UNIFORM, DigitTask, LocalRule
 from abc_toolkit.transformer import Block, EncoderDecoder
-from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
+from abc_toolkit.vocabulary import NUM_SPECIAL
 
 Token = tuple[str, int]  # "source" or "prefix", and its number in that string
 MOST_CONTEXTS = 2 * 10**7
@@ -58,14 +59,16 @@ class Cone:
         """The tokens of the cone."""
         return (*(("source", i) for i in self.sources[0]), *(("prefix", i) for i in self.streams[0]))
 
-    def where(self, coordinate: str) -> list[tuple[str, int]]:
-        """Segment and a coordinate of each."""
+    @cached_property
+    def tokens(self) -> list[tuple[str, dict[str, int]]]:
+        """Segment and coordinates of each."""
         strings = {"source": self.layout.source, "prefix": self.layout.prefix}
-        return [_named(strings[string], number, coordinate) for string, number in self.leaves]
+        return [_token(strings[string], number) for string, number in self.leaves]
 
-    def asked(self, coordinate: str) -> tuple[str, int]:
-        """Segment and a coordinate of the token that is predicted."""
-        return _named(self.layout.target, self.query, coordinate)
+    @cached_property
+    def asked(self) -> tuple[str, dict[str, int]]:
+        """Segment and coordinates of the token that is predicted."""
+        return _token(self.layout.target, self.query)
 
     @cached_property
     def form(self) -> tuple:
@@ -81,8 +84,60 @@ class Cone:
         return tables, inner, self.added, len(self.sources[0]), len(self.streams[0])
 
 
-def _named(positions: Positions, number: int, coordinate: str) -> tuple[str, int]:
-    return positions.names[int(positions.segment[number])], int(positions.coordinates[coordinate][number])
+def _token(positions: Positions, number: int) -> tuple[str, dict[str, int]]:
+    coordinates = {name: int(values[number]) for name, values in positions.coordinates.items()}
+    return positions.names[coordinates["segment"]], coordinates
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prediction as a local rule knows it.
+
+    Attributes:
+        rule: The rule.
+        segment: By which name it knows the token that is predicted, if it writes it.
+        place: At which place.
+        widths: Digits of each operand.
+        lengths: Digits of each operand and tokens of each answer, by name.
+        coordinates: The token's own.
+    """
+
+    rule: LocalRule
+    segment: str
+    place: int
+    widths: tuple[int, ...]
+    lengths: Mapping[str, int]
+    coordinates: Mapping[str, int]
+
+    @classmethod
+    def of(cls, rule: LocalRule, cone: Cone) -> "Asked":
+        """Of a cone's prediction."""
+        segment, asked = cone.asked
+        widths = tuple(rule.widths(cone.layout, asked))
+        lengths = dict(zip(rule.operands, widths, strict=True))
+        for name in rule.answers:
+            places = cone.layout.target.coordinates[rule.along][cone.layout.target.within(name)]
+            lengths[name] = int(places.max()) + 1
+        name, place = rule.at(segment, asked, asked) or (segment, asked[rule.along])
+        return cls(rule, name, place, widths, lengths, asked)
+
+    def at(self, segment: str, token: Mapping[str, int]) -> tuple[str, int]:
+        """Name and place of a token that the prediction depends on.
+
+        Raises:
+            CannotDecideError: If the rule does not know it.
+        """
+        known = self.rule.at(segment, token, self.coordinates)
+        if known is None:
+            raise CannotDecideError(
+                f"a prediction depends on a token of {segment} that the local rule does not know of"
+            )
+        return known
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the rule writes the token; others, such as `EOS`, are where they are."""
+        return self.segment in self.rule.answers
 
 
 class Cones:
@@ -261,23 +316,24 @@ class Enumeration:
         known: dict[Hashable, Tensor] | None = None,
         most: int = MOST_CONTEXTS,
     ) -> None:
-        layout = cone.layout
         self.task, self.rule, self.shape, self.cone = task, rule, shape, cone
         self.known = {} if known is None else known
         self.most = most
-        self.widths = [int(layout.source.within(name).sum()) for name in rule.operands]
-        self.length = max(*self.widths, *(int(layout.target.within(name).sum()) for name in rule.answers))
-        self.asked = cone.asked(rule.along) if cone.asked(rule.along)[0] in rule.answers else None  # `EOS` is
-        self.columns: dict[tuple[str, int], int] = {}  # segment and place to leaf
+        asked = Asked.of(rule, cone)
+        self.widths = asked.widths
+        self.length = max(asked.lengths.values())
+        self.asked = (asked.segment, asked.place) if asked.is_written else None
+        self.columns: dict[tuple[str, int], int] = {}  # name and place to leaf
         self.fixed: dict[int, int] = {}
-        written = task.sample(Generator(), 1, shape).source[0]
-        for column, (segment, place) in enumerate(cone.where(rule.along)):
-            if segment == START:
-                self.fixed[column] = BOS
-            elif segment in (*rule.operands, *rule.constants, *rule.answers):
-                self.columns[segment, place] = column
-            else:  # an operator
-                self.fixed[column] = int(written[cone.leaves[column][1]])
+        example = task.sample(Generator(), 1, shape)
+        strings = {"source": example.source[0], "prefix": prefix_of(example.target)[0]}
+        self.required = int(example.target[0, cone.query])  # where it is written whatever the digits
+        for column, ((string, number), (segment, token)) in enumerate(zip(cone.leaves, cone.tokens, strict=True)):
+            name, place = asked.at(segment, token)
+            if name in (*rule.operands, *rule.constants, *rule.answers):
+                self.columns[name, place] = column
+            else:  # an operator, the start
+                self.fixed[column] = int(strings[string][number])
 
     def contexts(self) -> Tensor:
         """The contexts, `[context]`; cones that are alike share the tensor.
@@ -303,7 +359,7 @@ class Enumeration:
             for (segment, place), column in self.columns.items()
         )
         present = tuple(self._present(place) for place in range(first, last + 1))
-        asked = None if self.asked is None else (self.asked[0], self.asked[1] - first)
+        asked = self.required if self.asked is None else (self.asked[0], self.asked[1] - first)
         ends = None if _ends_anyhow(rule) else tuple(self._present(place) for place in range(last + 1, self.length))
         key = (start, columns, tuple(self.fixed.items()), present, asked, ends)
         if key not in self.known:
@@ -318,7 +374,7 @@ class Enumeration:
                 held[column] if column in held else self.fixed[column] * every
                 for column in range(len(self.cone.leaves))
             ]
-            self.known[key] = self._packed([*leaves, held.get("required", EOS * every)]).unique()
+            self.known[key] = self._packed([*leaves, held.get("required", self.required * every)]).unique()
         return self.known[key]
 
     @property
@@ -411,6 +467,8 @@ class Enumeration:
             context: The context.
             generator: Draws what the context leaves open; if not given, it is as small as can be.
         """
+        if self.rule.rows:
+            return self._tried(context, generator)
         rule, base = self.rule, self.task.base
         (leaves,), (required,) = (part.tolist() for part in self.tokens(context[None]))
         shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
@@ -444,6 +502,33 @@ class Enumeration:
                 return self.task.problems(self.shape, operands + [torch.tensor([[value]]) for value in constants])
         raise AssertionError("every context that is enumerated occurs in a problem")
 
+    def _tried(self, context: Tensor, generator: Generator | None, batches: int = 8) -> Problems:
+        """A problem in which a context occurs, found by trying problems that have its digits of the operands.
+
+        Raises:
+            CannotDecideError: If none is found.
+        """
+        generator = Generator().manual_seed(0) if generator is None else generator
+        (leaves,), (required,) = (part.tolist() for part in self.tokens(context[None]))
+        where = [(string, number, token) for (string, number), token in zip(self.cone.leaves, leaves, strict=True)]
+        layout = self.cone.layout
+        for _ in range(batches):
+            source = self.task.sample(generator, 4096, self.shape, UNIFORM).source
+            for string, number, token in where:
+                if string == "source":
+                    source[:, number] = token
+            operands = [
+                (source[:, layout.source.within(f"operand {i}")] - NUM_SPECIAL).flip(1)
+                for i in range(1, len(self.task.operand_lengths(self.shape)) + 1)
+            ]
+            problems = self.task.problems(self.shape, operands)
+            fits, prefix = problems.target[:, self.cone.query] == required, prefix_of(problems.target)
+            for string, number, token in where:
+                fits &= (problems.source if string == "source" else prefix)[:, number] == token
+            if fits.any():
+                return problems[fits.nonzero()[:1, 0]]
+        raise CannotDecideError(f"no problem was found in which this occurs: {self.describe(context)}")
+
     def describe(self, context: Tensor | None = None) -> str:
         """The cone in words, with the tokens of a context."""
         tokens = [""] * len(self.cone.leaves)
@@ -451,14 +536,15 @@ class Enumeration:
             leaves = self.tokens(context[None])[0][0]
             tokens = [f" = {self.task.vocabulary.decode(token[None])}" for token in leaves]
         along = self.rule.along
-        places = zip(self.cone.where(along), tokens, strict=True)
-        words = ", ".join(f"{segment} {along} {place}{token}" for (segment, place), token in places)
+        places = zip(self.cone.tokens, tokens, strict=True)
+        words = ", ".join(f"{segment} {along} {own[along]}{token}" for (segment, own), token in places)
         return f"{self.where()}, from {words}"
 
     def where(self) -> str:
         """Which prediction it is, in words."""
         along = self.rule.along
-        segment, place = self.cone.asked(along)
+        segment, token = self.cone.asked
+        place = token[along]
         which = f"{along} {place}" if len(self.rule.answers) == 1 else f"{segment} {along} {place}"
         return f"at {which} of {'x'.join(map(str, self.shape))}"
 

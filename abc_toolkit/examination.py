@@ -6,12 +6,13 @@ is weak problems can be made to train on. Nothing here looks at a length beyond 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.contexts import Cones, Function, decidable, functions_of, gaps
+from abc_toolkit.contexts import CannotDecideError, Cones, Function, decidable, functions_of, gaps
 from abc_toolkit.data import held_out
 from abc_toolkit.positions import PositionMethod
 from abc_toolkit.tasks import Problems, Shape, Task
@@ -74,7 +75,10 @@ class Examination:
                 break
         number = torch.cat([torch.full_like(part, which) for which, part in enumerate(tried)])
         rows = gap.argsort()[: min(weak, _LESSONS)].tolist()
-        problems = [self._problem(self.functions[int(number[row])], context[row], generator) for row in rows]
+        problems = []
+        for row in rows:
+            with suppress(CannotDecideError):  # it may occur in longer problems alone
+                problems.append(self._problem(self.functions[int(number[row])], context[row], generator))
         return Examined(len(context), weak, float(gap.min()), self._lessons(problems))
 
     def _problem(self, function: Function, context: Tensor, generator: Generator) -> Problems:

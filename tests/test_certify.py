@@ -483,10 +483,10 @@ def test_a_token_in_the_middle_of_nowhere_is_named() -> None:
     task = Successor(max_length=20)
     cones = Cones(window(task, (cross(0, (Condition("place", 9),)),)), task.layout((20,)))
     for query, stretch in ((12, 4), (9, 2), (0, 10)):
-        certifier._ends(cones.of(query), stretch, "place")
+        certifier._ends(cones.of(query), stretch, rule_of(task))
     for query, stretch in ((12, 3), (13, 4), (0, 9)):
         with pytest.raises(CannotDecideError, match="a token of operand 1 far from its own place and from any end"):
-            certifier._ends(cones.of(query), stretch, "place")
+            certifier._ends(cones.of(query), stretch, rule_of(task))
 
 
 def test_a_thin_gap_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,10 @@ from tests.small_windows import (
 WIDER = (decoder(0, BELOW), decoder(1, FIRST), cross(0, (Condition("index", 0),), layer=1))
 
 
+def places_of(cone: Cone) -> list[tuple[str, int]]:
+    return [(segment, token["place"]) for segment, token in cone.tokens]
+
+
 def enumerations(task: DigitTask, rules: Sequence[Rule], shape: Shape) -> Iterator[Enumeration]:
     """Those of every prediction of a shape."""
     cones = Cones(window(task, rules), task.layout(shape))
@@ -291,7 +295,7 @@ def test_a_context_is_described_token_by_token() -> None:
     words = enumeration.describe(context)
     assert words.count(" = ") == len(enumeration.cone.leaves)
     leaves, _ = enumeration.tokens(context[None])
-    for (segment, place), token in zip(enumeration.cone.where("place"), leaves[0], strict=True):
+    for (segment, place), token in zip(places_of(enumeration.cone), leaves[0], strict=True):
         assert f"{segment} place {place} = {task.vocabulary.decode(token[None])}" in words
 
 
@@ -453,11 +457,11 @@ def test_what_a_proof_lacks_is_named(task: Task, position: PositionMethod, reaso
 def test_a_cone_knows_its_tokens() -> None:
     task, rules = RULES["addition"]
     cone: Cone = Cones(window(task, rules), task.layout((2, 2))).of(2)
-    assert set(zip(cone.leaves, cone.where("place"), strict=True)) == {
+    assert set(zip(cone.leaves, places_of(cone), strict=True)) == {
         (("source", 0), ("operand 1", 1)),
         (("source", 3), ("operand 2", 1)),
         (("prefix", 1), ("answer", 0)),
         (("prefix", 2), ("answer", 1)),
     }
     empty = Cones(Window("Addition", 0, 1, 1, (), {}), task.layout((2, 2))).of(0)
-    assert (empty.leaves, empty.where("place")) == ((("prefix", 0),), [("start", 0)])
+    assert (empty.leaves, places_of(empty)) == ((("prefix", 0),), [("start", 0)])

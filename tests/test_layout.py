@@ -24,6 +24,8 @@ def test_by_hand(layout: Layout) -> None:
     assert listed(layout.source) == {
         "place": [2, 1, 0, 0, 1, 0],
         "index": [0, 1, 2, 0, 0, 1],
+        "row": [0, 0, 0, 0, 0, 0],
+        "column": [2, 1, 0, 0, 1, 0],
         "raw": [0, 1, 2, 3, 4, 5],
         "raw_from_end": [5, 4, 3, 2, 1, 0],
         "segment": [0, 0, 0, 1, 2, 2],
@@ -32,6 +34,8 @@ def test_by_hand(layout: Layout) -> None:
     assert listed(layout.target) == {
         "place": [0, 1, 2, 3, 4],
         "index": [3, 2, 1, 0, -1],
+        "row": [0, 0, 0, 0, 0],
+        "column": [0, 1, 2, 3, 4],
         "raw": [0, 1, 2, 3, 4],
         "raw_from_end": [4, 3, 2, 1, 0],
         "segment": [4, 4, 4, 4, 5],
@@ -40,6 +44,8 @@ def test_by_hand(layout: Layout) -> None:
     assert listed(layout.prefix) == {
         "place": [0, 0, 1, 2, 3],
         "index": [0, 3, 2, 1, 0],
+        "row": [0, 0, 0, 0, 0],
+        "column": [0, 0, 1, 2, 3],
         "raw": [0, 1, 2, 3, 4],
         "raw_from_end": [4, 3, 2, 1, 0],
         "segment": [3, 4, 4, 4, 4],
@@ -61,6 +67,8 @@ def test_every_segment_is_counted_from_both_ends(lengths: list[int], answer_leng
     assert listed(layout.source) == {
         "place": [n - 1 - j for _, j, n in where],
         "index": [j for _, j, _ in where],
+        "row": [0] * len(where),
+        "column": [n - 1 - j for _, j, n in where],
         "raw": list(range(len(where))),
         "raw_from_end": list(range(len(where)))[::-1],
         "segment": [i for i, _, _ in where],
@@ -83,6 +91,8 @@ def test_in_turn_by_hand() -> None:
     assert listed(layout.source) == {
         "place": [0, 2, 2, 1, 1, 0, 0],
         "index": [0, 0, 0, 1, 1, 2, 2],
+        "row": [0, 0, 0, 0, 0, 0, 0],
+        "column": [0, 2, 2, 1, 1, 0, 0],
         "raw": [0, 1, 2, 3, 4, 5, 6],
         "raw_from_end": [6, 5, 4, 3, 2, 1, 0],
         "segment": [0, 1, 2, 1, 2, 1, 2],

@@ -84,17 +84,16 @@ class Places(CalibrationMethod):
         relations: dict[bytes, tuple[Rule, list[Tensor], float]] = {}
         pairs = [site_positions(site, layout) for layout in layouts]
         q, k = pairs[-1]
-        table = any(bool(positions.coordinates["row"].any()) for pair in pairs for positions in pair)
         # The decoder's queries are one stream; the encoder's belong to segments that look in different ways.
         asking = [name for name in q.names if q.within(name).any()] if site == "encoder" else [None]
         for key_segment in (name for name in k.names if k.within(name).any()):
             for query_segment in asking:
-                for conditions in self._conditions(table):
+                for conditions in self._conditions(_tabled(key_segment, pairs)):
                     rule = Rule(site, 0, 0, key_segment, conditions, query_segment=query_segment)
                     cells = [rule.holds(*pair) for pair in pairs]
                     if site == "decoder":
                         cells = [line.tril() for line in cells]
-                    support = _support(rule, cells, pairs)
+                    support = (_table_support if len(conditions) > 1 else _support)(rule, cells, pairs)
                     if support < self.min_support or not any(line.any() for line in cells):
                         continue
                     # Where two relations have the same cells in every shape, the first, by place, stands for both.
@@ -102,15 +101,16 @@ class Places(CalibrationMethod):
                     relations.setdefault(signature, (rule, cells, support))
         return list(relations.values())
 
-    def _conditions(self, table: bool) -> list[tuple[Condition, ...]]:
+    def _conditions(self, tabled: tuple[str, ...]) -> list[tuple[Condition, ...]]:
+        """Conditions of the lines to try, in a segment whose tokens differ in some coordinates of a table."""
         offsets = sorted(range(-self.max_offset, self.max_offset + 1), key=abs)
+        if len(tabled) > 1:  # one alone would open a whole row or column
+            row, column = tabled
+            return [(Condition(row, i, row), Condition(column, j, column)) for i in offsets for j in offsets]
         conditions: list[tuple[Condition, ...]] = []
-        for anchor in (*ANCHORS, *TABLE) if table else ANCHORS:
+        for anchor in (*ANCHORS, *tabled):
             conditions += [(Condition(anchor, offset, anchor),) for offset in offsets]
             conditions += [(Condition(anchor, value),) for value in range(self.max_offset + 1)]
-        if table:
-            row, column = TABLE
-            conditions += [(Condition(row, i, row), Condition(column, j, column)) for i in offsets for j in offsets]
         return conditions
 
     def select(self, lines: Sequence[Line]) -> list[Line]:
@@ -155,6 +155,14 @@ class Places(CalibrationMethod):
         return rules
 
 
+def _tabled(segment: str, pairs: Sequence[tuple[Positions, Positions]]) -> tuple[str, ...]:
+    """Coordinates of a table in which tokens of a key segment differ; none where every row is 0."""
+    if not any(bool(positions.coordinates["row"].any()) for pair in pairs for positions in pair):
+        return ()
+    values = {name: [keys.coordinates[name][keys.within(segment)] for _, keys in pairs] for name in TABLE}
+    return tuple(name for name, parts in values.items() if any(len(part.unique()) > 1 for part in parts))
+
+
 def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Positions, Positions]]) -> float:
     """A line's cells over those of the longest line that its site has room for, in the shape where that is least.
 
@@ -168,9 +176,20 @@ def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Position
             num_queries = int(q_positions.within(rule.query_segment).sum())
         lengths = {name: int(k_positions.within(name).sum()) for name in k_positions.names}
         longest = max(lengths.values())
-        in_row = replace(rule, conditions=tuple(c for c in rule.conditions if c.key == "row" and c.query == "row"))
-        if in_row.conditions and len(rule.conditions) > 1:  # a row above, say, is there for some queries alone
-            num_queries = int(in_row.holds(q_positions, k_positions).any(dim=1).sum())
-        if num_queries:
-            shares[lengths[rule.key_segment or ""] == longest].append(int(line.sum()) / min(num_queries, longest))
-    return min(1.0, *(shares[True] or shares[False] or [0.0]))
+        shares[lengths[rule.key_segment or ""] == longest].append(int(line.sum()) / min(num_queries, longest))
+    return min(1.0, *(shares[True] or shares[False]))
+
+
+def _table_support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Positions, Positions]]) -> float:
+    """A line's cells over those that its row has room for, in all shapes together.
+
+    Each kind of token in a table asks on its own, and small tables have little room: in the shape where it is least,
+    the share of a line that one kind asks along would be that of a corner.
+    """
+    own, room = 0, 0
+    in_row = replace(rule, conditions=rule.conditions[:1])  # a row above is there for some queries alone
+    for line, (q_positions, k_positions) in zip(cells, pairs, strict=True):
+        queries = int(in_row.holds(q_positions, k_positions).any(dim=1).sum())
+        own += int(line.sum())
+        room += min(queries, int(k_positions.within(rule.key_segment or "").sum()))
+    return own / max(room, 1)

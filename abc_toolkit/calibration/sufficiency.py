@@ -26,6 +26,7 @@ from abc_toolkit.vocabulary import EOS
 _MOST_KEYS = 4096
 # A share of n keys, 1/n, as an integer: a multiple that all n have in common, modulo 2^64, over n.
 _COMMON = math.lcm(*range(1, _MOST_KEYS + 1))
+MOST_PREDICTIONS = 2**17  # that are compared; a search compares them many times
 _SHARES = torch.tensor([0, *((_COMMON // n + 2**63) % 2**64 - 2**63 for n in range(1, _MOST_KEYS + 1))])
 
 Clash = tuple[tuple[Problems, int, int], ...]
@@ -122,14 +123,18 @@ class Evidence:
     Args:
         task: The task.
         generator: Draws the problems.
-        num_problems: Problems of every training shape.
-        num_pairs: For every prediction of the longest shape, problems that are altered outside its cone.
+        num_problems: Problems of every training shape, if these make no more than `MOST_PREDICTIONS` predictions.
+        num_pairs: For every prediction of the longest shape, problems that are altered outside its cone; as many.
     """
 
     def __init__(self, task: Task, generator: Generator, num_problems: int = 512, num_pairs: int = 128) -> None:
         self.task = task
-        self.batches = [task.sample(generator, num_problems, shape) for shape in task.training_shapes()]
-        longest = task.training_shapes()[-1]
+        shapes = task.training_shapes()
+        tokens = [task.num_tokens(shape)[1] for shape in shapes]
+        num_problems = min(num_problems, MOST_PREDICTIONS // sum(tokens))
+        num_pairs = min(num_pairs, MOST_PREDICTIONS // tokens[-1] ** 2)
+        self.batches = [task.sample(generator, num_problems, shape) for shape in shapes]
+        longest = shapes[-1]
         self.bases = task.sample(generator, num_pairs, longest)
         self.others = task.sample(generator, num_pairs, longest)
 

@@ -5,6 +5,7 @@ from abc_toolkit.tasks.base import ProblemError, Problems, Shape, Task
 from abc_toolkit.tasks.comparison import Comparison
 from abc_toolkit.tasks.copying import Copy, Repeat, Reverse
 from abc_toolkit.tasks.division import Division
+from abc_toolkit.tasks.long_multiplication import LongMultiplication
 from abc_toolkit.tasks.multiplication import Multiplication
 from abc_toolkit.tasks.parity import Parity
 from abc_toolkit.tasks.subtraction import Subtraction
@@ -15,6 +16,7 @@ __all__ = [
     "Comparison",
     "Copy",
     "Division",
+    "LongMultiplication",
     "Multiplication",
     "Parity",
     "ProblemError",

@@ -1,7 +1,7 @@
 """The contract of a task, and what tasks on digit strings share."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import cached_property, lru_cache
@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import ANSWER, Layout, digit_layout
+from abc_toolkit.layout import ANSWER, Layout, Positions, digit_layout
 from abc_toolkit.vocabulary import EOS, NUM_SPECIAL, Vocabulary
 
 Shape = tuple[int, ...]
@@ -23,7 +23,7 @@ CARRY = "carry"
 ZEROS = "zeros"
 SETS = (UNIFORM, UNEQUAL, CARRY, ZEROS)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-_CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
+CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
 _QUOTED = 40  # characters of a text that a message quotes
 
 
@@ -72,6 +72,8 @@ class LocalRule(abc.ABC):
         along: The coordinate by which it goes: `place`, or `index`, for which operands must be of equal width.
         num_states: Its states.
         starts: Those in which it may begin.
+        rows: Whether it begins anew in each row of a table, whose rows above give it operands. All that these could
+            hold is gone through, whether or not there are such rows.
     """
 
     operands: ClassVar[tuple[str, ...]]
@@ -81,6 +83,7 @@ class LocalRule(abc.ABC):
     along: ClassVar[Literal["place", "index"]] = "place"
     num_states: int
     starts: ClassVar[tuple[int, ...]] = (0,)
+    rows: ClassVar[bool] = False
 
     @abc.abstractmethod
     def step(
@@ -91,6 +94,49 @@ class LocalRule(abc.ABC):
     def ends_well(self, state: Tensor) -> Tensor:
         """Which states it may end in, boolean."""
         return torch.ones_like(state, dtype=torch.bool)
+
+    def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
+        """By which name, and at which place, the rule knows a token that a prediction depends on; `None` if by none.
+
+        Args:
+            segment: The token's segment.
+            token: Its coordinates.
+            asked: Those of the token that is predicted.
+        """
+        return segment, token[self.along]
+
+    def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
+        """Digits of each operand, where a token with some coordinates is predicted."""
+        return [int(layout.source.within(name).sum()) for name in self.operands]
+
+    def written(self, task: "DigitTask", problems: "Problems") -> Tensor:
+        """Targets `[batch, target_length - 1]` that the rule writes, without `EOS`."""
+        layout = task.layout(problems.shape)
+        operands, constants = (
+            [_digits(problems.source, layout.source, name, self.along) for name in names]
+            for names in (self.operands, self.constants)
+        )
+        answers = [layout.target.within(name).nonzero()[:, 0] for name in self.answers]
+        wheres = [layout.target.coordinates[self.along][answer] for answer in answers]
+        length = max(*(part.shape[1] for part in operands), *(int(where.max()) + 1 for where in wheres))
+        operands = [pad(part, length) for part in operands]
+        target = torch.zeros_like(problems.target[:, :-1])
+        for start in self.starts:
+            state, written = torch.full_like(problems.source[:, 0], start), []
+            for place in range(length):
+                state, symbols = self.step(state, [part[:, place] for part in operands], [c[:, 0] for c in constants])
+                written.append(torch.stack(list(symbols), dim=1))
+            found = torch.zeros_like(target)
+            for number, (answer, where) in enumerate(zip(answers, wheres, strict=True)):
+                found[:, answer] = torch.stack(written, dim=2)[:, number, where] + NUM_SPECIAL
+            target = torch.where(self.ends_well(state)[:, None], found, target)
+        return target
+
+
+def _digits(source: Tensor, positions: Positions, segment: str, along: str) -> Tensor:
+    """Digits `[batch, length]` of a segment in the order of a coordinate."""
+    tokens = positions.within(segment).nonzero()[:, 0]
+    return source[:, tokens[positions.coordinates[along][tokens].argsort()]] - NUM_SPECIAL
 
 
 class Task(abc.ABC):
@@ -298,7 +344,7 @@ class DigitTask(Task):
         return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + 1
 
     def layout(self, shape: Shape) -> Layout:
-        make = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
+        make = _cached_layout if sum(self.num_tokens(shape)) <= CACHED_TOKENS else _new_layout
         segments, answers = tuple(self.segments(shape)), tuple(self.answers(shape))
         return make(segments, answers, self.in_turn, self.answers_in_turn, self.downwards)
 

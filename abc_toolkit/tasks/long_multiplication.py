@@ -1,41 +1,96 @@
 """Multiplication of two numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
-from abc_toolkit.layout import END, START, Layout, positions_of
+from abc_toolkit.layout import END, START, Layout, Positions, positions_of
 from abc_toolkit.tasks.base import (
+    CACHED_TOKENS,
     CARRY,
     UNEQUAL,
     ZEROS,
     DigitTask,
+    LocalRule,
     ProblemError,
+    Problems,
     Shape,
-    carried,
     choose_rows,
     quoted,
     random_run,
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.vocabulary import NUM_SPECIAL
 
-ROW = "row"
-SEPARATOR = "separator"
+DIGIT = "digit"
+CARRIED = "carry"
+
+
+class Rows(LocalRule):
+    """In each row, the digit of the first operand times that of the row, the digit above and the carry, the state."""
+
+    operands = ("operand 1", "above")
+    constants = ("operand 2",)
+    answers = (DIGIT, CARRIED)
+    num_states = 10
+    rows = True
+
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        total = digits[0] * constants[0] + digits[1] + state
+        return total // 10, [total % 10, total // 10]
+
+    def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
+        row, column = asked["row"] - token["row"], token["column"]
+        if segment == "operand 2":
+            return (segment, 0) if row == 0 else None
+        if segment in self.answers and row == 1 and segment == DIGIT and column:
+            return "above", column - 1
+        if segment in self.answers and row:
+            return None
+        return segment, column
+
+    def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
+        width = int(layout.source.within("operand 1").sum())
+        return [width, width if asked["row"] else 0]
+
+    def written(self, task: DigitTask, problems: Problems) -> Tensor:
+        n = problems.shape[0]
+        first = (problems.source[:, :n] - NUM_SPECIAL).flip(1)
+        second = (problems.source[:, n + 1 :] - NUM_SPECIAL).flip(1)
+        none = torch.zeros_like(first[:, 0])
+        above, rows = [none] * n, []
+        for digit in second.unbind(1):
+            state, tokens = none, []
+            for factor, upper in zip((*first.unbind(1), none), (*above, none), strict=True):
+                state, both = self.step(state, [factor, upper], [digit])
+                tokens += both
+            above = tokens[2::2]
+            rows += [*tokens[:-1], torch.full_like(none, len(task.symbols) - 1)]
+        return torch.stack(rows, dim=1) + NUM_SPECIAL
 
 
 @dataclass(frozen=True)
 class LongMultiplication(DigitTask):
-    """Multiplies two numbers: `12*34` has the target `840,804` (product 408).
+    """Multiplies two numbers: `12*34` has the target `80400,01400,` (product 408).
 
-    The target has a row for each digit of the second operand, least significant digits first. Row j holds, from place
-    j upwards, the first operand times the lowest j + 1 digits of the second, in one digit more than the first operand
-    has: its first digit is final, as the rows to come leave place j alone. So each row is the one above without its
-    first digit plus the first operand times one digit, and the product is the first digits of all rows followed by the
-    rest of the last one. A shape is the two operands' lengths.
+    The target has a row for each digit of the second operand, least significant first. Row j is the row above without
+    its first digit, plus the first operand times digit j: from place j upwards, the first operand times the lowest
+    j + 1 digits of the second. Its columns go from the least significant on: each has a digit and what is carried from
+    it, `80 40` for 12 * 4 = 48, but the last, which is what is carried into it; a comma ends it. The first digit of a
+    row is final, as the rows to come leave its place alone: the product is the first digits of all rows and the rest of
+    the last one.
+
+    Writing what is carried makes each token depend on one digit of either operand, one of the row above and the token
+    just written, 10^4 contexts, where without it the digits one column below are needed too, 10^6. A shape is the two
+    operands' lengths.
 
     Attributes:
         max_length: Longest training length of either operand, in digits.
@@ -56,7 +111,7 @@ class LongMultiplication(DigitTask):
         return shape
 
     def answer_length(self, shape: Shape) -> int:
-        return shape[1] * (shape[0] + 2) - 1
+        return shape[1] * (2 * shape[0] + 2)
 
     def training_shapes(self) -> tuple[Shape, ...]:
         lengths = range(1, self.max_length + 1)
@@ -69,7 +124,7 @@ class LongMultiplication(DigitTask):
         return tuple(shape for n in shorter for shape in ((length, n), (n, length)))
 
     def layout(self, shape: Shape) -> Layout:
-        return _layout(shape)
+        return (_kept_layout if sum(self.num_tokens(shape)) <= CACHED_TOKENS else _layout)(shape)
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in shape]
@@ -90,12 +145,16 @@ class LongMultiplication(DigitTask):
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         first, second = operands
         above, rows = torch.zeros_like(first), []
-        separator = torch.full_like(first[:, :1], len(self.symbols) - 1)
-        for j in range(second.shape[1]):
-            row = carried(above + first * second[:, j : j + 1])
-            rows += [row, separator]
-            above = row[:, 1:]
-        return torch.cat(rows[:-1], dim=1)
+        comma = torch.full_like(first[:, 0], self.base + 1)
+        for digit in second.unbind(1):
+            carry, digits = torch.zeros_like(digit), []
+            for factor, upper in zip(first.unbind(1), above.unbind(1), strict=True):
+                total = factor * digit + upper + carry
+                carry = total // 10
+                digits += [total % 10, carry]
+            rows += [*digits, carry, comma]
+            above = torch.stack([*digits[2::2], carry], dim=1)
+        return torch.stack(rows, dim=1)
 
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = text.split("*")
@@ -106,23 +165,33 @@ class LongMultiplication(DigitTask):
 
     def solve(self, source: str) -> str:
         first, second = source.split("*")
-        rows, value = [], int(first)
-        for j in range(len(second)):
-            partial = value * int(second[len(second) - 1 - j :]) // 10**j
-            rows.append(str(partial).zfill(len(first) + 1)[::-1])
-        return ",".join(rows)
+        rows, above = [], "0" * len(first)
+        for digit in reversed(second):
+            total = int(first) * int(digit) + int(above[::-1])
+            row = str(total).zfill(len(first) + 1)[::-1]
+            for place in range(len(first)):
+                below = 10 ** (place + 1)
+                carried = int(first) % below * int(digit) + int(above[: place + 1][::-1])
+                rows.append(row[place] + str(carried // below))
+            rows.append(row[-1] + ",")
+            above = row[1:]
+        return "".join(rows)
+
+    def local_rule(self) -> LocalRule | None:
+        return Rows()
 
     def answer(self, target: str) -> str:
-        rows = target.split(",")
-        if not all(rows):
+        *rows, rest = target.split(",")
+        if rest or not rows or not all(rows):
             return target
-        digits = "".join(row[0] for row in rows) + rows[-1][1:]
+        digits = "".join(row[0] for row in rows) + rows[-1][2::2]
         return digits[::-1].lstrip("0") or "0"
 
 
+@torch.inference_mode(False)  # a layout that evaluation makes may be trained on later
 def _layout(shape: Shape) -> Layout:
     n, m = shape
-    names = ("operand 1", "operator", "operand 2", START, ROW, SEPARATOR, END)
+    names = ("operand 1", "operator", "operand 2", START, DIGIT, CARRIED, "comma", END)
     first, second = torch.arange(n - 1, -1, -1), torch.arange(m - 1, -1, -1)
     zero = torch.tensor([0])
     source = positions_of(
@@ -133,16 +202,21 @@ def _layout(shape: Shape) -> Layout:
         torch.cat([torch.zeros(n + 1, dtype=torch.long), second]),
         torch.cat([first, torch.zeros(m + 1, dtype=torch.long)]),
     )
-    column = torch.arange(n + 2).repeat(m)  # the last of each row is the separator, and `EOS` in the last row
-    row = torch.arange(m).repeat_interleave(n + 2)
-    segment = torch.where(column > n, 5, 4)
-    index = n - column
+    in_row = torch.arange(2 * n + 2)
+    row, column = torch.arange(m).repeat_interleave(2 * n + 2), ((in_row + (in_row > 2 * n)) // 2).repeat(m)
+    segment = torch.where(in_row > 2 * n, 6, 4 + in_row % 2).repeat(m)
 
-    def after(part: Tensor, value: int) -> Tensor:
-        return torch.cat([part.new_tensor([value]), part[:-1]])
+    def positions(segment: Tensor, row: Tensor, column: Tensor) -> Positions:
+        return positions_of(names, segment, column, n - column, row, column)
 
-    ends = segment.clone()
-    ends[-1] = 6
-    target = positions_of(names, ends, column, index, row, column)
-    prefix = positions_of(names, after(segment, 3), after(column, 0), after(index, 0), after(row, 0), after(column, 0))
-    return Layout(source, target, prefix)
+    # `EOS` begins a row for which there is no digit.
+    ended = zip((segment, row, column), (7, m, 0), strict=True)
+    begun = zip((segment, row, column), (3, 0, 0), strict=True)
+    return Layout(
+        source,
+        positions(*(functional.pad(part, (0, 1), value=value) for part, value in ended)),
+        positions(*(functional.pad(part, (1, 0), value=value) for part, value in begun)),
+    )
+
+
+_kept_layout = lru_cache(maxsize=4096)(_layout)

@@ -21,6 +21,8 @@ def test_three_dimensions_by_hand() -> None:
     assert listed(chosen) == {
         "place": [[[3, 0], [0, 0]], [[2, 2], [1, 1]]],
         "index": [[[0, 2], [0, 0]], [[0, 1], [2, 1]]],
+        "row": [[[0, 0], [0, 0]], [[0, 0], [0, 0]]],
+        "column": [[[3, 0], [0, 0]], [[2, 2], [1, 1]]],
         "raw": [[[0, 7], [4, 4]], [[5, 1], [2, 6]]],
         "raw_from_end": [[[7, 0], [3, 3]], [[2, 6], [5, 1]]],
         "segment": [[[0, 2], [1, 1]], [[2, 0], [0, 2]]],
@@ -77,7 +79,7 @@ def test_coordinates_are_looked_up_once_and_only_if_asked_for() -> None:
     assert chosen.coordinates["place"] is chosen.coordinates["place"]
     assert asked == ["place"]
     with pytest.raises(KeyError):
-        chosen.coordinates["column"]
+        chosen.coordinates["nothing"]
 
 
 def test_a_choice_moves_between_devices() -> None:

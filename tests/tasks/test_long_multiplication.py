@@ -1,0 +1,103 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abc_toolkit.tasks import LongMultiplication
+from abc_toolkit.tasks.base import CARRY, SETS, ZEROS
+from tests.contracts.task_contract import Example, TaskCase, TaskContract, generator
+
+TASK = LongMultiplication(max_length=3)
+
+
+def product(source: str) -> int:
+    first, second = source.split("*")
+    return int(first) * int(second)
+
+
+class TestLongMultiplication(TaskContract):
+    cases = {  # noqa: RUF012
+        "it": TaskCase(
+            TASK,
+            oracle=product,
+            grammar="[0-9]+[*][0-9]+",
+            examples=(
+                Example("12*34", (2, 2), "12*34", "80400,01400,", "408"),
+                Example("9*9", (1, 1), "9*9", "188,", "81"),
+                Example("99*7", (2, 1), "99*7", "36966,", "693"),
+                Example("07*10", (2, 2), "07*10", "00000,70000,", "70"),
+                Example("0*0", (1, 1), "0*0", "000,", "0"),
+            ),
+            wrong={"12": "two numbers", "1*2*3": "two numbers", "1*": "operand 2", "1+2": "two numbers"},
+        )
+    }
+
+
+def test_tokens_stand_in_a_table() -> None:
+    """Of 12*34: columns of digit and carry, the last one of a digit alone, and a comma; `EOS` begins a third row."""
+    layout = TASK.layout((2, 2))
+    target = layout.target
+    names = [target.names[segment] for segment in target.segment]
+    row = ["digit", "carry", "digit", "carry", "digit", "comma"]
+    assert names == [*row, *row, "end"]
+    assert target.coordinates["row"].tolist() == [0] * 6 + [1] * 6 + [2]
+    assert target.coordinates["column"].tolist() == [0, 0, 1, 1, 2, 3] * 2 + [0]
+    prefix = layout.prefix
+    assert [prefix.names[segment] for segment in prefix.segment] == ["start", *row, *row]
+    assert prefix.coordinates["row"].tolist() == [0] * 7 + [1] * 6
+    assert prefix.coordinates["column"].tolist() == [0, *[0, 0, 1, 1, 2, 3] * 2]
+    source = layout.source
+    assert source.coordinates["column"].tolist() == [1, 0, 0, 0, 0]
+    assert source.coordinates["row"].tolist() == [0, 0, 0, 1, 0]
+
+
+def test_a_token_follows_from_four_others() -> None:
+    """Digit and carry are those of operand 1 at the column times operand 2 at the row, the row above and the carry."""
+    shape = (3, 3)
+    problems, layout = TASK.sample(generator(), 50, shape), TASK.layout(shape)
+    row, column = (layout.target.coordinates[name].tolist() for name in ("row", "column"))
+    segments = [layout.target.names[segment] for segment in layout.target.segment]
+    where = {key: i for i, key in enumerate(zip(segments, row, column, strict=True))}
+    for source, target in zip(problems.source, problems.target, strict=True):
+        first, second = (part[::-1] for part in TASK.vocabulary.decode(source).split("*"))
+        text = TASK.vocabulary.decode(target)
+        for j, c in itertools.product(range(3), range(3)):
+            above = int(text[where["digit", j - 1, c + 1]]) if j else 0
+            carry = int(text[where["carry", j, c - 1]]) if c else 0
+            total = int(first[c]) * int(second[j]) + above + carry
+            assert (text[where["digit", j, c]], text[where["carry", j, c]]) == (str(total % 10), str(total // 10))
+            if c == 2:
+                assert text[where["digit", j, 3]] == str(total // 10)
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**9))
+def test_products_are_pythons(first: int, second: int) -> None:
+    source = TASK.parse(f"{first}*{second}")[1]
+    assert TASK.answer(TASK.solve(source)) == str(first * second)
+
+
+@pytest.mark.parametrize("target", ["8040", "80400", "80400,x", ",", "80400,,"])
+def test_what_has_no_rows_is_not_read(target: str) -> None:
+    assert TASK.answer(target) == target
+
+
+def test_sets_hold_what_they_say() -> None:
+    def drawn(name: str) -> list[list[str]]:
+        problems = TASK.sample(generator(), 500, (6, 6), name)
+        return [TASK.vocabulary.decode(source).split("*") for source in problems.source]
+
+    assert any(a == "999999" for a, _ in drawn(CARRY))
+    assert any(a == b == "999999" for a, b in drawn(CARRY))
+    zeros = drawn(ZEROS)
+    assert any(a[0] != "0" and set(a[1:]) == {"0"} for a, _ in zeros)
+    assert any(set(a[:-1]) == {"0"} and a[-1] != "0" and set(b[:-1]) == {"0"} for a, b in zeros)
+    for name in SETS:
+        assert len({tuple(pair) for pair in drawn(name)}) > 20
+
+
+def test_a_long_layout_is_made_fast() -> None:
+    layout = TASK.layout((200, 300))
+    assert len(layout.target) == 300 * 402 + 1 == TASK.num_tokens((200, 300))[1]
+    assert torch.equal(layout.target.coordinates["raw"], torch.arange(len(layout.target)))
