@@ -49,6 +49,7 @@ ARGUMENT = (
 PATH = "gathered: the tokens of a prediction's cone alone, each with the keys that are open to it"
 _EXAMPLES = 5
 _TRIED = 64  # contexts of a function in which the model is wrong, of which a problem is made that it does not solve
+_MEASURED = 128  # most tokens of the target of problems on which deviations are measured
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def _certified(own_task: Task, model: Model) -> Certificate:
     if wrong:
         return _refuted(task, model, functions, wrong)
     thinnest = min(parts, key=lambda part: part.smallest_gap)
+    measured = next(shape for shape in reversed(shapes) if task.num_tokens(shape)[1] <= _MEASURED)
     certificate = Certificate(
         "correct",
         longest=max(map(max, shapes)),
@@ -163,8 +165,8 @@ def _certified(own_task: Task, model: Model) -> Certificate:
         examples=tuple(examples),
         smallest_gap=thinnest.smallest_gap,
         narrowest=thinnest.narrowest,
-        deviations=_deviations(task, model, window, shapes[-1]),
-        outside=_outside(task, model, window, shapes[-1]),
+        deviations=_deviations(task, model, window, measured),
+        outside=_outside(task, model, window, measured),
         rule_checked=checked,
     )
     deviation = certificate.largest_deviation

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 
 import pytest
@@ -5,8 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abc_toolkit.calibration import Places, Window
+from abc_toolkit.calibration.capture import AttentionMaps
+from abc_toolkit.calibration.window import Condition, Rule, Windowed
+from abc_toolkit.certify import _checked_rule
+from abc_toolkit.contexts import CannotDecideError
+from abc_toolkit.examination import Examination
+from abc_toolkit.model import prefix_of
+from abc_toolkit.positions import NoPE
 from abc_toolkit.tasks import LongMultiplication
 from abc_toolkit.tasks.base import CARRY, SETS, ZEROS
+from abc_toolkit.tasks.long_multiplication import Rows
 from tests.contracts.task_contract import Example, TaskCase, TaskContract, generator
 
 TASK = LongMultiplication(max_length=3)
@@ -101,3 +111,61 @@ def test_a_long_layout_is_made_fast() -> None:
     layout = TASK.layout((200, 300))
     assert len(layout.target) == 300 * 402 + 1 == TASK.num_tokens((200, 300))[1]
     assert torch.equal(layout.target.coordinates["raw"], torch.arange(len(layout.target)))
+
+
+OWN_ROW = Condition("row", 0, "row")
+WINDOW = (
+    Rule("cross", 0, 0, "operand 1", (Condition("place", 0, "place"),)),
+    Rule("cross", 0, 1, "operand 2", (OWN_ROW,)),
+    Rule("decoder", 0, 0, "digit", (Condition("row", 1, "row"), Condition("column", -1, "column"))),
+    Rule("decoder", 0, 1, "carry", (OWN_ROW, Condition("column", 1, "column"))),
+    Rule("decoder", 0, 2, "digit", (OWN_ROW, Condition("column", 0, "column"))),
+)
+
+
+def test_the_rule_writes_what_the_oracle_does() -> None:
+    assert _checked_rule(TASK, Rows()) == sum(
+        TASK.num_problems(shape) for shape in TASK.training_shapes() if TASK.num_problems(shape) <= 20_000
+    )
+
+
+def test_every_context_of_a_table_is_gone_through() -> None:
+    """A digit or a carry follows from a digit of either operand, one above and the carry: no more is enumerated."""
+    window = Window("LongMultiplication", 0, 1, 4, WINDOW, {})
+    examination = Examination(TASK, Windowed(window, NoPE()))
+    counts = {function.enumeration.describe(): len(function.contexts) for function in examination.functions}
+    carries = sum(digit + 1 for digit in range(10))  # they are no more than the digit of the row
+    inner = "from operand 1 place 1, operand 2 place 1, digit place 2, carry place 0"
+    assert counts[f"at digit place 1 of 2x2, {inner}"] == 100 * carries == 100 * 55
+    assert counts["at digit place 0 of 1x1, from operand 1 place 0, operand 2 place 0, start place 0"] == 100
+    for function in examination.functions:
+        for context in function.contexts[:: max(1, len(function.contexts) // 3)]:
+            tokens, required = function.enumeration.tokens(context[None])
+            for enumeration in function.met(context):
+                with contextlib.suppress(CannotDecideError):
+                    problem = enumeration.problem(context)
+                    strings = {"source": problem.source[0], "prefix": prefix_of(problem.target)[0]}
+                    found = [int(strings[string][number]) for string, number in enumeration.cone.leaves]
+                    assert found == tokens[0].tolist()
+                    assert problem.target[0, enumeration.cone.query] == required
+                    break
+            else:
+                raise AssertionError("no problem with this context")
+
+
+def test_a_row_that_is_not_the_one_above_is_nothing_to_the_rule() -> None:
+    rules = (*WINDOW, Rule("decoder", 0, 3, "digit", (Condition("row", 2, "row"), Condition("column", 0, "column"))))
+    with pytest.raises(CannotDecideError, match="a token of digit that the local rule does not know of"):
+        Examination(TASK, Windowed(Window("LongMultiplication", 0, 1, 4, rules, {}), NoPE()))
+
+
+def test_lines_of_rows_and_columns_are_found() -> None:
+    """Attention that is all on the row above, one column on: that is the one line."""
+    layouts = {shape: TASK.layout(shape) for shape in TASK.training_shapes()}
+    maps = {}
+    for shape, layout in layouts.items():
+        weights = WINDOW[2].holds(layout.target, layout.prefix).float().tril()
+        maps[shape] = {"decoder.0": weights[None], "cross.0": torch.zeros(1, len(layout.target), len(layout.source))}
+    found = Places().lines(AttentionMaps(maps, dict.fromkeys(maps, 1)), layouts)
+    assert (found[0].rule, found[0].attention) == (WINDOW[2], 1.0)
+    assert found[1].attention < 0.5
