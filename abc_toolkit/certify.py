@@ -354,7 +354,8 @@ def _check_settling(task: Task, rule: LocalRule, steps: int = 5) -> None:
     """
     patterns: set[tuple[bool, ...]] = set()
     for layout in map(task.layout, task.training_shapes()):
-        length = max(int(layout.target.coordinates[rule.along].max()), 0) + 1
+        target = layout.target
+        length = 1 + max(int(target.coordinates[rule.along][target.within(name)].max()) for name in rule.answers)
         for row in layout.target.coordinates["row"].unique().tolist():
             widths = rule.widths(layout, {"row": row})
             patterns |= {tuple(place < width for width in widths) for place in range(max(*widths, length))}

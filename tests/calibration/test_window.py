@@ -559,7 +559,7 @@ OTHERS = ("task", "weights", "calibration")
         ),
         *((edited(**{n: v}), f"{RULE} names the segment {v!r}") for n in SEGMENTS for v in (["a"], 5)),
         (edited(fallback="no"), f"{RULE} has fallback 'no'"),
-        *((edited(conditions=[RAW | {"key": k}]), f"names the coordinate {k!r}") for k in ("row", 5, [], None)),
+        *((edited(conditions=[RAW | {"key": k}]), f"names the coordinate {k!r}") for k in ("corner", 5, [], None)),
         (edited(conditions=[RAW | {"query": "x"}]), "names the coordinate 'x'"),
         *(
             (edited(conditions=[RAW | {"equals": e}]), f"compares a coordinate with {e!r}")
@@ -582,7 +582,7 @@ def test_what_is_no_window_is_refused_in_one_line(text: str, named: str) -> None
 
 
 def test_what_is_no_window_cannot_be_made() -> None:
-    assert "'row'" in one_line(lambda: Condition("row", 0))
+    assert "'corner'" in one_line(lambda: Condition("corner", 0))
     assert "layer -1" in one_line(lambda: Rule("cross", -1, 0))
     assert "encoder layer 1 head 0 is outside" in one_line(lambda: WINDOW.with_rules([Rule("encoder", 1, 0)]))
     assert "num_heads" in one_line(lambda: window(num_heads=0))

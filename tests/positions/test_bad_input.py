@@ -132,7 +132,7 @@ def fit(abc: Abc) -> Callable[..., tuple[int, str, str]]:
         (named("ALiBi", cross="perhaps"), (), ("ALiBi: --cross: Expected a true or false",)),
         (named("AlgebraicPE", structure="ring"), (), ("AlgebraicPE: --structure: Expected one of 'sequence'",)),
         *(
-            (named(name, coordinate="rank"), (), (f"{name}: --coordinate: Expected one of 'place', 'index', 'raw'",))
+            (named(name, coordinate="rank"), (), (f"{name}: --coordinate: Expected one of 'place', 'index', 'row'",))
             for name in ("Learned", "RoPE", "AlgebraicPE", "ALiBi", "ShawRelative")
         ),
         (named("Learned", coordinate="index"), (), ("Learned: the coordinate index has the value -1", "another one")),
