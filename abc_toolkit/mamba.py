@@ -318,9 +318,13 @@ class MambaDecoding(DecoderState):
     plan: MambaPlan
     stack: MambaState
 
+    @property
+    def step(self) -> int:
+        """Tokens decoded so far."""
+        return self.stack.step - len(self.plan.layout.source)
+
     def go_back(self, step: int) -> None:
-        # Only where keys are gathered does decoding guess, so that there is something to forget.
-        assert len(self.plan.layout.source) + step == self.stack.step
+        assert step == self.step  # only where keys are gathered does decoding guess, so that there is more to forget
 
 
 class MambaLanguageModel(Model):
@@ -367,9 +371,7 @@ class MambaLanguageModel(Model):
 
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
         assert isinstance(state, MambaDecoding)
-        room = len(state.plan.layout.target)
-        if state.stack.step + tokens.shape[1] > len(state.plan.layout.source) + room:
-            raise ValueError(f"the layout has {room} target tokens; no further one can be decoded")
+        state.plan.check_room(state.step + tokens.shape[1])
         return self.output(self._advance(tokens, state))
 
     def _advance(self, tokens: Tensor, state: MambaDecoding) -> Tensor:

@@ -89,6 +89,14 @@ class DecodingPlan:
         """Whether every attention gathers its keys."""
         return False
 
+    def check_room(self, tokens: int) -> None:
+        """Raises:
+        ValueError: If the target has no room for so many tokens.
+        """
+        room = len(self.layout.target)
+        if tokens > room:
+            raise ValueError(f"the layout has {room} target tokens; no further one can be decoded")
+
 
 class DecoderState(abc.ABC):
     """Where decoding a batch of problems stands."""

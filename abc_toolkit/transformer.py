@@ -403,9 +403,7 @@ class TransformerModel(Model):
 
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
         assert isinstance(state, TransformerState)
-        room = len(state.plan.layout.target)
-        if state.step + tokens.shape[1] > room:
-            raise ValueError(f"the layout has {room} target tokens; no further one can be decoded")
+        state.plan.check_room(state.step + tokens.shape[1])
         return self.output(self.decoder_norm(self._advance(tokens, state)))
 
     def _advance(self, tokens: Tensor, state: TransformerState) -> Tensor:

@@ -21,10 +21,12 @@ from abc_toolkit.tasks.base import (
     digits_below,
     exact_result,
     fixed_width,
-    keep_places,
+    one_shorter,
     pad,
+    pairs_of_lengths,
     pick_rows,
     random_run,
+    unequal_lengths,
     uniform_digits,
     with_zeros,
 )
@@ -110,10 +112,9 @@ class Addition(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         if self.numbers_below is not None:
             return ((self.max_length, self.max_length),)
-        lengths = range(1, self.max_length + 1)
         if self.padding == "none":
-            return tuple(sorted(((n, m) for n in lengths for m in lengths), key=max))
-        return tuple((n, n) for n in lengths)
+            return pairs_of_lengths(self.max_length)
+        return tuple((n, n) for n in range(1, self.max_length + 1))
 
     def num_problems(self, shape: Shape) -> int:
         return min(super().num_problems(shape), (self.numbers_below or self.base ** max(shape)) ** 2)
@@ -121,8 +122,7 @@ class Addition(DigitTask):
     def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
         if set_name != UNEQUAL or self.padding != "none" or length == 1:
             return ((length, length),)
-        shorter = torch.randint(1, length, (4,), generator=generator).tolist()
-        return tuple(shape for n in shorter for shape in ((length, n), (n, length)))
+        return unequal_lengths(generator, length)
 
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
         if self.numbers_below is None:
@@ -133,11 +133,7 @@ class Addition(DigitTask):
         first = uniform_digits(generator, batch, shape[0], self.base)
         second = uniform_digits(generator, batch, shape[1], self.base)
         if set_name == UNEQUAL and shape[0] == shape[1]:
-            kept = torch.randint(1, max(shape[0], 2), (batch,), generator=generator)
-            full = torch.full_like(kept, shape[0])
-            swap = torch.rand(batch, generator=generator) < 0.5
-            first = keep_places(first, torch.where(swap, kept, full))
-            second = keep_places(second, torch.where(swap, full, kept))
+            first, second = one_shorter(generator, first, second)
         elif set_name == CARRY:
             first, second = self._carries(generator, first, second)
         elif set_name == ZEROS:

@@ -1,7 +1,7 @@
 """The contract of a task, and what tasks on digit strings share."""
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import cached_property, lru_cache
@@ -23,7 +23,7 @@ CARRY = "carry"
 ZEROS = "zeros"
 SETS = (UNIFORM, UNEQUAL, CARRY, ZEROS)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
+_CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
 _QUOTED = 40  # characters of a text that a message quotes
 
 
@@ -344,9 +344,14 @@ class DigitTask(Task):
         return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + 1
 
     def layout(self, shape: Shape) -> Layout:
-        make = _cached_layout if sum(self.num_tokens(shape)) <= CACHED_TOKENS else _new_layout
+        laid_out = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
+        make, arguments = self.layout_by(shape)
+        return laid_out(make, *arguments)
+
+    def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
+        """The function that makes the layout of a shape, and its arguments."""
         segments, answers = tuple(self.segments(shape)), tuple(self.answers(shape))
-        return make(segments, answers, self.in_turn, self.answers_in_turn, self.downwards)
+        return digit_layout, (segments, answers, self.in_turn, self.answers_in_turn, self.downwards)
 
     def answer(self, target: str) -> str:
         return target[::-1].lstrip(self.symbols[0]) or target[:1]
@@ -398,9 +403,9 @@ class DigitTask(Task):
         return f"{first}{self.operator}{second}"
 
 
-def _new_layout(*how: Any) -> Layout:
+def _new_layout(make: Callable[..., Layout], *arguments: Hashable) -> Layout:
     with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
-        return digit_layout(*how)
+        return make(*arguments)
 
 
 _cached_layout = lru_cache(maxsize=4096)(_new_layout)
@@ -500,6 +505,27 @@ def check_numbers_below(limit: int | None, max_length: int) -> None:
         raise UserError(
             f"numbers_below {limit}: give a number from 1 to {10 ** min(max_length, 18)}, or a larger max_length"
         )
+
+
+def pairs_of_lengths(max_length: int) -> tuple[Shape, ...]:
+    """All shapes of two operands of up to a length each, shortest first."""
+    lengths = range(1, max_length + 1)
+    return tuple(sorted(((n, m) for n in lengths for m in lengths), key=max))
+
+
+def unequal_lengths(generator: Generator, length: int) -> tuple[Shape, ...]:
+    """Shapes of one operand of a length above 1 and a shorter one, drawn; either way round."""
+    shorter = torch.randint(1, length, (4,), generator=generator).tolist()
+    return tuple(shape for n in shorter for shape in ((length, n), (n, length)))
+
+
+def one_shorter(generator: Generator, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two operands `[batch, length]`, the one or the other with zeros from a place on that is drawn."""
+    batch, length = first.shape
+    kept = torch.randint(1, max(length, 2), (batch,), generator=generator)
+    full = torch.full_like(kept, length)
+    swap = torch.rand(batch, generator=generator) < 0.5
+    return keep_places(first, torch.where(swap, kept, full)), keep_places(second, torch.where(swap, full, kept))
 
 
 def keep_places(digits: Tensor, lengths: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from abc_toolkit.tasks.base import (
     Shape,
     choose_rows,
     fixed_width,
-    keep_places,
+    one_shorter,
     pick_rows,
     uniform_digits,
     with_zeros,
@@ -91,11 +91,7 @@ class Comparison(DigitTask):
         length = shape[0]
         first, second = (uniform_digits(generator, batch, length, self.base) for _ in range(2))
         if set_name == UNEQUAL:
-            kept = torch.randint(1, max(length, 2), (batch,), generator=generator)
-            full = torch.full_like(kept, length)
-            swap = torch.rand(batch, generator=generator) < 0.5
-            first = keep_places(first, torch.where(swap, kept, full))
-            second = keep_places(second, torch.where(swap, full, kept))
+            first, second = one_shorter(generator, first, second)
         elif set_name == CARRY:
             first, second = self._alike(generator, first, second)
         elif set_name == ZEROS:

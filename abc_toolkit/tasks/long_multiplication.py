@@ -1,8 +1,7 @@
 """Multiplication of two numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -11,18 +10,17 @@ from torch.nn import functional
 
 from abc_toolkit.layout import END, START, Layout, Positions, positions_of
 from abc_toolkit.tasks.base import (
-    CACHED_TOKENS,
     CARRY,
     UNEQUAL,
     ZEROS,
     DigitTask,
     LocalRule,
-    ProblemError,
     Problems,
     Shape,
     choose_rows,
-    quoted,
+    pairs_of_lengths,
     random_run,
+    unequal_lengths,
     uniform_digits,
     with_zeros,
 )
@@ -51,11 +49,9 @@ class Rows(LocalRule):
         row, column = asked["row"] - token["row"], token["column"]
         if segment == "operand 2":
             return (segment, 0) if row == 0 else None
-        if segment in self.answers and row == 1 and segment == DIGIT and column:
-            return "above", column - 1
-        if segment in self.answers and row:
-            return None
-        return segment, column
+        if segment not in self.answers or row == 0:
+            return segment, column
+        return ("above", column - 1) if segment == DIGIT and row == 1 and column else None
 
     def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
         width = int(layout.source.within("operand 1").sum())
@@ -114,17 +110,15 @@ class LongMultiplication(DigitTask):
         return shape[1] * (2 * shape[0] + 2)
 
     def training_shapes(self) -> tuple[Shape, ...]:
-        lengths = range(1, self.max_length + 1)
-        return tuple(sorted(((n, m) for n in lengths for m in lengths), key=max))
+        return pairs_of_lengths(self.max_length)
 
     def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
         if set_name != UNEQUAL or length == 1:
             return ((length, length),)
-        shorter = torch.randint(1, length, (4,), generator=generator).tolist()
-        return tuple(shape for n in shorter for shape in ((length, n), (n, length)))
+        return unequal_lengths(generator, length)
 
-    def layout(self, shape: Shape) -> Layout:
-        return (_kept_layout if sum(self.num_tokens(shape)) <= CACHED_TOKENS else _layout)(shape)
+    def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
+        return table_layout, (shape,)
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in shape]
@@ -157,10 +151,7 @@ class LongMultiplication(DigitTask):
         return torch.stack(rows, dim=1)
 
     def parse(self, text: str) -> tuple[Shape, str]:
-        parts = text.split("*")
-        if len(parts) != 2:
-            raise ProblemError(f"{quoted(text)} is not a multiplication: write two numbers and '*', as in 123*45")
-        first, second = (self.digits(part, f"operand {i} of {quoted(text)}") for i, part in enumerate(parts, 1))
+        first, second = self.operands(text, "a multiplication: write two numbers and '*', as in 123*45")
         return (len(first), len(second)), text
 
     def solve(self, source: str) -> str:
@@ -188,8 +179,8 @@ class LongMultiplication(DigitTask):
         return digits[::-1].lstrip("0") or "0"
 
 
-@torch.inference_mode(False)  # a layout that evaluation makes may be trained on later
-def _layout(shape: Shape) -> Layout:
+def table_layout(shape: Shape) -> Layout:
+    """Layout of two operands and of the table of their product."""
     n, m = shape
     names = ("operand 1", "operator", "operand 2", START, DIGIT, CARRIED, "comma", END)
     first, second = torch.arange(n - 1, -1, -1), torch.arange(m - 1, -1, -1)
@@ -217,6 +208,3 @@ def _layout(shape: Shape) -> Layout:
         positions(*(functional.pad(part, (0, 1), value=value) for part, value in ended)),
         positions(*(functional.pad(part, (1, 0), value=value) for part, value in begun)),
     )
-
-
-_kept_layout = lru_cache(maxsize=4096)(_layout)
