@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from abc_toolkit.evaluation import (
     chunks,
     drawing,
     evaluate_models,
-    parse_lengths,
+    parse_sizes,
     solve_problems,
 )
 from abc_toolkit.examination import THIN, Examination
@@ -143,7 +144,7 @@ class EvaluationResult:
 
     Attributes:
         run: The run.
-        rows: A row for each length, set and model.
+        rows: A row for each length or shape, set and model.
     """
 
     run: Run
@@ -364,7 +365,8 @@ def evaluate(
 
     Args:
         run: Run folder; the newest in runs/ if not given.
-        length: 60; 10x, times the longest training length; a list 1x,2x,10x; or a range 1x:10x.
+        length: 60; 10x, times the longest training length; a list 1x,2x,10x; a range 1x:10x; or a shape 3x200, where a
+            task has such.
         samples: Problems of each length and set.
         sets: Which of uniform,unequal,carry,zeros.
         decode: parallel, or steps, which also gives accuracy by digit.
@@ -385,7 +387,7 @@ def evaluate(
     needed = "retrain" if weights == "retrain" else "fit"
     place = Run.newest(run, needed)
     task, device = place.task(needed), device_for(accelerator)
-    lengths, sets = parse_lengths(length, task.max_length), check_sets(sets)
+    sizes, sets = parse_sizes(length, task), check_sets(sets)
     if samples < 1:
         raise UserError(f"--samples {samples}: give at least 1")
     asked: list[Literal["fit", "retrain"]] = ["fit", "retrain"] if weights == "all" else [weights]
@@ -395,11 +397,14 @@ def evaluate(
     elif "retrain" in asked and not place.up_to_date("retrain"):
         report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
     models = {phase: _attending(place, phase, attention) for phase in asked}
-    largest = task.evaluation_shapes(max(lengths), UNIFORM, torch.Generator())[0]  # of other sets none is larger
-    for model in models.values():
-        check_memory(task, model, largest, device)
+    shapes = [size for size in sizes if not isinstance(size, int)]
+    lengths = [size for size in sizes if isinstance(size, int)]
+    if lengths:  # of other sets no shape is larger
+        shapes.append(task.evaluation_shapes(max(lengths), UNIFORM, torch.Generator())[0])
+    for shape, model in product(shapes, models.values()):
+        check_memory(task, model, shape, device)
     with place.writing("evaluate", overwrite=overwrite) as folder:
-        rows, digits = evaluate_models(task, models, lengths, sets, samples, decode, seed, device)
+        rows, digits = evaluate_models(task, models, sizes, sets, samples, decode, seed, device)
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
         settings = {"length": length, "samples": samples, "sets": sets, "decode": decode, "weights": weights}
@@ -408,7 +413,9 @@ def evaluate(
         save_record(folder, "evaluate", seed, settings, results, {"task": task})
         from abc_toolkit import figures
 
-        figures.accuracy(folder / "accuracy.png", plain, task.max_length, task.name)
+        curve = [row for row in plain if row["shape"] is None]
+        if curve:
+            figures.accuracy(folder / "accuracy.png", curve, task.max_length, task.name)
         if digits:
             save_json(folder / DIGITS, digits)
             figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.max_length, task.name)
@@ -462,7 +469,7 @@ def run_all(
     _check_backbone(settings["fit"].get("model", Architecture()), place)
     lengths = settings["evaluate"].get("length")
     if lengths is not None:  # found out now rather than after the training
-        parse_lengths(lengths, task.max_length)
+        parse_sizes(lengths, task)
     there = [phase for phase in PHASES if place.has(phase) or (place.partial(phase) / PROGRESS).exists()]
     if there and not resume and not overwrite:
         raise UserError(

@@ -511,22 +511,19 @@ class Enumeration:
         generator = Generator().manual_seed(0) if generator is None else generator
         (leaves,), (required,) = (part.tolist() for part in self.tokens(context[None]))
         where = [(string, number, token) for (string, number), token in zip(self.cone.leaves, leaves, strict=True)]
-        layout = self.cone.layout
         for _ in range(batches):
-            source = self.task.sample(generator, 4096, self.shape, UNIFORM).source
+            problems = self.task.sample(generator, 4096, self.shape, UNIFORM)
             for string, number, token in where:
                 if string == "source":
-                    source[:, number] = token
-            operands = [
-                (source[:, layout.source.within(f"operand {i}")] - NUM_SPECIAL).flip(1)
-                for i in range(1, len(self.task.operand_lengths(self.shape)) + 1)
-            ]
-            problems = self.task.problems(self.shape, operands)
+                    problems.source[:, number] = token
+            problems = self.task.problems(self.shape, self.task.numbers(problems))
             fits, prefix = problems.target[:, self.cone.query] == required, prefix_of(problems.target)
             for string, number, token in where:
                 fits &= (problems.source if string == "source" else prefix)[:, number] == token
-            if fits.any():
-                return problems[fits.nonzero()[:1, 0]]
+            for row in fits.nonzero()[:, 0].tolist():
+                text = self.task.vocabulary.decode(problems.source[row])
+                if self.task.parse(text) == (self.shape, text):  # some operands are too large for their width
+                    return problems[row : row + 1]
         raise CannotDecideError(f"no problem was found in which this occurs: {self.describe(context)}")
 
     def describe(self, context: Tensor | None = None) -> str:

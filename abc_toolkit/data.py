@@ -11,7 +11,6 @@ from torch.utils.data import IterableDataset
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import TRAINING
-from abc_toolkit.vocabulary import NUM_SPECIAL
 
 HELD_OUT_SHARE = 16
 SMALL = 10_000
@@ -58,15 +57,12 @@ def held_out(task: Task, problems: Problems) -> Tensor:
         task: The task.
         problems: Problems of any shape.
     """
-    positions = task.layout(problems.shape).source
-    digits = (problems.source - NUM_SPECIAL) * (problems.source < NUM_SPECIAL + task.base)
-    places, segments = positions.coordinates["place"], positions.segment
-    weights = _scatter(places * 64 + segments + 1)
-    hashed = _scatter((digits * weights).sum(dim=1))
-    significant = torch.zeros(len(problems), dtype=torch.long)
-    for segment in segments.unique():
-        used = (digits > 0) & (segments == segment)
-        significant += ((places + 1) * used).amax(dim=1)
+    hashed = significant = torch.zeros(len(problems), dtype=torch.long)
+    for number, digits in enumerate(task.numbers(problems)):
+        places = torch.arange(digits.shape[1])
+        hashed = hashed + (digits * _scatter(places * 64 + 2 * number + 1)).sum(dim=1)
+        significant = significant + ((places + 1) * (digits > 0)).amax(dim=1)
+    hashed = _scatter(hashed)
     enough = task.base ** significant.clamp(max=16).double() >= SMALL
     return enough & (hashed % HELD_OUT_SHARE == 0)
 

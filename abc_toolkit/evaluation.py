@@ -26,6 +26,7 @@ from abc_toolkit.tasks.base import SETS, UNIFORM
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
+Size = int | Shape  # a length, whose shapes are up to the task, or one shape
 LONGEST = 10**9
 MOST_LENGTHS = 10**4
 _EVALUATION, _POSITIONS = 10, 11  # what is drawn for an evaluation
@@ -55,6 +56,7 @@ class Row:
         decode: How it was computed.
         seed: What the problems were drawn from.
         weights: The phase whose model it is.
+        shape: The one shape that was asked for, the larger of whose lengths is `length`.
     """
 
     task: str
@@ -68,10 +70,36 @@ class Row:
     decode: Decode
     seed: int
     weights: str
+    shape: Shape | None = None
 
     def plain(self) -> dict[str, Any]:
         """The row as plain data."""
         return asdict(self)
+
+
+def parse_sizes(spec: str, task: Task) -> list[Size]:
+    """Lengths and shapes that a specification names, in this order.
+
+    Args:
+        spec: A list of what `parse_lengths` takes and of shapes such as `3x200`.
+        task: The task.
+
+    Raises:
+        UserError: As `parse_lengths`; also if the task has no problems of a shape.
+    """
+    parts = [part.strip() for part in spec.split(",")]
+    shapes = [part for part in parts if re.fullmatch("[0-9]+(x[0-9]+)+", part)]
+    lengths = [part for part in parts if part not in shapes]
+    sizes: list[Size] = [*parse_lengths(",".join(lengths), task.max_length)] if lengths else []
+    for text in dict.fromkeys(shapes):
+        shape = tuple(_length(number, spec, 1) for number in text.split("x"))
+        # The shape of small lengths that stand to each other as these do.
+        alike = tuple(1 + sorted(set(shape)).index(length) for length in shape)
+        if alike not in task.training_shapes():
+            known = ", ".join("x".join(map(str, own)) for own in task.training_shapes()[:3])
+            raise UserError(f"--length {spec}: {task.name} has no problems of shape {text}, but such as {known}")
+        sizes.append(shape)
+    return sizes
 
 
 def parse_lengths(spec: str, longest: int) -> list[int]:
@@ -108,7 +136,7 @@ def _length(text: str, spec: str, longest: int) -> int:
         what = repr(text) if spec != text else "it"
         raise UserError(
             f"--length {spec!r}: {what} is not a length of at least 1 and at most {LONGEST}; "
-            "write 60, 10x, 1x,2x,10x or 1x:10x"
+            "write 60, 10x, 1x,2x,10x or 1x:10x, or a shape such as 3x200"
         )
     return length
 
@@ -127,36 +155,44 @@ def check_sets(sets: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sets))
 
 
-def evaluation_problems(task: Task, length: int, set_name: str, samples: int, seed: int) -> Iterator[Problems]:
-    """The problems of one length and set, made piece by piece.
+def evaluation_problems(task: Task, size: Size, set_name: str, samples: int, seed: int) -> Iterator[Problems]:
+    """The problems of one length, or shape, and set, made piece by piece.
 
     Within the training lengths, `uniform` problems are those held out of training, where there are any.
 
     Args:
         task: The task.
-        length: Digits per operand.
+        size: Digits per operand, or one shape.
         set_name: One of `SETS`.
         samples: How many, over all shapes of the set.
         seed: What they follow from.
     """
-    generator = seeded(seed, _EVALUATION, length, SETS.index(set_name))
-    shapes = task.evaluation_shapes(length, set_name, generator)[:samples]
+    generator = seeded(seed, _EVALUATION, *_numbers(size), SETS.index(set_name))
+    shapes = _shapes(task, size, set_name, generator)[:samples]
     for number, shape in enumerate(shapes):
         left = samples // len(shapes) + (number < samples % len(shapes))
         most = max(1, _TOKENS_DRAWN // sum(task.num_tokens(shape)))
         while left:
             batch = min(left, most)
             left -= batch
-            if set_name == UNIFORM and length <= task.max_length and task.num_problems(shape) >= SMALL:
+            if set_name == UNIFORM and max(_numbers(size)) <= task.max_length and task.num_problems(shape) >= SMALL:
                 yield draw(task, generator, batch, shape, for_validation=True, set_name=set_name)
             else:
                 yield task.sample(generator, batch, shape, set_name)
 
 
+def _shapes(task: Task, size: Size, set_name: str, generator: torch.Generator) -> tuple[Shape, ...]:
+    return task.evaluation_shapes(size, set_name, generator) if isinstance(size, int) else (size,)
+
+
+def _numbers(size: Size) -> Shape:
+    return (size,) if isinstance(size, int) else size
+
+
 def evaluate_models(
     task: Task,
     models: Mapping[str, Model],
-    lengths: Sequence[int],
+    sizes: Sequence[Size],
     sets: Sequence[str],
     samples: int,
     decode: Decode,
@@ -168,7 +204,7 @@ def evaluate_models(
     Args:
         task: The task.
         models: Models in evaluation mode, by the phase they come from.
-        lengths: Lengths.
+        sizes: Lengths and shapes.
         sets: Evaluation sets.
         samples: Problems of each length and set.
         decode: `parallel` judges every token under the true tokens before it, which finds the same problems solved
@@ -177,29 +213,29 @@ def evaluate_models(
         device: Where to run.
 
     Returns:
-        A row for each length, set and model; and, with `steps`, accuracy by place as rows of plain data.
+        A row for each length or shape, set and model; and, with `steps`, accuracy by place as rows of plain data.
     """
     rows, digit_rows = [], []
-    work = [(length, set_name) for length in lengths for set_name in sets]
+    work = [(size, set_name) for size in sizes for set_name in sets]
     with report.counter("evaluating", len(work) * len(models) * samples, "problems") as count:
-        for length, set_name in work:
+        for size, set_name in work:
+            length, shape = (size, None) if isinstance(size, int) else (max(size), size)
             totals = {weights: Total() for weights in models}
             tokens = 0
-            for number, problems in enumerate(evaluation_problems(task, length, set_name, samples, seed)):
+            for number, problems in enumerate(evaluation_problems(task, size, set_name, samples, seed)):
                 tokens = max(tokens, sum(task.num_tokens(problems.shape)))
                 layout = task.layout(problems.shape).to(device)
                 for weights, model in models.items():
-                    with drawing(seed, _POSITIONS, length, SETS.index(set_name), number):
+                    with drawing(seed, _POSITIONS, *_numbers(size), SETS.index(set_name), number):
                         totals[weights].add(model.to(device), problems.to(device), layout, decode, count)
             for weights, total in totals.items():
                 low, high = wilson_interval(total.right, total.samples)
                 share = total.right / total.samples
-                rows.append(
-                    Row(task.name, set_name, length, tokens, total.samples, share, low, high, decode, seed, weights)
-                )
+                result = (total.samples, share, low, high, decode, seed, weights, shape)
+                rows.append(Row(task.name, set_name, length, tokens, *result))
                 digit_rows += [
                     {"weights": weights, "set": set_name, "length": length, "place": place, "accuracy": accuracy}
-                    for place, accuracy in enumerate(total.accuracies())
+                    for place, accuracy in enumerate(total.accuracies() if shape is None else ())
                 ]
     return rows, digit_rows
 

@@ -139,7 +139,7 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
 
 
 def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of an evaluation: a row for each length and set, a column for each model."""
+    """A table of an evaluation: a row for each length or shape and set, a column for each model."""
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
     table = Table(
@@ -152,15 +152,18 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for model in models:
         table.add_column(WEIGHTS_NAMES[model], justify="right", no_wrap=True)
-    cells = {(row["length"], row["set"], row["weights"]): row for row in rows}
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        size = "x".join(map(str, row.get("shape") or (row["length"],)))
+        cells.setdefault((size, row["set"]), []).append(row)
     before = None
-    for length, name in dict.fromkeys((row["length"], row["set"]) for row in rows):
-        if before not in (None, length):
+    for (size, name), shown in cells.items():
+        if before not in (None, size):
             table.add_section()
-        shown = [cells[length, name, model] for model in models]
-        heading = (str(length), str(shown[0]["tokens"])) if before != length else ("", "")
-        before = length
-        table.add_row(*heading, name, *(_share(row) for row in shown))
+        heading = (size, str(shown[0]["tokens"])) if before != size else ("", "")
+        before = size
+        by_model = {row["weights"]: row for row in shown}
+        table.add_row(*heading, name, *(_share(by_model[model]) for model in models))
     Console().print(table)
 
 

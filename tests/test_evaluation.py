@@ -29,6 +29,7 @@ from abc_toolkit.evaluation import (
     evaluation_problems,
     greedy,
     parse_lengths,
+    parse_sizes,
     planned,
     solve_problems,
     solves,
@@ -37,8 +38,17 @@ from abc_toolkit.layout import Layout
 from abc_toolkit.metrics import wilson_interval
 from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.positions import NoPE, Sinusoidal
-from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
-from abc_toolkit.tasks.base import SETS, UNIFORM
+from abc_toolkit.tasks import (
+    Addition,
+    LongMultiplication,
+    MultiOperandAddition,
+    Multiplication,
+    Parity,
+    Problems,
+    Successor,
+    Task,
+)
+from abc_toolkit.tasks.base import SETS, UNEQUAL, UNIFORM
 from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import BOS, EOS
 
@@ -158,6 +168,50 @@ def test_what_is_no_length(spec: str) -> None:
     with pytest.raises(UserError, match="--length") as error:
         parse_lengths(spec, 6)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "task", "expected"),
+    [
+        ("3x200", LongMultiplication(), [(3, 200)]),
+        ("20x20, 10x ,200x3,1x,20x20", LongMultiplication(), [5, 50, (20, 20), (200, 3)]),
+        ("12x12", Addition(), [(12, 12)]),
+        ("2x30", MultiOperandAddition(), [(2, 30)]),
+        ("6,2x", Successor(), [6, 12]),
+    ],
+)
+def test_sizes(spec: str, task: Task, expected: list) -> None:
+    assert parse_sizes(spec, task) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "task", "message"),
+    [
+        ("3x200", Successor(), "successor has no problems of shape 3x200, but such as 1, 2, 3"),
+        ("1x,3x4", Addition(), "addition has no problems of shape 3x4, but such as 1x1, 2x2, 3x3"),
+        ("3x4x5", LongMultiplication(), "no problems of shape 3x4x5"),
+        ("0x4", LongMultiplication(), "'0' is not a length"),
+        (f"4x{10**10}", LongMultiplication(), "is not a length"),
+        ("3x:3x4", LongMultiplication(), "'3x4' is not a length"),
+    ],
+)
+def test_what_is_no_shape(spec: str, task: Task, message: str) -> None:
+    with pytest.raises(UserError, match=f"--length.*{re.escape(message)}") as error:
+        parse_sizes(spec, task)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_shape_is_evaluated_by_itself() -> None:
+    """The rows of a shape are those of its problems alone, beside a length."""
+    task = LongMultiplication(max_length=2)
+    model = make(task, 0, "pre", False)
+    rows, digits = evaluate_models(task, {"fit": model}, [2, (1, 2), (2, 1)], (UNIFORM, UNEQUAL), 10, "steps", 0, CPU)
+    sizes = [(row.length, row.shape, row.set, row.tokens) for row in rows]
+    tokens = {shape: sum(task.num_tokens(shape)) for shape in [(1, 2), (2, 1), (2, 2)]}
+    assert sizes[0] == (2, None, UNIFORM, tokens[2, 2])
+    assert sizes[2:] == [(2, shape, name, tokens[shape]) for shape in [(1, 2), (2, 1)] for name in (UNIFORM, UNEQUAL)]
+    assert {row["set"] for row in digits} <= {UNIFORM, UNEQUAL}
+    assert all(batch.shape == (1, 2) for batch in evaluation_problems(task, (1, 2), UNEQUAL, 10, 0))
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(0, 40), st.booleans(), st.booleans())
@@ -492,6 +546,7 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
             "decode": "steps",
             "seed": 4,
             "weights": row.weights,
+            "shape": None,
         }
         if len({batch.shape for batch in batches}) == 1:
             for place in range(len(pairs[0][1]) - 1):

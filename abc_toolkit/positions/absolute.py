@@ -278,7 +278,7 @@ class _CoupledModel(_TableModel):
 
 def _digits(positions: Positions) -> Tensor:
     """Which tokens are digits of an operand or of the answer, boolean `[length]`."""
-    numbers = [i for i, name in enumerate(positions.names) if name.startswith("operand ") or name == ANSWER]
+    numbers = [i for i, name in enumerate(positions.names) if name.startswith("operand") or name == ANSWER]
     return torch.isin(positions.segment, torch.tensor(numbers, device=positions.segment.device))
 
 

@@ -6,6 +6,7 @@ from abc_toolkit.tasks.comparison import Comparison
 from abc_toolkit.tasks.copying import Copy, Repeat, Reverse
 from abc_toolkit.tasks.division import Division
 from abc_toolkit.tasks.long_multiplication import LongMultiplication
+from abc_toolkit.tasks.multi_operand_addition import MultiOperandAddition
 from abc_toolkit.tasks.multiplication import Multiplication
 from abc_toolkit.tasks.parity import Parity
 from abc_toolkit.tasks.subtraction import Subtraction
@@ -17,6 +18,7 @@ __all__ = [
     "Copy",
     "Division",
     "LongMultiplication",
+    "MultiOperandAddition",
     "Multiplication",
     "Parity",
     "ProblemError",

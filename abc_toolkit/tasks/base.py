@@ -198,6 +198,10 @@ class Task(abc.ABC):
         """Tokens of source and target, `EOS` included, of the problems of a shape, however long: none is made."""
 
     @abc.abstractmethod
+    def numbers(self, problems: Problems) -> list[Tensor]:
+        """The operands' digits, least significant first, `[batch, width]` each: problems of equal ones are equal."""
+
+    @abc.abstractmethod
     def layout(self, shape: Shape) -> Layout:
         """Segment and coordinates of every token of the problems of a shape."""
 
@@ -339,6 +343,11 @@ class DigitTask(Task):
         end = torch.full((batch, 1), EOS)
         target = torch.cat([self.compute(operands) + NUM_SPECIAL, end], dim=1)
         return Problems(shape, torch.cat(parts, dim=1), target)
+
+    def numbers(self, problems: Problems) -> list[Tensor]:
+        positions, widths = self.layout(problems.shape).source, self.widths(problems.shape)
+        named = enumerate(widths, 1)
+        return [_digits(problems.source, positions, f"operand {i}", "place")[:, :width] for i, width in named]
 
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
         return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + 1

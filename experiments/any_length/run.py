@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from abc_toolkit.evaluation import evaluate_models, parse_lengths
+from abc_toolkit.evaluation import evaluate_models, parse_sizes
 from abc_toolkit.files import save_json
 from abc_toolkit.run import Run
 from abc_toolkit.tasks.base import SETS
@@ -42,7 +42,7 @@ def evaluate(task: str, seed: int, folder: Path) -> dict:
     result |= {"rows": [], "seconds": {}}
     for spec, samples in SAMPLES.items():
         start = time.perf_counter()
-        lengths = parse_lengths(spec, kind.max_length)
+        lengths = parse_sizes(spec, kind)
         rows, _ = evaluate_models(kind, models, lengths, SETS, samples, "parallel", seed, torch.device("cpu"))
         result["rows"] += [row.plain() for row in rows]
         result["seconds"][spec] = time.perf_counter() - start

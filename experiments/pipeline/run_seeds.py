@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from abc_toolkit.commands import CERTIFICATE
-from abc_toolkit.evaluation import evaluate_models, parse_lengths
+from abc_toolkit.evaluation import evaluate_models, parse_sizes
 from abc_toolkit.files import save_json
 from abc_toolkit.run import Run
 from abc_toolkit.tasks.base import SETS
@@ -59,7 +59,7 @@ def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
     result["rows"] = json.loads((place.folder("evaluate") / "results.json").read_text())
     kind = place.task("fit")
     models = {phase: place.load_model(phase) for phase in ("fit", "retrain")}
-    lengths = parse_lengths(far, kind.max_length)
+    lengths = parse_sizes(far, kind)
     rows, _ = evaluate_models(kind, models, lengths, SETS, samples, "parallel", seed, torch.device("cpu"))
     result["rows"] += [row.plain() for row in rows]
     return result

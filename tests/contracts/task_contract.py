@@ -74,11 +74,16 @@ def significant(number: str) -> int:
     return len(number.lstrip("0")) or 1
 
 
-def operands(task: Task, shape: Shape, source: str) -> dict[str, str]:
-    """The operands in a source by segment, as the layout marks them."""
+def operands(task: Task, shape: Shape, source: str) -> list[tuple[str, list[int]]]:
+    """The operands in a source, and the numbers of their tokens, as the layout marks them."""
     positions = task.layout(shape).source
-    names = [name for name in positions.names if name.startswith("operand")]
-    return {n: "".join(c for c, own in zip(source, positions.within(n), strict=True) if own) for n in names}
+    found = []
+    for name in (name for name in positions.names if name.startswith("operand")):
+        tokens = positions.within(name).nonzero()[:, 0]
+        begins = (positions.coordinates["index"][tokens] == 0).cumsum(0)  # several may be of one segment
+        parts = [tokens[begins == number].tolist() for number in begins.unique()]
+        found += [("".join(source[token] for token in part), part) for part in parts]
+    return found
 
 
 def refuse(task: Task, text: str) -> str:
@@ -130,9 +135,8 @@ class TaskContract:
             assert set(positions.coordinates) == set(COORDINATES)
             for character, segment in zip(source, positions.segment.tolist(), strict=True):
                 assert (character in digits) == positions.names[segment].startswith("operand")
-            for name, operand in operands(task, shape, source).items():
-                own = positions.within(name)
-                place, index = (positions.coordinates[c][own].tolist() for c in ("place", "index"))
+            for operand, tokens in operands(task, shape, source):
+                place, index = (positions.coordinates[c][tokens].tolist() for c in ("place", "index"))
                 values = [digits.index(character) for character in operand]
                 assert sum(v * task.base**p for v, p in zip(values, place, strict=True)) == int(operand, task.base)
                 assert index == list(range(len(operand)))
@@ -176,7 +180,7 @@ class TaskContract:
         assert {max(shape) for shape in shapes} == set(range(1, task.max_length + 1))
         for shape in shapes:
             for source in training_strings(task, shape, 200):
-                parts = operands(task, shape, source).values()
+                parts = [part for part, _ in operands(task, shape, source)]
                 assert all(significant(part) <= task.max_length for part in parts), f"{source} in shape {shape}"
 
     def test_problems_of_the_smallest_shape_are_counted(self, case: TaskCase) -> None:

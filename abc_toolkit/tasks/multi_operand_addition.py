@@ -1,0 +1,209 @@
+"""Addition of any number of numbers."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
+from operator import add
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from abc_toolkit.layout import END, START, Layout, Positions, positions_of
+from abc_toolkit.tasks.base import (
+    CARRY,
+    UNEQUAL,
+    ZEROS,
+    DigitTask,
+    LocalRule,
+    Problems,
+    Shape,
+    carried,
+    exact_result,
+    keep_places,
+    pairs_of_lengths,
+    quoted,
+    random_run,
+    unequal_lengths,
+    uniform_digits,
+    with_zeros,
+)
+from abc_toolkit.vocabulary import NUM_SPECIAL
+
+OPERAND = "operand"
+SUM = "sum"
+COMMA = "comma"
+
+
+class RunningSums(LocalRule):
+    """In each row, the digit of the row's operand plus the one above plus the carry, the state."""
+
+    operands = (OPERAND, "above")
+    answers = (SUM,)
+    num_states = 2
+    rows = True
+
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        total = digits[0] + digits[1] + state
+        return total // 10, [total % 10]
+
+    def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
+        above = asked["row"] - token["row"]
+        if segment == SUM and above == 1:
+            return "above", token["column"]
+        return (segment, token["column"]) if above == 0 or segment not in (OPERAND, SUM) else None
+
+    def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
+        width = int(layout.source.coordinates["column"].max()) + 1
+        return [width, width if asked["row"] else 0]
+
+    def written(self, task: DigitTask, problems: Problems) -> Tensor:
+        operands = task.numbers(problems)
+        none = torch.zeros_like(operands[0][:, 0])
+        above, rows = torch.zeros_like(operands[0]), []
+        for operand in operands:
+            state, digits = none, []
+            for column in range(operand.shape[1]):
+                state, symbols = self.step(state, [operand[:, column], above[:, column]], [])
+                digits += symbols
+            above = torch.stack(digits, dim=1)
+            rows += [*digits, torch.full_like(none, task.base + 1)]
+        return torch.stack(rows, dim=1) + NUM_SPECIAL
+
+
+@dataclass(frozen=True)
+class MultiOperandAddition(DigitTask):
+    """Adds any number of numbers: `012+034+056` has the target `210,640,201,` (sum 102).
+
+    The target has a row for each operand, a comma after each: the sum of the operands so far, least significant digit
+    first. The last row is the answer. All operands are padded with zeros to a width that their sum fits, so that no row
+    outgrows another. A shape is the number of digits with which the sum of so many operands always fits the width, and
+    their number.
+
+    Attributes:
+        max_length: Longest training length of an operand, in digits, and most operands in training.
+    """
+
+    signs: ClassVar[str] = "+,"
+
+    max_length: int = 5
+
+    @property
+    def operator(self) -> str:
+        return "+"
+
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        length, count = shape
+        return (length,) * count
+
+    def widths(self, shape: Shape) -> tuple[int, ...]:
+        length, count = shape
+        return (length + spare(count),) * count
+
+    def num_tokens(self, shape: Shape) -> tuple[int, int]:
+        length, count = shape
+        tokens = count * (length + spare(count) + 1)
+        return tokens - 1, tokens + 1
+
+    def answer_length(self, shape: Shape) -> int:
+        return self.num_tokens(shape)[1] - 1
+
+    def training_shapes(self) -> tuple[Shape, ...]:
+        return pairs_of_lengths(self.max_length)
+
+    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+        if set_name != UNEQUAL or length == 1:
+            return ((length, length),)
+        return unequal_lengths(generator, length)
+
+    def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
+        return sums_layout, (self.widths(shape)[0], shape[1])
+
+    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+        operands = [uniform_digits(generator, batch, length) for length in self.operand_lengths(shape)]
+        if set_name == UNEQUAL:
+            length, count = shape
+            kept = torch.randint(1, length + 1, (count, batch), generator=generator)
+            kept[torch.randint(count, (batch,), generator=generator), torch.arange(batch)] = length
+            return [keep_places(digits, own) for digits, own in zip(operands, kept, strict=True)]
+        if set_name == ZEROS:
+            return [with_zeros(generator, digits) for digits in operands]
+        if set_name == CARRY:
+            return self._carries(generator, operands)
+        return operands
+
+    def _carries(self, generator: Generator, operands: list[Tensor]) -> list[Tensor]:
+        """All nines; or nines and then ones, zeros between them; or runs of nines."""
+        batch, length = operands[0].shape
+        one = keep_places(torch.ones_like(operands[0]), torch.ones(batch))
+        kind = torch.randint(0, 3, (batch, 1), generator=generator)
+        found = []
+        for number, digits in enumerate(operands):
+            nines = torch.full_like(digits, 9)
+            small = one * torch.randint(0, 2, (batch, 1), generator=generator) if number else nines
+            runs = torch.where(random_run(generator, batch, length), nines, digits)
+            found.append(torch.where(kind == 0, nines, torch.where(kind == 1, small, runs)))
+        return found
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        comma = torch.full_like(operands[0][:, :1], self.base + 1)
+        sums = accumulate(operands, lambda total, digits: carried(total + digits)[:, :-1])
+        return torch.cat([part for row in sums for part in (row, comma)], dim=1)
+
+    def numbers(self, problems: Problems) -> list[Tensor]:
+        rows = functional.pad(problems.source, (0, 1)).unflatten(1, (problems.shape[1], -1))  # an operator after each
+        return [row.flip(1) - NUM_SPECIAL for row in rows[:, :, :-1].unbind(1)]
+
+    def parse(self, text: str) -> tuple[Shape, str]:
+        named = enumerate(text.split(self.operator), 1)
+        parts = [self.digits(part, f"operand {i} of {quoted(text)}") for i, part in named]
+        width = max(1 + spare(len(parts)), *map(len, parts))
+        width = len(reduce(lambda total, part: exact_result(add, total, part, width)[::-1], parts, "0"))
+        return (width - spare(len(parts)), len(parts)), self.operator.join(part.zfill(width) for part in parts)
+
+    def solve(self, source: str) -> str:
+        first, *others = source.split(self.operator)
+        sums = accumulate(others, lambda total, part: exact_result(add, total, part, len(part))[::-1], initial=first)
+        return "".join(f"{row[::-1]}," for row in sums)
+
+    def local_rule(self) -> LocalRule | None:
+        return RunningSums()
+
+    def answer(self, target: str) -> str:
+        *rows, rest = target.split(",")
+        if rest or not rows or not all(rows):
+            return target
+        return rows[-1][::-1].lstrip("0") or "0"
+
+
+def spare(count: int) -> int:
+    """Digits that the sum of so many numbers may have above theirs."""
+    return len(str(count - 1))
+
+
+def sums_layout(width: int, count: int) -> Layout:
+    """Layout of operands of a width and of their running sums, a row for each."""
+    names = (OPERAND, "operator", START, SUM, COMMA, END)
+    in_row, row = torch.arange(width + 1).repeat(count), torch.arange(count).repeat_interleave(width + 1)
+    comma = in_row == width
+    # An operand ends with its operator, the last one with nothing.
+    place = torch.where(comma, 0, width - 1 - in_row)
+    source = (comma.long(), place, torch.where(comma, 0, in_row), row, place)
+
+    def target(added: tuple[Tensor, ...]) -> Positions:
+        segment, row, column = added
+        return positions_of(names, segment, column, width - 1 - column, row, column)
+
+    written = (3 + comma, row, in_row)
+    # `EOS` begins a row for which there is no operand.
+    ended = zip(written, (5, count, 0), strict=True)
+    begun = zip(written, (2, 0, 0), strict=True)
+    return Layout(
+        positions_of(names, *(part[:-1] for part in source)),
+        target(tuple(functional.pad(part, (0, 1), value=value) for part, value in ended)),
+        target(tuple(functional.pad(part, (1, 0), value=value) for part, value in begun)),
+    )
