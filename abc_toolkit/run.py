@@ -81,7 +81,7 @@ class Run:
                 raise UserError(f"there is no run at {path}: name one with --run, or start one with 'abc fit'")
         else:
             runs = [cls(folder) for folder in (RUNS.iterdir() if RUNS.is_dir() else ()) if folder.is_dir()]
-            interrupted = [run for run in runs if run.partial("fit").exists()]
+            interrupted = [run for run in runs if (run.partial("fit") / PROGRESS).exists()]
             runs = [run for run in runs if any(run.has(phase) for phase in PHASES)]
             if not runs and interrupted:
                 raise UserError(f"{interrupted[0].path} holds an interrupted fit: finish it with 'abc fit --resume'")
@@ -89,7 +89,7 @@ class Run:
                 raise UserError(f"there is no run in {RUNS}/: start with 'abc fit', or name a run with --run")
             run = max(runs, key=cls._changed)
         if not run.has(needed):
-            if run.partial(needed).exists():
+            if (run.partial(needed) / PROGRESS).exists():
                 raise UserError(f"'abc {needed}' was interrupted in {run.path}: finish it with 'abc {needed} --resume'")
             raise UserError(f"{run.path} holds no finished '{needed}': do 'abc {needed} --run {run.path}' first")
         return run

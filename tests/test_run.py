@@ -182,6 +182,10 @@ def test_an_unknown_accelerator_is_named() -> None:
 
 def test_a_run_whose_fit_was_interrupted_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "parity" / ".fit.partial").mkdir(parents=True)
+    partial = tmp_path / "runs" / "parity" / ".fit.partial"
+    partial.mkdir(parents=True)
+    with pytest.raises(UserError, match="start with 'abc fit'"):  # there is nothing to resume
+        Run.newest(None, "fit")
+    (partial / PROGRESS).touch()
     with pytest.raises(UserError, match="parity holds an interrupted fit: finish it with 'abc fit --resume'"):
         Run.newest(None, "fit")
