@@ -528,7 +528,7 @@ def _texts(site: Site, tokens: Tokens | None) -> tuple[Sequence[str] | None, Seq
 
 
 def _segments(positions: Positions) -> list[tuple[str, int, int]]:
-    """Name, first token and end of each segment, in order; segments that are written in turn have one name together."""
+    """Name, first token and end of each segment, in order; those that are written in turn have one name together."""
     segment = positions.segment.cpu().numpy()
     edges = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
     runs = [(positions.names[segment[start]], start, stop) for start, stop in pairwise(edges)]
@@ -536,8 +536,16 @@ def _segments(positions: Positions) -> list[tuple[str, int, int]]:
     if in_turn:
         first, last = in_turn[0], in_turn[-1]
         together = " / ".join(dict.fromkeys(name for name, *_ in runs[first : last + 1]))
+        if _rows(positions):
+            together = "rows"
         runs[first : last + 1] = [(together, runs[first][1], runs[last][2])]
     return runs
+
+
+def _rows(positions: Positions) -> list[int]:
+    """The first token of each row of a table; none where there is no table."""
+    rows = positions.coordinates["row"].tolist()
+    return [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]] if any(rows) else []
 
 
 def _mark_segments(axes: Axes, queries: Positions, keys: Positions) -> None:
@@ -574,18 +582,23 @@ def _slanted(positions: Positions, cell: float) -> bool:
 
 
 def _name_queries(axes: Axes, site: Site, queries: Positions, texts: Sequence[str] | None) -> None:
-    """Names the queries down an axis: the encoder's by segment, the decoder's by the place that they predict."""
+    """Names the queries down an axis: the encoder's by segment, the decoder's by place or row of what they predict."""
     if site == "encoder":
         _name_segments(axes, axes.yaxis, queries, texts)
         return
     line = 72 * LINE / _cell(axes)[1]
+    rows = _rows(queries)
+    counted = "row" if rows else "place"
     labels = [
-        END if queries.names[segment] == END else f"place {place}"
-        for segment, place in zip(queries.segment.tolist(), queries.coordinates["place"].tolist(), strict=True)
+        END if queries.names[segment] == END else f"{counted} {number}"
+        for segment, number in zip(queries.segment.tolist(), queries.coordinates[counted].tolist(), strict=True)
     ]
     if texts is not None and line <= 1:
         labels = [label if label == END else f"{label}: {text}" for label, text in zip(labels, texts, strict=True)]
-    named = _apart([len(queries) - 1, *_regular(len(queries), line)], line)
+    regular: Sequence[int] = _regular(len(queries), line)
+    if rows and line > 1:
+        regular = [rows[i] for i in _regular(len(rows), line * len(rows) / len(queries))]
+    named = _apart([len(queries) - 1, *regular], line)
     axes.set_yticks([i + 0.5 for i in named], [labels[i] for i in named], fontsize=SMALL, color=INK)
 
 

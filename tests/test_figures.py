@@ -22,7 +22,7 @@ from abc_toolkit import figures
 from abc_toolkit.calibration.window import Condition, Rule, Window
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
-from abc_toolkit.tasks.addition import Addition
+from abc_toolkit.tasks import Addition, MultiOperandAddition
 
 TASK = Addition(max_length=3)
 SMALL, LARGE = TASK.layout((3, 3)), TASK.layout((30, 30))
@@ -191,6 +191,21 @@ def test_attention_maps_name_queries_and_segments() -> None:
     assert tick_labels(decoder, "x", minor=True) == ["start", "answer"]
     assert tick_labels(cross, "y") == ["place 0", "place 1", "place 2", "place 3", "end"]
     assert "kept by the window" not in words(figure)
+
+
+def test_attention_maps_name_the_rows_of_a_table() -> None:
+    layout = MultiOperandAddition().layout((5, 30))
+    maps = {"decoder.0": torch.zeros(1, len(layout.target), len(layout.prefix))}
+    (axes, _) = figures._draw_attention_maps(maps, layout, None, None, "").axes
+    assert tick_labels(axes, "x", minor=True) == ["start", "rows"]
+    labels = tick_labels(axes, "y")
+    numbers = [int(label.removeprefix("row ")) for label in labels[:-1]]
+    assert labels[-1] == "end"
+    assert numbers[0] == 0
+    assert len({b - a for a, b in pairwise(numbers)}) == 1
+    for tick, number in zip(axes.yaxis.get_majorticklocs(), numbers, strict=False):
+        assert layout.target.coordinates["row"][int(tick)] == number
+        assert layout.target.coordinates["column"][int(tick)] == 0
 
 
 def test_attention_maps_of_one_problem_name_its_tokens() -> None:

@@ -1,8 +1,8 @@
 """Runs the shipped configurations over tasks and seeds and keeps what they measured.
 
 Each run is `abc run --config configs/TASK.yaml --seed SEED` and `abc certify`, each timed as a whole process, and then
-its models at 20 and 50 times the training length on 200 problems of each set. A run that is in the results already is
-skipped, so that an interrupted sweep goes on where it was.
+its models at 20 and 50 times the training length, or at tables of other shapes, on 200 problems of each set. A task may
+name a base as well. A run that is in the results already is skipped, so that an interrupted sweep goes on where it was.
 
     python experiments/pipeline/run_seeds.py --seeds 0 1 2 3 4 --jobs 2
 """
@@ -27,8 +27,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TASKS = (
     "successor", "addition", "subtraction", "multiplication", "division", "parity", "comparison", "copy", "reverse",
-    "repeat",
+    "repeat", "multi_operand_addition", "multiplication_nxm", *(f"addition_base {base}" for base in (2, 3, 16, 36)),
+    *(f"multiplication_base {base}" for base in (2, 3, 16, 36)),
 )  # fmt: skip
+FAR = {
+    "multi_operand_addition": "2x500,500x2,100x100",
+    "multiplication_nxm": "20x20,100x100,3x200,200x3",
+}
 KEPT = (
     "verdict", "reason", "contexts", "beyond_training", "examples", "functions", "smallest_gap", "deviations", "outside"
 )  # fmt: skip
@@ -43,8 +48,10 @@ def abc(*arguments: object) -> tuple[subprocess.CompletedProcess[str], float]:
 
 def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
     """One whole run; what it measured and how long it took."""
-    config, going_on = ROOT / "configs" / f"{task}.yaml", "--resume" if folder.exists() else "--overwrite"
-    finished, seconds = abc("run", "--config", config, "--seed", seed, "--run", folder, going_on)
+    name, _, base = task.partition(" ")
+    options = [f"--task.base={base}"] if base else []
+    config, going_on = ROOT / "configs" / f"{name}.yaml", "--resume" if folder.exists() else "--overwrite"
+    finished, seconds = abc("run", "--config", config, *options, "--seed", seed, "--run", folder, going_on)
     result: dict = {"task": task, "seed": seed, "seconds": seconds, "status": finished.returncode, "rows": []}
     if finished.returncode:
         return result | {"error": finished.stderr.strip().splitlines()[-1]}
@@ -59,8 +66,8 @@ def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
     result["rows"] = json.loads((place.folder("evaluate") / "results.json").read_text())
     kind = place.task("fit")
     models = {phase: place.load_model(phase) for phase in ("fit", "retrain")}
-    lengths = parse_sizes(far, kind)
-    rows, _ = evaluate_models(kind, models, lengths, SETS, samples, "parallel", seed, torch.device("cpu"))
+    sizes = parse_sizes(FAR.get(task, far), kind)
+    rows, _ = evaluate_models(kind, models, sizes, SETS, samples, "parallel", seed, torch.device("cpu"))
     result["rows"] += [row.plain() for row in rows]
     return result
 
@@ -82,7 +89,7 @@ def main() -> None:
 
     def do(item: tuple[str, int]) -> None:
         task, seed = item
-        result = run(task, seed, settings.runs / f"{task}-{seed}", settings.far, settings.samples)
+        result = run(task, seed, settings.runs / f"{task.replace(' ', '')}-{seed}", settings.far, settings.samples)
         results.append(result)
         save_json(settings.results, sorted(results, key=lambda r: (TASKS.index(r["task"]), r["seed"])))
         worst = min((row["exact_match"] for row in result["rows"] if row["weights"] == "retrain"), default=0.0)

@@ -12,13 +12,18 @@ CERTIFIED = "<!-- certificates: made by experiments/pipeline/table.py -->", "<!-
 SETS = ("uniform", "unequal", "carry", "zeros")
 
 
-def cell(results: list[dict], weights: str, set_name: str, length: int) -> str:
+def size_of(row: dict) -> str:
+    """The length, or the shape, that a row is of."""
+    return "x".join(map(str, row.get("shape") or (row["length"],)))
+
+
+def cell(results: list[dict], weights: str, set_name: str, size: str) -> str:
     """Median and worst exact match over seeds."""
     shares = [
         100 * row["exact_match"]
         for result in results
         for row in result["rows"]
-        if (row["weights"], row["set"], row["length"]) == (weights, set_name, length)
+        if (row["weights"], row["set"], size_of(row)) == (weights, set_name, size)
     ]
     if not shares:
         return "-"
@@ -34,45 +39,53 @@ def summary(results: list[dict], multiple: int = 10) -> str:
         return f"{100 * statistics.median(values):.4g} ({100 * min(values):.4g})"
 
     lines = [
-        "| task | trained to | tested at | vanilla, median (worst) | retrained, median (worst) | correct at every "
-        "length | time, median |",
-        "|---|---|---|---|---|---|---|",
+        "| task | trained to | tested at | problems a set | vanilla, median (worst) | retrained, median (worst) | "
+        "correct at every length | time, median |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(result["task"] for result in results):
         own = [result for result in results if result["task"] == task]
-        base = min(row["length"] for result in own for row in result["rows"])
+        base = training_length(own)
+        samples = {r["samples"] for result in own for r in result["rows"] if size_of(r) == str(multiple * base)}
         worst: dict[str, list[float]] = {"fit": [], "retrain": []}
         for result in (result for result in own if result["rows"]):
             for weights, values in worst.items():
                 at = [
                     r["exact_match"]
                     for r in result["rows"]
-                    if (r["weights"], r["length"]) == (weights, multiple * base)
+                    if (r["weights"], size_of(r)) == (weights, str(multiple * base))
                 ]
                 values.append(min(at))
         right = sum(result.get("certificate", {}).get("verdict") == "correct" for result in own)
         seconds = statistics.median(result["seconds"] for result in own)
-        cells = [task, str(base), str(multiple * base), *map(share, worst.values()), f"{right} of {len(own)}"]
+        cells = [task, str(base), str(multiple * base), " and ".join(f"{count:,}" for count in sorted(samples))]
+        cells += [*map(share, worst.values()), f"{right} of {len(own)}"]
         lines.append(f"| {' | '.join(cells)} | {seconds:.0f} s |")
     return "\n".join(lines)
 
 
 def table(results: list[dict]) -> str:
-    """The table in Markdown, a row for each task and length."""
+    """The table in Markdown, a row for each task and length or shape."""
     lines = [
         "| task | length | vanilla, `uniform` | retrained, `uniform` | `unequal` | `carry` | `zeros` |",
         "|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(result["task"] for result in results):
         own = [result for result in results if result["task"] == task]
-        base = min(row["length"] for result in own for row in result["rows"])
-        for length in sorted({row["length"] for result in own for row in result["rows"]}):
-            samples = sorted({row["samples"] for result in own for row in result["rows"] if row["length"] == length})
-            cells = [cell(own, "fit", "uniform", length)]
-            cells += [cell(own, "retrain", set_name, length) for set_name in SETS]
-            number = " and ".join(f"{count:,}" for count in samples)
-            lines.append(f"| {task} | {length} ({length // base}x, {number} each) | " + " | ".join(cells) + " |")
+        sizes = {size_of(row): bool(row.get("shape")) for result in own for row in result["rows"]}
+        for size in sorted(sizes, key=lambda size: (sizes[size], *map(int, size.split("x")))):
+            samples = sorted({row["samples"] for result in own for row in result["rows"] if size_of(row) == size})
+            cells = [cell(own, "fit", "uniform", size)]
+            cells += [cell(own, "retrain", set_name, size) for set_name in SETS]
+            number = " and ".join(f"{count:,}" for count in samples) + " each"
+            times = "" if sizes[size] else f"{int(size) // training_length(own)}x, "
+            lines.append(f"| {task} | {size} ({times}{number}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def training_length(results: list[dict]) -> int:
+    """The longest training length, which is the least that is evaluated."""
+    return min(row["length"] for result in results for row in result["rows"] if not row.get("shape"))
 
 
 def certificates(results: list[dict]) -> str:
@@ -115,8 +128,8 @@ def main() -> None:
         seeds.setdefault(result["task"], []).append(result["seed"])
     which = "; ".join(f"{task} {min(own)} to {max(own)}" for task, own in seeds.items())
     text = (
-        "Exact match in % of the worst of the four sets, 1,000 problems each: median and, in brackets, worst over the "
-        f"seeds.\n\n{summary(results)}"
+        "Exact match in % of the worst of the four sets: median and, in brackets, worst over the seeds.\n\n"
+        f"{summary(results)}"
     )
     if failed:
         text += "\n\nRuns that failed: " + "; ".join(failed) + "."
