@@ -153,6 +153,33 @@ def digit_layout(
     )
 
 
+def table_layout(source: Positions, segment: Tensor, column: Tensor, rows: int) -> Layout:
+    """Layout of a source and of a target that is a table of rows alike, a comma at the end of each.
+
+    `EOS` as a query begins a row more, for which there is nothing.
+
+    Args:
+        source: Positions of the source; their names are those of all segments, `START` and `END` among them.
+        segment: Segment of each token of a row, `[length]`.
+        column: Its column and place, `[length]`; the comma's is one above the highest.
+        rows: Number of rows.
+    """
+    names = source.names
+
+    def positions(segment: Tensor, row: Tensor, column: Tensor) -> Positions:
+        return positions_of(names, segment, column, length - 1 - column, row, column)
+
+    length = int(column[-1])
+    written = segment.repeat(rows), torch.arange(rows).repeat_interleave(len(segment)), column.repeat(rows)
+    ended = zip(written, (names.index(END), rows, 0), strict=True)
+    begun = zip(written, (names.index(START), 0, 0), strict=True)
+    return Layout(
+        source,
+        positions(*(functional.pad(part, (0, 1), value=value) for part, value in ended)),
+        positions(*(functional.pad(part, (1, 0), value=value) for part, value in begun)),
+    )
+
+
 def _written(
     segments: Sequence[tuple[str, int]], first: int, downwards: bool, in_turn: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,24 +6,21 @@ from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional
 
-from abc_toolkit.layout import END, START, Layout, Positions, positions_of
+from abc_toolkit.layout import END, START, Layout, positions_of, table_layout
 from abc_toolkit.tasks.base import (
     CARRY,
-    UNEQUAL,
     ZEROS,
     DigitTask,
     LocalRule,
     Problems,
     Shape,
     choose_rows,
-    pairs_of_lengths,
     random_run,
-    unequal_lengths,
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.tables import TableTask
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 DIGIT = "digit"
@@ -74,7 +71,7 @@ class Rows(LocalRule):
 
 
 @dataclass(frozen=True)
-class LongMultiplication(DigitTask):
+class LongMultiplication(TableTask):
     """Multiplies two numbers: `12*34` has the target `80400,01400,` (product 408).
 
     The target has a row for each digit of the second operand, least significant first. Row j is the row above without
@@ -94,8 +91,6 @@ class LongMultiplication(DigitTask):
 
     signs: ClassVar[str] = "*,"
 
-    max_length: int = 5
-
     @property
     def operator(self) -> str:
         return "*"
@@ -109,16 +104,8 @@ class LongMultiplication(DigitTask):
     def answer_length(self, shape: Shape) -> int:
         return shape[1] * (2 * shape[0] + 2)
 
-    def training_shapes(self) -> tuple[Shape, ...]:
-        return pairs_of_lengths(self.max_length)
-
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        if set_name != UNEQUAL or length == 1:
-            return ((length, length),)
-        return unequal_lengths(generator, length)
-
     def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
-        return table_layout, (shape,)
+        return product_layout, (shape,)
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in shape]
@@ -172,14 +159,14 @@ class LongMultiplication(DigitTask):
         return Rows()
 
     def answer(self, target: str) -> str:
-        *rows, rest = target.split(",")
-        if rest or not rows or not all(rows):
+        rows = self.rows(target)
+        if not rows:
             return target
         digits = "".join(row[0] for row in rows) + rows[-1][2::2]
         return digits[::-1].lstrip("0") or "0"
 
 
-def table_layout(shape: Shape) -> Layout:
+def product_layout(shape: Shape) -> Layout:
     """Layout of two operands and of the table of their product."""
     n, m = shape
     names = ("operand 1", "operator", "operand 2", START, DIGIT, CARRIED, "comma", END)
@@ -194,17 +181,5 @@ def table_layout(shape: Shape) -> Layout:
         torch.cat([first, torch.zeros(m + 1, dtype=torch.long)]),
     )
     in_row = torch.arange(2 * n + 2)
-    row, column = torch.arange(m).repeat_interleave(2 * n + 2), ((in_row + (in_row > 2 * n)) // 2).repeat(m)
-    segment = torch.where(in_row > 2 * n, 6, 4 + in_row % 2).repeat(m)
-
-    def positions(segment: Tensor, row: Tensor, column: Tensor) -> Positions:
-        return positions_of(names, segment, column, n - column, row, column)
-
-    # `EOS` begins a row for which there is no digit.
-    ended = zip((segment, row, column), (7, m, 0), strict=True)
-    begun = zip((segment, row, column), (3, 0, 0), strict=True)
-    return Layout(
-        source,
-        positions(*(functional.pad(part, (0, 1), value=value) for part, value in ended)),
-        positions(*(functional.pad(part, (1, 0), value=value) for part, value in begun)),
-    )
+    comma = in_row > 2 * n
+    return table_layout(source, torch.where(comma, 6, 4 + in_row % 2), (in_row + comma) // 2, m)

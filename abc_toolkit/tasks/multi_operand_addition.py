@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from abc_toolkit.layout import END, START, Layout, Positions, positions_of
+from abc_toolkit.layout import END, START, Layout, positions_of, table_layout
 from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
@@ -23,18 +23,16 @@ from abc_toolkit.tasks.base import (
     carried,
     exact_result,
     keep_places,
-    pairs_of_lengths,
     quoted,
     random_run,
-    unequal_lengths,
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.tables import TableTask
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 OPERAND = "operand"
 SUM = "sum"
-COMMA = "comma"
 
 
 class RunningSums(LocalRule):
@@ -76,7 +74,7 @@ class RunningSums(LocalRule):
 
 
 @dataclass(frozen=True)
-class MultiOperandAddition(DigitTask):
+class MultiOperandAddition(TableTask):
     """Adds any number of numbers: `012+034+056` has the target `210,640,201,` (sum 102).
 
     The target has a row for each operand, a comma after each: the sum of the operands so far, least significant digit
@@ -89,8 +87,6 @@ class MultiOperandAddition(DigitTask):
     """
 
     signs: ClassVar[str] = "+,"
-
-    max_length: int = 5
 
     @property
     def operator(self) -> str:
@@ -111,14 +107,6 @@ class MultiOperandAddition(DigitTask):
 
     def answer_length(self, shape: Shape) -> int:
         return self.num_tokens(shape)[1] - 1
-
-    def training_shapes(self) -> tuple[Shape, ...]:
-        return pairs_of_lengths(self.max_length)
-
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        if set_name != UNEQUAL or length == 1:
-            return ((length, length),)
-        return unequal_lengths(generator, length)
 
     def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
         return sums_layout, (self.widths(shape)[0], shape[1])
@@ -174,10 +162,8 @@ class MultiOperandAddition(DigitTask):
         return RunningSums()
 
     def answer(self, target: str) -> str:
-        *rows, rest = target.split(",")
-        if rest or not rows or not all(rows):
-            return target
-        return rows[-1][::-1].lstrip("0") or "0"
+        rows = self.rows(target)
+        return (rows[-1][::-1].lstrip("0") or "0") if rows else target
 
 
 def spare(count: int) -> int:
@@ -187,23 +173,12 @@ def spare(count: int) -> int:
 
 def sums_layout(width: int, count: int) -> Layout:
     """Layout of operands of a width and of their running sums, a row for each."""
-    names = (OPERAND, "operator", START, SUM, COMMA, END)
-    in_row, row = torch.arange(width + 1).repeat(count), torch.arange(count).repeat_interleave(width + 1)
+    names = (OPERAND, "operator", START, SUM, "comma", END)
+    in_row = torch.arange(width + 1)
     comma = in_row == width
+    segment, index = comma.long().repeat(count), torch.where(comma, 0, in_row).repeat(count)
+    place = torch.where(comma, 0, width - 1 - in_row).repeat(count)
+    row = torch.arange(count).repeat_interleave(width + 1)
     # An operand ends with its operator, the last one with nothing.
-    place = torch.where(comma, 0, width - 1 - in_row)
-    source = (comma.long(), place, torch.where(comma, 0, in_row), row, place)
-
-    def target(added: tuple[Tensor, ...]) -> Positions:
-        segment, row, column = added
-        return positions_of(names, segment, column, width - 1 - column, row, column)
-
-    written = (3 + comma, row, in_row)
-    # `EOS` begins a row for which there is no operand.
-    ended = zip(written, (5, count, 0), strict=True)
-    begun = zip(written, (2, 0, 0), strict=True)
-    return Layout(
-        positions_of(names, *(part[:-1] for part in source)),
-        target(tuple(functional.pad(part, (0, 1), value=value) for part, value in ended)),
-        target(tuple(functional.pad(part, (1, 0), value=value) for part, value in begun)),
-    )
+    source = positions_of(names, *(part[:-1] for part in (segment, place, index, row, place)))
+    return table_layout(source, 3 + comma.long(), in_row, count)
