@@ -26,6 +26,6 @@ class TableTask(DigitTask):
         return unequal_lengths(generator, length)
 
     def rows(self, target: str) -> list[str]:
-        """The rows of a target; none if it is no table."""
+        """The rows of a target; none if it is no table, of rows of one length."""
         *rows, rest = target.split(",")
-        return rows if not rest and all(rows) else []
+        return rows if not rest and all(rows) and len(set(map(len, rows))) == 1 else []

@@ -88,11 +88,6 @@ def test_products_are_pythons(first: int, second: int) -> None:
     assert TASK.answer(TASK.solve(source)) == str(first * second)
 
 
-@pytest.mark.parametrize("target", ["8040", "80400", "80400,x", ",", "80400,,"])
-def test_what_has_no_rows_is_not_read(target: str) -> None:
-    assert TASK.answer(target) == target
-
-
 def test_sets_hold_what_they_say() -> None:
     def drawn(name: str) -> list[list[str]]:
         problems = TASK.sample(generator(), 500, (6, 6), name)
