@@ -45,6 +45,7 @@ class Places(CalibrationMethod):
             within it need different tokens.
         narrow: Whether to close lines, or to open them only where nothing else is, as long as the window stays
             sufficient and predictions come to depend on fewer tokens.
+        spread: Whether to give lines that share a head heads of their own, as long as these can be spared.
     """
 
     lines_per_segment: int = 1
@@ -57,6 +58,7 @@ class Places(CalibrationMethod):
     bias: Literal["zero", "difference"] = "zero"
     complete: bool = True
     narrow: bool = True
+    spread: bool = True
 
     def __post_init__(self) -> None:
         check_numbers(self, "method", ("lines_per_segment",), at_least=1)

@@ -35,10 +35,12 @@ class CalibrationMethod(abc.ABC):
     Attributes:
         complete: Whether lines are added until the window is sufficient.
         narrow: Whether lines are closed that bring in tokens which no prediction needs.
+        spread: Whether lines that share a head get heads of their own, where these can be spared.
     """
 
     complete: bool = False
     narrow: bool = False
+    spread: bool = False
 
     @abc.abstractmethod
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
@@ -88,6 +90,8 @@ def find_window(
 ) -> Found:
     """Finds a window's rules, adds lines until no two training problems conflict within it, and closes those in vain.
 
+    Then lines that share a head are spread over heads that can be spared.
+
     The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
     and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
     fewer by chance, so the first that leaves fewer is not good enough.)
@@ -126,9 +130,13 @@ def find_window(
     if method.narrow and not conflicts:
         window = narrowed(window, task, evidence)
     closed = tuple(rule for rule in found.rules if rule not in window.rules)
+    added = [rule for rule in added if rule in window.rules]
+    if method.spread and not conflicts:
+        window = spread_out(window, evidence)
+        added = [rule for rule in window.rules if replace(rule, head=0) in [replace(other, head=0) for other in added]]
     attention = {line.rule: line.attention for line in lines}
     conflict = evidence.describe(conflicts[0]) if conflicts else None
-    return Found(window, tuple(rule for rule in added if rule in window.rules), closed, conflict, attention)
+    return Found(window, tuple(added), closed, conflict, attention)
 
 
 def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:
@@ -166,6 +174,56 @@ def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:
             window = without([r for r in window.rules if replace(r, head=0, bias=0.0, fallback=False) == line], window)
         for rule in reversed(window.rules):
             window = without([rule], window)
+    return window
+
+
+def spread_out(window: Window, evidence: Evidence) -> Window:
+    """A sufficient window in which each line of cross- and decoder self-attention has a head for itself, if it can.
+
+    Of two keys in one head a softmax shows a mixture, and may learn to look at one token and not at another wherever
+    they stand: it then no longer shows both, and hardly learns to again. So a line that no head holds alone gets a head
+    that holds nothing else, or whose other lines are held elsewhere too, which gives them up; and heads that hold
+    several lines give up those that have a head for themselves. Lines that open where nothing else does stay.
+
+    Args:
+        window: A sufficient window.
+        evidence: The training problems that are compared.
+    """
+
+    def relation(rule: Rule) -> Rule:
+        return replace(rule, head=0, bias=0.0)
+
+    def heads(window: Window, line: Rule) -> list[list[Rule]]:
+        """The rules of each head of a line's site and layer."""
+        own = window.of(line.site, line.layer)
+        return [[rule for rule in own if rule.head == head] for head in range(window.num_heads)]
+
+    def alone(line: Rule, among: Sequence[Sequence[Rule]]) -> bool:
+        return any([relation(rule) for rule in own if not rule.fallback] == [relation(line)] for own in among)
+
+    def with_own_head(window: Window, line: Rule) -> Iterator[Window]:
+        """The window with a head for a line alone, in each that can be spared; first those that hold the fewest."""
+        own = heads(window, line)
+        for head in sorted(range(len(own)), key=lambda head: (len(own[head]), head != line.head)):
+            others = own[:head] + own[head + 1 :]
+            given_up = [rule for rule in own[head] if relation(rule) != relation(line)]
+            if any(alone(rule, own) and not alone(rule, others) for rule in given_up):
+                continue
+            if {relation(rule) for rule in given_up} <= {relation(rule) for other in others for rule in other}:
+                kept = [rule for rule in window.rules if rule not in own[head]]
+                yield window.with_rules([*kept, replace(line, head=head, bias=0.0)])
+
+    lines = [rule for rule in window.rules if rule.site != "encoder" and not (rule.fallback or _is_open(rule))]
+    for line in lines:
+        if not alone(line, heads(window, line)):
+            spared = (other for other in with_own_head(window, line) if not evidence.conflicts(other))
+            window = next(spared, window)
+    for line in reversed(lines):  # the strongest of a head come first, and stay
+        own = heads(window, line)
+        shares = line in own[line.head] and len(own[line.head]) > 1
+        if shares and alone(line, own) and not any(rule.fallback for rule in own[line.head]):
+            without = window.with_rules([rule for rule in window.rules if rule != line])
+            window = window if evidence.conflicts(without) else without
     return window
 
 

@@ -27,8 +27,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 TASKS = (
     "successor", "addition", "subtraction", "multiplication", "division", "parity", "comparison", "copy", "reverse",
-    "repeat", "multi_operand_addition", "multiplication_nxm", *(f"addition_base {base}" for base in (2, 3, 16, 36)),
-    *(f"multiplication_base {base}" for base in (2, 3, 16, 36)),
+    "repeat", "multi_operand_addition", "multiplication_nxm", *(f"addition_base {base}" for base in (2, 16, 36)),
+    *(f"multiplication_base {base}" for base in (2, 16)),
 )  # fmt: skip
 FAR = {
     "multi_operand_addition": "2x500,500x2,100x100",

@@ -8,6 +8,7 @@ README = Path(__file__).parent.parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
 LENGTHS = Path(__file__).parent / "results.md"
 RESULTS_MARKS = "<!-- results: made by experiments/pipeline/table.py -->", "<!-- end of results -->"
+SHAPES = "<!-- shapes: made by experiments/pipeline/table.py -->", "<!-- end of shapes -->"
 CERTIFIED = "<!-- certificates: made by experiments/pipeline/table.py -->", "<!-- end of certificates -->"
 SETS = ("uniform", "unequal", "carry", "zeros")
 
@@ -88,6 +89,26 @@ def training_length(results: list[dict]) -> int:
     return min(row["length"] for result in results for row in result["rows"] if not row.get("shape"))
 
 
+def shapes(results: list[dict]) -> str:
+    """The table of single shapes in Markdown: problems solved whole, those of all seeds together."""
+    lines = [
+        "| task | shape | tokens | vanilla | retrained | retrained, least of a set and seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = [row | {"run": result["task"]} for result in results for row in result["rows"] if row.get("shape")]
+    for task, size in dict.fromkeys((row["run"], size_of(row)) for row in rows):
+        own = [row for row in rows if (row["run"], size_of(row)) == (task, size)]
+        counts = []
+        for weights in ("fit", "retrain"):
+            part = [row for row in own if row["weights"] == weights]
+            right = sum(round(row["exact_match"] * row["samples"]) for row in part)
+            counts.append(f"{right:,} of {sum(row['samples'] for row in part):,}")
+        least = min((row for row in own if row["weights"] == "retrain"), key=lambda row: row["exact_match"])
+        counts.append(f"{round(least['exact_match'] * least['samples'])} of {least['samples']}")
+        lines.append(f"| {task} | {size} | {own[0]['tokens']:,} | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
 def certificates(results: list[dict]) -> str:
     """The table of certificates in Markdown, a row for each task; from least to most over seeds, or the median."""
 
@@ -134,6 +155,7 @@ def main() -> None:
     if failed:
         text += "\n\nRuns that failed: " + "; ".join(failed) + "."
     readme = between(README.read_text(), RESULTS_MARKS, text)
+    readme = between(readme, SHAPES, shapes(results))
     README.write_text(between(readme, CERTIFIED, certificates(results)))
     LENGTHS.write_text(
         "# The shipped configurations, length by length\n\n"
