@@ -6,7 +6,7 @@ import torch
 
 from abc_toolkit.calibration import Paper, Places
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of
+from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of, spread_out
 from abc_toolkit.calibration.sufficiency import Evidence, cones, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
 from abc_toolkit.layout import Layout
@@ -31,6 +31,7 @@ class Fixed(CalibrationMethod):
     more: tuple[Rule, ...] = ()
     complete: bool = True
     narrow: bool = False
+    spread: bool = False
 
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
         assert {shape: len(layout.source) for shape, layout in layouts.items()} == {
@@ -349,3 +350,76 @@ def test_narrowing_keeps_a_window_sufficient_and_its_cones_within(task: Task, se
         less = found.window.with_rules([other for other in found.window.rules if other != rule])
         smaller = sum(int(cone.sum()) for cone in cones(less, layout)) < size
         assert not smaller or evidence.conflicts(less)
+
+
+def in_heads(*heads: str) -> list[Rule]:
+    """A rule for each letter of each head: own place of operand 1, of operand 2, one below of either, place 0."""
+    first, second = "operand 1", "operand 2"
+    lines = {"a": (OWN, first), "b": (OWN, second), "c": (BELOW, first), "d": (BELOW, second), "e": (FIRST, first)}
+    return [cross(head, *lines[letter]) for head, letters in enumerate(heads) for letter in letters]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("", "cb", "da", "ba"), ("c", "b", "d", "a")),
+        (("ab", "ab", "ab", "cd"), ("a", "b", "c", "d")),  # heads that others make needless
+        (("a", "b", "c", "d"), ("a", "b", "c", "d")),
+        (("a", "ba", "c", "d"), ("a", "b", "c", "d")),  # what is alone elsewhere is given up
+        (("ab", "c", "cd", "e"), ("ab", "c", "d", "e")),  # no head to spare
+    ],
+)
+def test_lines_that_share_a_head_are_spread(before: Sequence[str], after: Sequence[str]) -> None:
+    held = decoder(0, "answer", BELOW, 0)
+    found = find(Addition(max_length=4, base=2), Fixed((*in_heads(*before), held), spread=True), heads=4)
+    assert set(found.window.rules) == {*in_heads(*after), held}
+    assert found.conflict is None
+    assert found.closed == ()
+
+
+def test_a_line_that_was_added_is_one_wherever_it_comes_to() -> None:
+    lacking, needed = tuple(in_heads("abd")), cross(1, BELOW)
+    found = find(Addition(base=2), Fixed(lacking, (needed,), spread=True))
+    assert [replace(rule, head=0) for rule in found.added] == [replace(needed, head=0)]
+    assert set(found.added) <= set(found.window.rules)
+
+
+def test_a_head_with_a_place_to_rest_keeps_its_lines() -> None:
+    rest = Rule("cross", 0, 1, "operator", fallback=True)
+    rules = (*in_heads("a", "ba", "c", "d"), rest)
+    found = find(Addition(max_length=4, base=2), Fixed(rules, spread=True), heads=4)
+    assert found.window.rules == rules
+
+
+def test_a_window_that_lacks_a_line_is_not_spread() -> None:
+    rules = tuple(in_heads("ab"))
+    found = find(Addition(base=2), Fixed(rules, complete=False, spread=True))
+    assert found.window.rules == rules
+    assert found.conflict is not None
+
+
+@pytest.mark.parametrize("task", [Addition(max_length=3, base=2), Successor(max_length=4), Parity(max_length=5)])
+@pytest.mark.parametrize("seed", range(4))
+def test_spreading_loses_no_line_and_adds_none(task: Task, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    operands = [name for name in task.layout(task.training_shapes()[0]).source.names if name.startswith("operand ")]
+    candidates = [cross(h, c, s, 0) for h in range(4) for c in (OWN, BELOW) for s in operands]
+    candidates += [decoder(h, s, c, 0) for h in range(4) for s in ("answer", "start") for c in (TWO_BELOW, FIRST)]
+    evidence = Evidence(task, torch.Generator().manual_seed(seed + 99))
+    window = Window(type(task).__name__, 0, 1, 4, (), {}, "ab")
+    while not window.rules or evidence.conflicts(window):
+        drawn = [rule for rule in candidates if torch.rand((), generator=generator) < 0.3]
+        window = window.with_rules(drawn)
+    spread = spread_out(window, evidence)
+    assert not evidence.conflicts(spread)
+    assert {replace(rule, head=0) for rule in spread.rules} == {replace(rule, head=0) for rule in window.rules}
+
+    def sharing(window: Window) -> int:
+        return sum(
+            max(0, sum(rule.head == head for rule in window.of(site, 0)) - 1)
+            for site in ("cross", "decoder")
+            for head in range(4)
+        )
+
+    assert sharing(spread) <= sharing(window)
+    assert spread_out(spread, evidence).rules == spread.rules
