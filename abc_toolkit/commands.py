@@ -279,18 +279,20 @@ def calibrate(
             "rules": len(found.window.rules),
             "added": len(found.added),
             "closed": len(found.closed),
+            "moved": len(found.moved),
             "sufficient": found.conflict is None,
             "seconds": time.perf_counter() - start,
         }
         settings = {"method": method, "problems": problems, "force": force, "accelerator": accelerator}
         save_record(folder, "calibrate", record["seed"], settings, results, {"task": task})
         _draw_calibration(folder, maps, found.window, task)
-    report.print_window(found.window, found.attention, found.added)
+    report.print_window(found.window, found.attention, found.added, found.moved)
     summary = (
         f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
         f"{'x'.join(map(str, longest))}"
         + (f"; {len(found.added)} added to make the window sufficient" if found.added else "")
         + (f"; {len(found.closed)} closed or made fallbacks, as it is sufficient without" if found.closed else "")
+        + (f"; {len(found.moved)} moved to heads of their own" if found.moved else "")
         + "."
     )
     report.done(summary, place.folder("calibrate"), _next(place, "retrain"))

@@ -103,13 +103,14 @@ def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = Fa
             raise
 
 
-def print_window(window: Window, attention: Mapping[Rule, float], added: Sequence[Rule]) -> None:
+def print_window(window: Window, attention: Mapping[Rule, float], added: Sequence[Rule], moved: Sequence[Rule]) -> None:
     """A table of a window's lines.
 
     Args:
         window: The window.
         attention: Mean attention along each line, by its rule with bias 0, where it is known.
         added: The lines that were added because the window was not sufficient without them.
+        moved: Those that came to a head of their own.
     """
     table = Table(title=f"Window for {window.task}: {len(window.rules)} lines", title_justify="left")
     for heading in ("site", "layer", "head", "open keys", "mean attention"):
@@ -121,7 +122,7 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
                 lines = [
                     rule.describe()
                     + (f", bias {rule.bias:.2f}" if rule.bias else "")
-                    + (" (added: needed)" if rule in added else "")
+                    + (" (added: needed)" if rule in added else " (moved: to be alone)" if rule in moved else "")
                     for rule in rules
                 ]
                 measured = [attention.get(replace(rule, bias=0.0, fallback=False)) for rule in rules]

@@ -64,6 +64,7 @@ class Found:
         window: The window.
         added: Rules that were added because it was not sufficient without them.
         closed: Rules that were closed because it is sufficient without them; some of them stayed as fallbacks.
+        moved: Rules that came to a head of their own, from heads in which they were with others.
         conflict: Two problems that it cannot tell apart; `None` where none was found.
         attention: Mean attention along the lines that the method measured, by their rules with bias 0.
     """
@@ -71,6 +72,7 @@ class Found:
     window: Window
     added: tuple[Rule, ...]
     closed: tuple[Rule, ...]
+    moved: tuple[Rule, ...]
     conflict: Conflict | None
     attention: Mapping[Rule, float]
 
@@ -131,12 +133,14 @@ def find_window(
         window = narrowed(window, task, evidence)
     closed = tuple(rule for rule in found.rules if rule not in window.rules)
     added = [rule for rule in added if rule in window.rules]
+    narrow = window
     if method.spread and not conflicts:
         window = spread_out(window, evidence)
         added = [rule for rule in window.rules if replace(rule, head=0) in [replace(other, head=0) for other in added]]
     attention = {line.rule: line.attention for line in lines}
     conflict = evidence.describe(conflicts[0]) if conflicts else None
-    return Found(window, tuple(added), closed, conflict, attention)
+    moved = tuple(rule for rule in window.rules if rule not in narrow.rules)
+    return Found(window, tuple(added), closed, moved, conflict, attention)
 
 
 def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:

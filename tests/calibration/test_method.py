@@ -375,6 +375,7 @@ def test_lines_that_share_a_head_are_spread(before: Sequence[str], after: Sequen
     assert set(found.window.rules) == {*in_heads(*after), held}
     assert found.conflict is None
     assert found.closed == ()
+    assert set(found.moved) == set(in_heads(*after)) - set(in_heads(*before))
 
 
 def test_a_line_that_was_added_is_one_wherever_it_comes_to() -> None:
