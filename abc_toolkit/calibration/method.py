@@ -90,9 +90,7 @@ def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
 def find_window(
     method: CalibrationMethod, maps: AttentionMaps, task: Task, window: Window, generator: Generator
 ) -> Found:
-    """Finds a window's rules, adds lines until no two training problems conflict within it, and closes those in vain.
-
-    Then lines that share a head are spread over heads that can be spared.
+    """Finds a window's rules, adds lines until no two training problems conflict, closes those in vain, spreads the rest.
 
     The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
     and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
@@ -128,19 +126,18 @@ def find_window(
             break
         window = best
         added.append(window.rules[-1])
-    found = window
-    if method.narrow and not conflicts:
-        window = narrowed(window, task, evidence)
-    closed = tuple(rule for rule in found.rules if rule not in window.rules)
-    added = [rule for rule in added if rule in window.rules]
-    narrow = window
-    if method.spread and not conflicts:
-        window = spread_out(window, evidence)
-        added = [rule for rule in window.rules if replace(rule, head=0) in [replace(other, head=0) for other in added]]
-    attention = {line.rule: line.attention for line in lines}
-    conflict = evidence.describe(conflicts[0]) if conflicts else None
-    moved = tuple(rule for rule in window.rules if rule not in narrow.rules)
-    return Found(window, tuple(added), closed, moved, conflict, attention)
+    narrow = narrowed(window, task, evidence) if method.narrow and not conflicts else window
+    spread = spread_out(narrow, evidence) if method.spread and not conflicts else narrow
+    moved = [rule for rule in spread.rules if rule not in narrow.rules]
+    added += [rule for rule in moved if any(replace(rule, head=other.head) == other for other in added)]
+    return Found(
+        spread,
+        added=tuple(rule for rule in added if rule in spread.rules),
+        closed=tuple(rule for rule in window.rules if rule not in narrow.rules),
+        moved=tuple(moved),
+        conflict=evidence.describe(conflicts[0]) if conflicts else None,
+        attention={line.rule: line.attention for line in lines},
+    )
 
 
 def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:
