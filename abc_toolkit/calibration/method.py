@@ -90,7 +90,7 @@ def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
 def find_window(
     method: CalibrationMethod, maps: AttentionMaps, task: Task, window: Window, generator: Generator
 ) -> Found:
-    """Finds a window's rules, adds lines until no two training problems conflict, closes those in vain, spreads the rest.
+    """Finds a window's rules, adds lines until it is sufficient, closes those in vain and spreads the others.
 
     The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
     and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
