@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
+from math import comb
 from operator import add
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from abc_toolkit.tasks.base import (
     carried,
     exact_result,
     keep_places,
+    pad,
     quoted,
     random_run,
     uniform_digits,
@@ -48,6 +50,9 @@ class RunningSums(LocalRule):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] + digits[1] + state
         return total // 10, [total % 10]
+
+    def ends_well(self, state: Tensor) -> Tensor:
+        return state == 0  # a sum fits its row
 
     def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
         above = asked["row"] - token["row"]
@@ -107,6 +112,23 @@ class MultiOperandAddition(TableTask):
 
     def answer_length(self, shape: Shape) -> int:
         return self.num_tokens(shape)[1] - 1
+
+    def num_problems(self, shape: Shape) -> int:
+        length, count = shape
+        return comb(10 ** (length + spare(count)) - 1 + count, count)  # that many numbers whose sum fits the width
+
+    def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
+        """As of every task; where they stay within the training lengths, a quarter with digits up to the width."""
+        operands = super().training_operands(generator, batch, shape)
+        length, count = shape
+        if length + spare(count) > self.max_length:
+            return operands
+        higher = torch.randint(0, 10, (count, batch, spare(count)), generator=generator)
+        longer = [torch.cat(parts, dim=1) for parts in zip(operands, higher, strict=True)]
+        fits = carried(torch.stack(longer).sum(dim=0))[:, -1] == 0
+        chosen = fits & (torch.rand(batch, generator=generator) < 0.25)
+        padded = [pad(digits, length + spare(count)) for digits in operands]
+        return [torch.where(chosen[:, None], *versions) for versions in zip(longer, padded, strict=True)]
 
     def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
         return sums_layout, (self.widths(shape)[0], shape[1])
