@@ -17,7 +17,16 @@ from abc_toolkit.data import (
     validation_problems,
 )
 from abc_toolkit.errors import UserError
-from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
+from abc_toolkit.tasks import (
+    Addition,
+    LongMultiplication,
+    MultiOperandAddition,
+    Multiplication,
+    Parity,
+    Problems,
+    Successor,
+    Task,
+)
 
 DEFAULTS = [Successor(), Addition(), Multiplication(), Parity()]
 TASKS = [
@@ -27,6 +36,8 @@ TASKS = [
     Addition(padding="fixed", width=9),
     Addition(numbers_below=2000),
     Parity(form="label"),
+    LongMultiplication(),
+    MultiOperandAddition(),
 ]
 
 
@@ -78,6 +89,15 @@ def test_padding_does_not_matter() -> None:
         expected = flags(task, [plain.format(n) for n in problems])
         assert 3 < sum(expected) < 60
         assert flags(task, [padded.format(n) for n in problems]) == expected
+
+
+def test_digits_in_turn_do_not_matter() -> None:
+    """A digit that is repeated beside each of the first operand's counts once."""
+    texts = [f"{n}*{n % 9 + 1}" for n in range(1000, 60_000, 97)]
+    expected = flags(Multiplication(), texts)
+    assert any(expected)
+    for zeros in ("", "00"):
+        assert flags(Multiplication(interleaved=True), [zeros + text for text in texts]) == expected
 
 
 def test_every_operand_counts_as_itself() -> None:
