@@ -31,7 +31,7 @@ def printed(arguments, capsys):
 def test_configurations_of_the_tasks_and_the_papers_are_there():
     names = {str(path.relative_to(CONFIGS)) for path in FILES}
     names_of_tasks = "successor addition subtraction multiplication multiplication_nxm division parity comparison copy "
-    names_of_tasks += "reverse repeat multi_operand_addition"
+    names_of_tasks += "reverse repeat multi_operand_addition addition_base multiplication_base"
     tasks = {f"{task}.yaml" for task in names_of_tasks.split()}
     assert names == tasks | {"paper/addition.yaml", "paper/successor.yaml"}
 
