@@ -55,11 +55,9 @@ class Rows(LocalRule):
         return [width, width if asked["row"] else 0]
 
     def written(self, task: DigitTask, problems: Problems) -> Tensor:
-        n = problems.shape[0]
-        first = (problems.source[:, :n] - NUM_SPECIAL).flip(1)
-        second = (problems.source[:, n + 1 :] - NUM_SPECIAL).flip(1)
+        first, second = task.numbers(problems)
         none = torch.zeros_like(first[:, 0])
-        above, rows = [none] * n, []
+        above, rows = [none] * first.shape[1], []
         for digit in second.unbind(1):
             state, tokens = none, []
             for factor, upper in zip((*first.unbind(1), none), (*above, none), strict=True):

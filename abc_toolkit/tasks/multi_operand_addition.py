@@ -102,36 +102,34 @@ class MultiOperandAddition(TableTask):
         return (length,) * count
 
     def widths(self, shape: Shape) -> tuple[int, ...]:
-        length, count = shape
-        return (length + spare(count),) * count
+        return (width_of(shape),) * shape[1]
 
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
-        length, count = shape
-        tokens = count * (length + spare(count) + 1)
+        tokens = shape[1] * (width_of(shape) + 1)
         return tokens - 1, tokens + 1
 
     def answer_length(self, shape: Shape) -> int:
         return self.num_tokens(shape)[1] - 1
 
     def num_problems(self, shape: Shape) -> int:
-        length, count = shape
-        return comb(10 ** (length + spare(count)) - 1 + count, count)  # that many numbers whose sum fits the width
+        count = shape[1]
+        return comb(10 ** width_of(shape) - 1 + count, count)  # that many numbers whose sum fits the width
 
     def training_operands(self, generator: Generator, batch: int, shape: Shape) -> list[Tensor]:
         """As of every task; where they stay within the training lengths, a quarter with digits up to the width."""
         operands = super().training_operands(generator, batch, shape)
-        length, count = shape
-        if length + spare(count) > self.max_length:
+        count = shape[1]
+        if width_of(shape) > self.max_length:
             return operands
         higher = torch.randint(0, 10, (count, batch, spare(count)), generator=generator)
         longer = [torch.cat(parts, dim=1) for parts in zip(operands, higher, strict=True)]
         fits = carried(torch.stack(longer).sum(dim=0))[:, -1] == 0
         chosen = fits & (torch.rand(batch, generator=generator) < 0.25)
-        padded = [pad(digits, length + spare(count)) for digits in operands]
+        padded = [pad(digits, width_of(shape)) for digits in operands]
         return [torch.where(chosen[:, None], *versions) for versions in zip(longer, padded, strict=True)]
 
     def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
-        return sums_layout, (self.widths(shape)[0], shape[1])
+        return sums_layout, (width_of(shape), shape[1])
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in self.operand_lengths(shape)]
@@ -191,6 +189,12 @@ class MultiOperandAddition(TableTask):
 def spare(count: int) -> int:
     """Digits that the sum of so many numbers may have above theirs."""
     return len(str(count - 1))
+
+
+def width_of(shape: Shape) -> int:
+    """Digits that operands and sums of a shape are padded to."""
+    length, count = shape
+    return length + spare(count)
 
 
 def sums_layout(width: int, count: int) -> Layout:
