@@ -18,7 +18,7 @@ from abc_toolkit import certify as certifier
 from abc_toolkit import report
 from abc_toolkit.attention import AttentionPath
 from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
-from abc_toolkit.calibration.capture import AttentionMaps, capture, shape_name
+from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.certify import Certificate
 from abc_toolkit.contexts import CannotDecideError
@@ -55,7 +55,7 @@ from abc_toolkit.run import (
     versions,
 )
 from abc_toolkit.tasks import Addition, ProblemError, Shape, Task
-from abc_toolkit.tasks.base import SETS, UNIFORM
+from abc_toolkit.tasks.base import SETS, UNIFORM, shape_name
 from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, train
 
 MAPS = "attention_maps.safetensors"
@@ -289,7 +289,7 @@ def calibrate(
     report.print_window(found.window, found.attention, found.added, found.moved)
     summary = (
         f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
-        f"{'x'.join(map(str, longest))}"
+        f"{shape_name(longest)}"
         + (f"; {len(found.added)} added to make the window sufficient" if found.added else "")
         + (f"; {len(found.closed)} closed or made fallbacks, as it is sufficient without" if found.closed else "")
         + (f"; {len(found.moved)} moved to heads of their own" if found.moved else "")

@@ -20,7 +20,7 @@ from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.model import prefix_of
 from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, NoPE, OpenKeys, PositionMethod, Site
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import UNIFORM, DigitTask, LocalRule
+from abc_toolkit.tasks.base import UNIFORM, DigitTask, LocalRule, shape_name
 from abc_toolkit.transformer import Block, EncoderDecoder
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
@@ -543,7 +543,7 @@ class Enumeration:
         segment, token = self.cone.asked
         place = token[along]
         which = f"{along} {place}" if len(self.rule.answers) == 1 else f"{segment} {along} {place}"
-        return f"at {which} of {'x'.join(map(str, self.shape))}"
+        return f"at {which} of {shape_name(self.shape)}"
 
 
 def all_of(sizes: Sequence[int]) -> Tensor:

@@ -22,7 +22,7 @@ from abc_toolkit.metrics import DigitAccuracy, wilson_interval
 from abc_toolkit.model import DecodingPlan, Model, prefix_of
 from abc_toolkit.positions import ModelPosition
 from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import SETS, UNIFORM
+from abc_toolkit.tasks.base import SETS, UNIFORM, shape_name
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
@@ -96,7 +96,7 @@ def parse_sizes(spec: str, task: Task) -> list[Size]:
         # The shape of small lengths that stand to each other as these do.
         alike = tuple(1 + sorted(set(shape)).index(length) for length in shape)
         if alike not in task.training_shapes():
-            known = ", ".join("x".join(map(str, own)) for own in task.training_shapes()[:3])
+            known = ", ".join(map(shape_name, task.training_shapes()[:3]))
             raise UserError(f"--length {spec}: {task.name} has no problems of shape {text}, but such as {known}")
         sizes.append(shape)
     return sizes

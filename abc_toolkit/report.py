@@ -23,6 +23,7 @@ from rich.table import Table
 from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.files import process_rank
 from abc_toolkit.positions import SITES
+from abc_toolkit.tasks.base import shape_name
 
 if TYPE_CHECKING:  # it draws the certifier's progress from here
     from abc_toolkit.certify import Certificate
@@ -155,7 +156,7 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(WEIGHTS_NAMES[model], justify="right", no_wrap=True)
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        size = "x".join(map(str, row.get("shape") or (row["length"],)))
+        size = shape_name(row.get("shape") or (row["length"],))
         cells.setdefault((size, row["set"]), []).append(row)
     before = None
     for (size, name), shown in cells.items():

@@ -14,6 +14,7 @@ from abc_toolkit.files import save_tensors
 from abc_toolkit.layout import Layout
 from abc_toolkit.model import Maps, Model, teacher_forced
 from abc_toolkit.tasks import Problems, Shape
+from abc_toolkit.tasks.base import shape_name
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,6 @@ class AttentionMaps:
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise WindowError(f"{path} is not a whole file of attention maps ({error})") from None
         return cls(maps, solved)
-
-
-def shape_name(shape: Shape) -> str:
-    """A shape as it stands in a file, such as `6x6`."""
-    return "x".join(map(str, shape))
 
 
 def _named_shape(name: str) -> Shape:

@@ -443,6 +443,11 @@ def exact_result(operation: Callable[[Any, Any], Any], first: str, second: str, 
     return "".join(digits)
 
 
+def shape_name(shape: Shape) -> str:
+    """A shape as it stands in files, messages and tables, such as `6x6`."""
+    return "x".join(map(str, shape))
+
+
 def quoted(text: str) -> str:
     """A text as a message quotes it: its beginning, end and length where it is long."""
     if len(text) <= _QUOTED:
