@@ -16,6 +16,7 @@ from abc_toolkit.positions import NoPE
 from abc_toolkit.tasks import MultiOperandAddition
 from abc_toolkit.tasks.base import CARRY, SETS, UNEQUAL, UNIFORM, ZEROS, pad
 from abc_toolkit.tasks.multi_operand_addition import RunningSums
+from abc_toolkit.vocabulary import NUM_SPECIAL
 from tests.contracts.task_contract import Example, TaskCase, TaskContract, generator
 
 TASK = MultiOperandAddition(max_length=3)
@@ -172,3 +173,19 @@ def test_a_row_that_is_not_the_one_above_is_nothing_to_the_rule() -> None:
     window = Window("MultiOperandAddition", 0, 1, 2, (*WINDOW, Rule("decoder", 0, 1, "sum", two_above)), {})
     with pytest.raises(CannotDecideError, match="a token of sum that the local rule does not know of"):
         Examination(TASK, Windowed(window, NoPE()))
+
+
+def test_a_row_that_overflows_is_no_context() -> None:
+    """At a comma the highest digits of operand and row above are seen, which carry nothing."""
+    examination = Examination(TASK, Windowed(Window("MultiOperandAddition", 0, 1, 2, WINDOW, {}), NoPE()))
+    seen = set()
+    for function in examination.functions:
+        segment, asked = function.enumeration.cone.asked
+        if segment == "comma" and asked["row"]:
+            tokens, _ = function.enumeration.tokens(function.contexts)
+            names = [name for name, _ in function.enumeration.cone.tokens]
+            rows = [token["row"] for _, token in function.enumeration.cone.tokens]
+            operand = tokens[:, names.index("operand")] - NUM_SPECIAL
+            above = tokens[:, [*zip(names, rows, strict=True)].index(("sum", asked["row"] - 1))] - NUM_SPECIAL
+            seen |= set(zip(operand.tolist(), above.tolist(), strict=True))
+    assert seen == {(a, b) for a in range(10) for b in range(10 - a)}
