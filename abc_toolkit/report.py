@@ -186,6 +186,11 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
         table.add_row("largest deviation of a logit", f"{certificate.largest_deviation:.1g} over paths and precisions")
         table.add_row("change by tokens outside", f"{certificate.outside:.1g}")
         table.add_row("problems that the rule was held to", f"{certificate.rule_checked:,}")
+        table.add_row(
+            "what this is worth",
+            "enumerated up to a length, argued beyond it; no proof for a task of your own, an edited window, or "
+            "position methods beside the window",
+        )
     Console().print(table)
 
 
