@@ -14,14 +14,12 @@ from typing import Any, Literal
 
 import torch
 
-from abc_toolkit import certify as certifier
 from abc_toolkit import report
 from abc_toolkit.attention import AttentionPath
 from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
 from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.calibration.method import find_window
-from abc_toolkit.certify import Certificate
-from abc_toolkit.contexts import CannotDecideError
+from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, seeded, validation_problems
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import (
@@ -35,14 +33,18 @@ from abc_toolkit.evaluation import (
     parse_sizes,
     solve_problems,
 )
-from abc_toolkit.examination import THIN, Examination
 from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import NoPE, PositionMethod
+from abc_toolkit.proof import CannotDecideError, Certificate
+from abc_toolkit.proof import certify as prove
+from abc_toolkit.proof.basis import basis_of
+from abc_toolkit.proof.certificate import difference, document, foreign, read_certificate
 from abc_toolkit.run import (
-    PHASES,
+    CERTIFICATE,
+    PIPELINE,
     PROGRESS,
     WINDOW,
     Phase,
@@ -60,8 +62,6 @@ from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, tr
 
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
-CERTIFICATE = "certificate.json"
-CERTIFICATE_SCHEMA = 2
 DIGITS = "digit_accuracy.json"
 Until = Literal["auto", "certified", "validated"]
 # What the seeds of the phases are drawn for.
@@ -398,6 +398,8 @@ def evaluate(
         report.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
     elif "retrain" in asked and not place.up_to_date("retrain"):
         report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
+    if place.certificate_is_stale():
+        report.remark(f"Warning: the certificate in {place.path} is stale, of other weights or another window.")
     models = {phase: _attending(place, phase, attention) for phase in asked}
     shapes = [size for size in sizes if not isinstance(size, int)]
     lengths = [size for size in sizes if isinstance(size, int)]
@@ -472,16 +474,16 @@ def run_all(
     lengths = settings["evaluate"].get("length")
     if lengths is not None:  # found out now rather than after the training
         parse_sizes(lengths, task)
-    there = [phase for phase in PHASES if place.has(phase) or (place.partial(phase) / PROGRESS).exists()]
+    there = [phase for phase in PIPELINE if place.has(phase) or (place.partial(phase) / PROGRESS).exists()]
     if there and not resume and not overwrite:
         raise UserError(
             f"{place.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
             "or name another --run"
         )
-    if resume and all(place.up_to_date(phase) for phase in PHASES):
+    if resume and all(place.up_to_date(phase) for phase in PIPELINE):
         raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
     results: dict[str, Any] = {}
-    for phase in PHASES:
+    for phase in PIPELINE:
         if resume and not results and place.up_to_date(phase):
             report.remark(f"{phase}: finished before, kept.")
             continue
@@ -531,7 +533,9 @@ def solve(
     model = _attending(place, weights, attention)
     for shape in {shape for shape, _ in parsed}:
         check_memory(task, model, shape, torch.device("cpu"))
-    return solve_problems(model, task, parsed)
+    tokens = sum(task.num_tokens(shape)[1] for shape, _ in parsed)
+    with report.counter("solving", tokens, "tokens") as count:
+        return solve_problems(model, task, parsed, count)
 
 
 def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path | None = None) -> list[bool]:
@@ -562,56 +566,73 @@ def certify(
 
     Args:
         run: Run folder; the newest in runs/ if not given.
-        verify: Certificate to check again from the run's weights; none is written.
+        verify: Certificate to check again from the run's files, field by field; none is written.
         overwrite: Replace a certificate that is there.
 
     Returns:
         The verdict and what it rests on.
 
     Raises:
-        UserError: If there is no finished retrain, or the certificate to verify is another model's.
+        UserError: If there is no finished retrain, or the certificate to verify is not this run's or does not hold.
     """
     place = Run.newest(run, "retrain")
-    task, path = place.task("fit"), place.path / CERTIFICATE
-    if verify is None and path.exists() and not overwrite:
-        raise UserError(f"{path} is there already: replace it with --overwrite, or check it with --verify {path}")
-    facts = {"schema": CERTIFICATE_SCHEMA, "task": describe(task), "weights": place.weights_hash("retrain")}
-    stated = None if verify is None else _certificate_of(verify, facts, place)
+    task, architecture = place.task("retrain"), place.architecture("retrain")
+    model = place.load_model("retrain")
+    facts = {"hashes": place.certified_hashes(), "versions": versions()}
+    stated = None if verify is None else _stated(verify, facts)
     start = time.perf_counter()
-    certificate = certifier.certify(task, place.load_model("retrain"))
-    seconds = time.perf_counter() - start
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if stated is None:
+            _check_certificate(place, overwrite)
+            folder = stack.enter_context(place.writing("certify", overwrite=overwrite))
+        certificate = prove(task, model, report.track)
+        basis = None
+        with contextlib.suppress(CannotDecideError):
+            basis = basis_of(task, model)
+        found = document(
+            certificate,
+            basis,
+            task=describe(task),
+            architecture=describe(architecture),
+            versions=facts["versions"],
+            **facts["hashes"],
+        )
+        seconds = time.perf_counter() - start
+        if folder is not None:
+            save_json(folder / CERTIFICATE, found)
+            settings = {"seed": place.record("retrain")["seed"]}
+            results = {"verdict": certificate.verdict, "seconds": seconds}
+            save_record(folder, "certify", settings["seed"], {}, results, {"task": task, "hashes": found["hashes"]})
     if stated is not None:
-        gap, found = stated.get("smallest_gap"), certificate.smallest_gap
-        close = isinstance(gap, float) and abs(gap - found) <= 1e-3 * found
-        if stated.get("verdict") != certificate.verdict or (certificate.verdict == "correct" and not close):
-            raise UserError(
-                f"--verify {verify} does not hold: the verdict is now {certificate.verdict}, its gap {found}"
-            )
-    else:
-        window = load_json(place.folder("retrain") / WINDOW)
-        how = {"path": certifier.PATH, "precision": "float32", "device": "cpu"}
-        how |= {"given": certifier.GIVEN, "argument": certifier.ARGUMENT, "versions": versions()}
-        found = {
-            key: value for key, value in asdict(certificate).items() if value == value
-        }  # not a number says nothing
-        save_json(path, facts | found | how | {"seconds": seconds, "window": window})
+        wrong = foreign(stated, found) or difference(stated, found)
+        if wrong is not None:
+            raise UserError(f"--verify {verify} does not hold: {wrong}; certify the run anew")
     report.print_certificate(certificate, task.name)
-    report.done(f"{seconds:.0f} s.", path if verify is None else verify, None)
+    report.done(f"{seconds:.0f} s.", place.folder("certify") / CERTIFICATE if verify is None else verify, None)
     return certificate
 
 
-def _certificate_of(path: Path, facts: Mapping[str, Any], place: Run) -> dict[str, Any]:
-    """What a certificate's file states, if it is one of a run's weights."""
-    try:
-        stated = load_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--verify {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(stated, dict) or stated.get("schema") != facts["schema"]:
-        raise UserError(f"--verify {path}: it is no certificate of schema {facts['schema']}, which this version reads")
-    for fact in ("task", "weights"):
-        if stated.get(fact) != facts[fact]:
-            raise UserError(f"--verify {path}: its {fact} is not that of {place.folder('retrain')}: certify that anew")
+def _check_certificate(place: Run, overwrite: bool) -> None:
+    """Refuses to replace a certificate that nobody asked to replace, and says whether it is stale."""
+    path = place.folder("certify") / CERTIFICATE
+    if not place.has("certify") or overwrite:
+        return
+    if place.certificate_is_stale():
+        raise UserError(f"{path} is stale, of other weights or another window than 'retrain' holds: add --overwrite")
+    raise UserError(f"{path} is there already: replace it with --overwrite, or check it with --verify {path}")
 
+
+def _stated(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a certificate's file states, if it is one of a run's files and of this version."""
+    try:
+        stated = read_certificate(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"--verify {path} cannot be checked: {reason}; certify the run anew") from None
+    wrong = foreign(stated, facts)
+    if wrong is not None:
+        raise UserError(f"--verify {path} is not of this run: {wrong}; certify the run anew")
     return stated
 
 
@@ -685,9 +706,9 @@ def _train(
     torch.manual_seed(draws)
     model = build_model(task, settings["model"], window)
     with place.writing(phase, resume, overwrite) as folder:
-        examination = None if until == "validated" else _examination(task, model.position, until)
+        coverage = None if until == "validated" else _coverage(task, model, until)
         beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume, "title": phase}
-        trained = train(task, model, **settings, **beside, examination=examination)
+        trained = train(task, model, **settings, **beside, coverage=coverage)
         if not process_rank():
             if window is not None:
                 save_text(folder / WINDOW, window.to_json())
@@ -745,13 +766,13 @@ def _layout_of_size(task: Task, window: Window, target_length: int, source_lengt
     return raw_layout(target_length, source_length)
 
 
-def _examination(task: Task, position: PositionMethod, until: Until) -> Examination | None:
-    """The contexts that training is to go on for, if they can be enumerated."""
+def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:
+    """The assignments that training is to go on for, if they can be enumerated."""
     try:
-        return Examination(task, position)
+        return Coverage(task, model)
     except CannotDecideError as error:
         if until == "certified":
-            raise UserError(f"--until certified cannot be: {error}; take --until validated") from None
+            raise UserError(f"--until certified is not available: {error}; take --until validated") from None
         report.remark(f"Training ends by validation alone: {error}.")
     return None
 
@@ -761,7 +782,7 @@ def _training_summary(what: str, trained: Trained, stopping: Stopping) -> str:
     summary = f"{what} solves {share} after {trained.steps} steps ({trained.seconds:.0f} s)."
     if trained.weak:
         summary += (
-            f" In {trained.weak} contexts it is wrong or leads by less than {THIN:g}: train longer with --overwrite "
+            f" In {trained.weak} assignments it is wrong or leads by less than {THIN:g}: train longer with --overwrite "
             "--trainer.max_steps N."
         )
     elif trained.reached and trained.weak is not None:

@@ -14,7 +14,7 @@ from abc_toolkit.tasks.base import TRAINING
 
 HELD_OUT_SHARE = 16
 SMALL = 10_000
-LESSON_SHARE = 0.25
+HARD_SHARE = 0.25
 _VALIDATION, _SHAPES, _TRAINING = range(3)
 
 
@@ -134,7 +134,7 @@ class TrainingBatches(IterableDataset[Problems]):
         step: Tells the step that the next batch is for, so that a resumed run goes on where it was.
 
     Attributes:
-        lessons: Problems that are to come up more often: they take a share of every batch of their shape.
+        hard_examples: Problems that are to come up more often: they take a share of every batch of their shape.
     """
 
     def __init__(self, task: Task, data: Data, seed: int, rank: int, step: Callable[[], int]) -> None:
@@ -146,7 +146,7 @@ class TrainingBatches(IterableDataset[Problems]):
         self.step = step
         self.shapes = task.training_shapes()
         self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])
-        self.lessons: tuple[Problems, ...] = ()
+        self.hard_examples: tuple[Problems, ...] = ()
 
     def batch(self, step: int) -> Problems:
         """The batch of one step."""
@@ -154,11 +154,11 @@ class TrainingBatches(IterableDataset[Problems]):
         which = int(torch.multinomial(self.weights, 1, generator=seeded(self.seed, _SHAPES, step)))
         generator = seeded(self.seed, _TRAINING, step, self.rank)
         problems = draw(self.task, generator, self.data.batch_size, self.shapes[which], for_validation=False)
-        for lesson in self.lessons:
-            if lesson.shape == problems.shape:
-                count = math.ceil(LESSON_SHARE * len(problems))
-                rows = torch.randint(len(lesson), (count,), generator=generator)
-                problems.source[:count], problems.target[:count] = lesson.source[rows], lesson.target[rows]
+        for hard in self.hard_examples:
+            if hard.shape == problems.shape:
+                count = math.ceil(HARD_SHARE * len(problems))
+                rows = torch.randint(len(hard), (count,), generator=generator)
+                problems.source[:count], problems.target[:count] = hard.source[rows], hard.target[rows]
         return problems
 
     def __iter__(self) -> Iterator[Problems]:

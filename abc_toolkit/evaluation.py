@@ -400,13 +400,16 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def solve_problems(model: Model, task: Task, problems: Sequence[tuple[Shape, str]]) -> list[str]:
+def solve_problems(
+    model: Model, task: Task, problems: Sequence[tuple[Shape, str]], count: Callable[[int], None] = lambda done: None
+) -> list[str]:
     """The model's own answers, decoded step by step; nothing here knows the right ones.
 
     Args:
         model: The model, in evaluation mode, on the CPU.
         task: Its task.
         problems: Shape and source of each, as the task parsed them.
+        count: Is told how many more tokens are decoded.
 
     Returns:
         Answers in natural order, in the problems' order.
@@ -421,16 +424,15 @@ def solve_problems(model: Model, task: Task, problems: Sequence[tuple[Shape, str
         for i in range(0, len(numbers), sizes[shape])
     ]
     answers = [""] * len(problems)
-    with report.counter("solving", sum(task.num_tokens(shape)[1] for shape, _ in problems), "tokens") as count:
-        for numbers in pieces:
-            source = torch.stack([task.vocabulary.encode(problems[number][1]) for number in numbers])
-            ahead = max(1, _TOKENS_GUESSED // len(numbers))
-            shape = problems[numbers[0]][0]
-            with drawing(0, _POSITIONS, *shape):  # an answer does not depend on the problems beside it
-                plan = model.plan(task.layout(shape), len(numbers), ahead)
-            decoded = greedy(model, source, plan, count)
-            for number, tokens in zip(numbers, decoded, strict=True):
-                answers[number] = task.answer(task.vocabulary.decode(tokens))
+    for numbers in pieces:
+        source = torch.stack([task.vocabulary.encode(problems[number][1]) for number in numbers])
+        ahead = max(1, _TOKENS_GUESSED // len(numbers))
+        shape = problems[numbers[0]][0]
+        with drawing(0, _POSITIONS, *shape):  # an answer does not depend on the problems beside it
+            plan = model.plan(task.layout(shape), len(numbers), ahead)
+        decoded = greedy(model, source, plan, count)
+        for number, tokens in zip(numbers, decoded, strict=True):
+            answers[number] = task.answer(task.vocabulary.decode(tokens))
     return answers
 
 

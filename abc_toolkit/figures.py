@@ -109,7 +109,7 @@ def training(path: Path, record: Mapping[str, Any]) -> Path:
     Args:
         path: The PNG file to write.
         record: `train` (a list of `step`, `loss`), `validation` (a list of `step`, `loss`, `exact_match`, the last
-            in 0 to 1, and, where the model was tried on contexts, `weak`, in how many it is weak), `threshold` (the
+            in 0 to 1, and, where the model was tried on assignments, `weak`, in how many it is weak), `threshold` (the
             exact match that counts as interpolation) and `phase` (`fit` or `retrain`).
 
     Returns:
@@ -275,9 +275,9 @@ def _draw_open_cells(
 
 def _draw_training(record: Mapping[str, Any]) -> Figure:
     train, validation, threshold = record["train"], record["validation"], record["threshold"]
-    examined = [point for point in validation if "weak" in point]
-    figure = Figure(figsize=(7, 6.5 if examined else 5), layout="constrained")
-    panels = figure.subplots(3 if examined else 2, 1, sharex=True)
+    covered = [point for point in validation if "weak" in point]
+    figure = Figure(figsize=(7, 6.5 if covered else 5), layout="constrained")
+    panels = figure.subplots(3 if covered else 2, 1, sharex=True)
     top, bottom = panels[:2]
     figure.suptitle(f"Training of the {WEIGHTS_NAMES[record['phase']]} model", fontsize=TITLE, color=INK)
     for label, points, colour in (("training", train, PALETTE[0]), ("held-out", validation, PALETTE[1])):
@@ -297,12 +297,12 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
     top.yaxis.set_minor_formatter(NullFormatter())
     top.set_ylabel("loss", fontsize=TEXT, color=INK)
     _percent(bottom, "exact match")
-    if examined:
-        _curve(panels[2], examined, "weak", PALETTE[2], "wrong, or right by little")
+    if covered:
+        _curve(panels[2], covered, "weak", PALETTE[2], "wrong, or right by little")
         panels[2].set_yscale("symlog", linthresh=1)
         panels[2].set_ylim(bottom=-0.2)
         panels[2].yaxis.set_major_formatter("{x:,.0f}")
-        panels[2].set_ylabel("contexts", fontsize=TEXT, color=INK)
+        panels[2].set_ylabel("assignments", fontsize=TEXT, color=INK)
     panels[-1].set_xlabel("training step", fontsize=TEXT, color=INK)
     for axes in panels:
         _chart(axes)

@@ -19,11 +19,12 @@ token it holds.*
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from abc_toolkit.linear import Linear, symbol
 
 START = "start"
 ANSWER = "answer"
@@ -119,14 +120,150 @@ class Layout:
         return Layout(self.source.to(device), self.target.to(device), self.prefix.to(device))
 
 
-def digit_layout(
-    source: Sequence[tuple[str, int]],
-    target: int | Sequence[tuple[str, int]],
+@dataclass(frozen=True)
+class Token:
+    """One token of a described string.
+
+    Attributes:
+        segment: Its segment.
+        place: Its place; like the others an integer or a linear expression of sizes and of variables of repeats.
+        index: Its index.
+        row: Its row.
+        column: Its column; its place if not given.
+    """
+
+    segment: str
+    place: int | Linear
+    index: int | Linear
+    row: int | Linear = 0
+    column: int | Linear | None = None
+
+    @property
+    def coordinates(self) -> dict[str, Linear]:
+        """Its coordinates by name, but for those that count whole strings."""
+        column = self.place if self.column is None else self.column
+        found = {"place": self.place, "index": self.index, "row": self.row, "column": column}
+        return {name: Linear.of(value) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Tokens written several times, one run of them after the other.
+
+    Attributes:
+        count: How often: an integer, or a linear expression of sizes.
+        variable: The symbol that counts the runs from 0, used in the coordinates of the tokens.
+        items: What is written each time.
+    """
+
+    count: int | Linear
+    variable: str
+    items: tuple["Token | Repeat", ...]
+
+
+Item = Token | Repeat
+
+
+@dataclass(frozen=True)
+class LayoutDescription:
+    """What a layout is made of: of one shape if its amounts are integers, of a family of shapes if they hold symbols.
+
+    Attributes:
+        names: Names of the segments.
+        source: Tokens of the source, in order.
+        start: The token that the decoder holds at the beginning.
+        target: Tokens of the target, `EOS` last.
+    """
+
+    names: tuple[str, ...]
+    source: tuple[Item, ...]
+    start: Token
+    target: tuple[Item, ...]
+
+    @property
+    def symbols(self) -> set[str]:
+        """The sizes that it holds."""
+        variables, found = set(), set()
+
+        def look(item: Item) -> None:
+            if isinstance(item, Token):
+                found.update(name for own in item.coordinates.values() for name in own.terms)
+                return
+            variables.add(item.variable)
+            found.update(Linear.of(item.count).terms)
+            for part in item.items:
+                look(part)
+
+        for item in (*self.source, self.start, *self.target):
+            look(item)
+        return found - variables
+
+    def target_length(self, sizes: Mapping[str, int]) -> int:
+        """Tokens of the target, `EOS` included, for some values of the sizes that it holds."""
+
+        def length(items: Sequence[Item]) -> int:
+            return sum(
+                1 if isinstance(item, Token) else max(0, Linear.of(item.count).at(sizes)) * length(item.items)
+                for item in items
+            )
+
+        return length(self.target)
+
+    def plain(self) -> dict[str, Any]:
+        """The description as JSON."""
+
+        def of(item: Item) -> dict[str, Any]:
+            if isinstance(item, Token):
+                return {"segment": item.segment} | {name: own.plain() for name, own in item.coordinates.items()}
+            count = Linear.of(item.count).plain()
+            return {"repeat": count, "variable": item.variable, "items": [of(part) for part in item.items]}
+
+        return {
+            "segments": list(self.names),
+            "source": [of(item) for item in self.source],
+            "start": of(self.start),
+            "target": [of(item) for item in self.target],
+        }
+
+    def layout(self) -> Layout:
+        """The layout, if all amounts are integers."""
+        target = _laid_out(self.target, self.names)
+        prefix = torch.cat([_laid_out((self.start,), self.names), target[:, :-1]], dim=1)
+        source = _laid_out(self.source, self.names)
+        return Layout(*(positions_of(self.names, *part.unbind(0)) for part in (source, target, prefix)))
+
+
+def _laid_out(items: Sequence[Item], names: Sequence[str]) -> Tensor:
+    """Segment, place, index, row and column `[5, length]` of described tokens."""
+
+    def rows(items: Sequence[Item], variables: Mapping[str, Tensor], counts: tuple[int, ...]) -> Tensor:
+        parts = [torch.empty(5, *counts, 0, dtype=torch.long)]
+        for item in items:
+            if isinstance(item, Token):
+                values = [names.index(item.segment), *(own.at(variables) for own in item.coordinates.values())]
+                columns = [torch.as_tensor(value, dtype=torch.long).expand(counts) for value in values]
+                parts.append(torch.stack(columns).unsqueeze(-1))
+            else:
+                count = int(item.count)
+                own = {name: value.unsqueeze(-1) for name, value in variables.items()}
+                own[item.variable] = torch.arange(count)
+                parts.append(rows(item.items, own, (*counts, count)).flatten(-2))
+        return torch.cat(parts, dim=-1)
+
+    return rows(items, {}, ())
+
+
+Segments = Sequence[tuple[str, int | Linear]]
+
+
+def digit_description(
+    source: Segments,
+    target: int | Segments,
     in_turn: bool = False,
     answers_in_turn: bool = False,
     downwards: bool = False,
-) -> Layout:
-    """Layout of a source whose segments are written most significant digit first, and of what answers it.
+) -> LayoutDescription:
+    """Description of a source whose segments are written most significant digit first, and of what answers it.
 
     `EOS` as a query goes on counting from the last segment of the target (place `length`, index -1; `downwards` the
     other way round), so that a line such as *the token just written* holds for it too.
@@ -138,60 +275,46 @@ def digit_layout(
         answers_in_turn: The same of the target's.
         downwards: Whether the target's segments are written most significant digit first too, not last.
     """
-    answers = [(ANSWER, target)] if isinstance(target, int) else target
-    names = (*(name for name, _ in source), START, *(name for name, _ in answers), END)
-    source_positions = positions_of(names, *_written(source, 0, True, in_turn))
-    segment, place, index = _written(answers, len(source) + 1, downwards, answers_in_turn)
+    answers = target if isinstance(target, Sequence) else [(ANSWER, target)]
     length = answers[-1][1]
-    end_place, end_index = (-1, length) if downwards else (length, -1)
-    ended = zip((segment, place, index), (len(names) - 1, end_place, end_index), strict=True)
-    begun = zip((segment, place, index), (len(source), 0, 0), strict=True)
-    return Layout(
-        source_positions,
-        positions_of(names, *(functional.pad(part, (0, 1), value=value) for part, value in ended)),
-        positions_of(names, *(functional.pad(part, (1, 0), value=value) for part, value in begun)),
+    end = Token(END, -1, length) if downwards else Token(END, length, -1)
+    return LayoutDescription(
+        (*(name for name, _ in source), START, *(name for name, _ in answers), END),
+        _written(source, True, in_turn),
+        Token(START, 0, 0),
+        (*_written(answers, downwards, answers_in_turn), end),
     )
 
 
-def table_layout(source: Positions, segment: Tensor, column: Tensor, rows: int) -> Layout:
-    """Layout of a source and of a target that is a table of rows alike, a comma at the end of each.
-
-    `EOS` as a query begins a row more, for which there is nothing.
-
-    Args:
-        source: Positions of the source; their names are those of all segments, `START` and `END` among them.
-        segment: Segment of each token of a row, `[length]`.
-        column: Its column and place, `[length]`; the comma's is one above the highest.
-        rows: Number of rows.
-    """
-    names = source.names
-
-    def positions(segment: Tensor, row: Tensor, column: Tensor) -> Positions:
-        return positions_of(names, segment, column, length - 1 - column, row, column)
-
-    length = int(column[-1])
-    written = segment.repeat(rows), torch.arange(rows).repeat_interleave(len(segment)), column.repeat(rows)
-    ended = zip(written, (names.index(END), rows, 0), strict=True)
-    begun = zip(written, (names.index(START), 0, 0), strict=True)
-    return Layout(
-        source,
-        positions(*(functional.pad(part, (0, 1), value=value) for part, value in ended)),
-        positions(*(functional.pad(part, (1, 0), value=value) for part, value in begun)),
-    )
+def digit_layout(
+    source: Segments,
+    target: int | Segments,
+    in_turn: bool = False,
+    answers_in_turn: bool = False,
+    downwards: bool = False,
+) -> Layout:
+    """The layout that `digit_description` describes."""
+    return digit_description(source, target, in_turn, answers_in_turn, downwards).layout()
 
 
-def _written(
-    segments: Sequence[tuple[str, int]], first: int, downwards: bool, in_turn: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Segment, counted from `first`, place and index of the tokens of some segments as they are written."""
-    lengths = [length for _, length in segments]
-    number = torch.cat([torch.full((length,), first + i, dtype=torch.long) for i, length in enumerate(lengths)])
-    ahead = torch.cat([torch.arange(length) for length in lengths])
-    left = torch.cat([torch.arange(length - 1, -1, -1) for length in lengths])
-    if in_turn:
-        order = ahead.argsort(stable=True)  # equal ones stay in the order of the segments
-        number, ahead, left = number[order], ahead[order], left[order]
-    return (number, left, ahead) if downwards else (number, ahead, left)
+def _written(segments: Segments, downwards: bool, in_turn: bool) -> tuple[Item, ...]:
+    """The tokens of some segments as they are written."""
+
+    def token(name: str, length: int | Linear, ahead: Linear) -> Token:
+        left = length - 1 - ahead
+        return Token(name, left, ahead) if downwards else Token(name, ahead, left)
+
+    number = symbol("i")
+    if not in_turn:
+        return tuple(Repeat(length, "i", (token(name, length, number),)) for name, length in segments)
+    items, done = [], 0
+    left = list(segments)
+    while left:  # one run of turns after the other, up to the length of the next segment to end
+        shortest = min(length for _, length in left)
+        turn = tuple(token(name, length, done + number) for name, length in left)
+        items.append(Repeat(shortest - done, "i", turn))
+        done, left = shortest, [(name, length) for name, length in left if length > shortest]
+    return tuple(items)
 
 
 def raw_layout(target_length: int, source_length: int) -> Layout:

@@ -34,7 +34,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 import abc_toolkit.commands as commands
 from abc_toolkit import report
 from abc_toolkit.errors import UserError
-from abc_toolkit.run import PHASES
+from abc_toolkit.run import PIPELINE
 
 with suppress(ValueError):
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,10 +78,10 @@ def _own_section(parser: "Parser", value: str) -> str:
         raise UserError(f"--config {value} cannot be read: {' '.join(str(error).split())}") from None
     if not path.is_file() and path.suffix in (".yaml", ".yml", ".json"):
         raise UserError(f"--config {value}: there is no such file")
-    if not isinstance(content, dict) or parser.command in (None, "run") or not set(content) & {*PHASES, *SHARED}:
+    if not isinstance(content, dict) or parser.command in (None, "run") or not set(content) & {*PIPELINE, *SHARED}:
         return value
     own = {key: content[key] for key in SHARED if key in content and key in parser.shared}
-    rest = {key: part for key, part in content.items() if key not in (*PHASES, *SHARED)}
+    rest = {key: part for key, part in content.items() if key not in (*PIPELINE, *SHARED)}
     return yaml.safe_dump(own | rest | (content.get(parser.command) or {}))
 
 
@@ -181,8 +181,8 @@ class Parser(LightningArgumentParser):
 
         Only while it is printed: what is hidden for good is also missing from `--print_config`.
         """
-        phases = tuple(f"{phase}." for phase in PHASES)
-        hidden = [a for a in self._actions if isinstance(a, _ActionConfigLoad) and a.dest not in PHASES]
+        phases = tuple(f"{phase}." for phase in PIPELINE)
+        hidden = [a for a in self._actions if isinstance(a, _ActionConfigLoad) and a.dest not in PIPELINE]
         hidden += [a for a in self._actions if a.dest.startswith(phases)]
         kept, kept_env = [action.help for action in hidden], self._default_env
         self._default_env = False
@@ -248,11 +248,11 @@ class CommandLine(LightningCLI):
             parser.add_argument("problems", nargs="*", type=str, metavar="PROBLEM", help="Problems, such as 123+989.")
             parser.add_argument("--file", type=str, help="File with a problem on each line; - for standard input.")
             parser.add_argument("--check", action="store_true", help="Add whether each answer is right.")
-        skip: set[str | int] = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PHASES}
+        skip: set[str | int] = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PIPELINE}
         added = parser.add_function_arguments(getattr(klass, subcommand), as_group=False, skip=skip)
         parser.shared = tuple(name for name in SHARED if name in added)
         if subcommand == "run":
-            for phase in PHASES:
+            for phase in PIPELINE:
                 settings = Parser(description="")
                 settings.add_function_arguments(getattr(klass, phase), as_group=False, skip={*SHARED})
                 remove_actions(settings, _ActionHelpClassPath)
@@ -262,7 +262,7 @@ class CommandLine(LightningCLI):
                 action.nargs, action.const = "?", True
             elif isinstance(action, _ActionPrintConfig):
                 action.help = "Print all settings as they would be used, as YAML for --config, and exit."
-            elif isinstance(action, _ActionConfigLoad) and action.dest in PHASES:
+            elif isinstance(action, _ActionConfigLoad) and action.dest in PIPELINE:
                 action.help = f"File of settings of {action.dest}; --{action.dest}.OPTION gives one of them."
         self._subcommand_method_arguments[subcommand] = added
         return parser
@@ -283,7 +283,7 @@ class CommandLine(LightningCLI):
         arguments = self.config_init[subcommand].as_dict()
         arguments.pop("config", None)
         if subcommand == "run":
-            arguments |= {f"{phase}_settings": arguments.pop(phase) for phase in PHASES}
+            arguments |= {f"{phase}_settings": arguments.pop(phase) for phase in PIPELINE}
         try:
             if subcommand == "solve":
                 _solve(arguments)

@@ -25,8 +25,8 @@ from abc_toolkit.files import process_rank
 from abc_toolkit.positions import SITES
 from abc_toolkit.tasks.base import shape_name
 
-if TYPE_CHECKING:  # it draws the certifier's progress from here
-    from abc_toolkit.certify import Certificate
+if TYPE_CHECKING:
+    from abc_toolkit.proof import Certificate
 
 T = TypeVar("T")
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
@@ -55,7 +55,7 @@ class TrainingBar:
         if exact_match is not None:
             self._exact_match = f"exact match {100 * exact_match:.2f} %"
         if weak is not None:
-            self._weak = f"{weak:,} weak contexts"
+            self._weak = f"{weak:,} weak assignments"
         self._progress.update(
             self._task, completed=step, loss=self._loss, exact_match=self._exact_match, weak=self._weak
         )
@@ -175,22 +175,30 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
     table = Table(title=f"{task}: {titles[certificate.verdict]}", title_justify="left", show_header=False)
     if certificate.reason:
         table.add_row("reason", certificate.reason)
-    else:
-        table.add_row("shapes gone through", f"all up to length {certificate.longest}; longer ones bring nothing new")
-        patterns = sum(len(part.patterns) for part in certificate.parts)
-        table.add_row("patterns of open keys", f"{patterns:,}, which make {len(certificate.parts)} functions")
+    if certificate.meaning is not None:
+        sizes = ", ".join(f"{name} to {value}" for name, value in certificate.bound.items())
+        table.add_row(
+            "layouts gone through", f"{certificate.layouts:,} ({sizes}); longer ones bring nothing new: derived"
+        )
         beyond = f"{certificate.beyond_training:,}" if certificate.beyond_training else "all"
         where = "do not occur" if certificate.beyond_training else "occur"
-        table.add_row("contexts, each one run", f"{certificate.contexts:,}; {beyond} {where} in training shapes")
-        table.add_row("smallest gap of logits", f"{certificate.smallest_gap:.3g}, {certificate.narrowest}")
-        table.add_row("largest deviation of a logit", f"{certificate.largest_deviation:.1g} over paths and precisions")
-        table.add_row("change by tokens outside", f"{certificate.outside:.1g}")
-        table.add_row("problems that the rule was held to", f"{certificate.rule_checked:,}")
         table.add_row(
-            "what this is worth",
-            "enumerated up to a length, argued beyond it; no proof for a task of your own, an edited window, or "
-            "position methods beside the window",
+            "assignments, each one run",
+            f"{certificate.assignments:,} of {certificate.kinds} kinds; {beyond} {where} in training shapes",
         )
+        table.add_row("smallest margin", f"{certificate.smallest_margin:.3g}, {certificate.narrowest}")
+        table.add_row(
+            "rounding, at most",
+            f"{certificate.largest_rounding:.2g}, in float32 and any order of summation; it leaves a margin of "
+            f"{certificate.smallest_slack:.2g}",
+        )
+        table.add_row("deviation, measured", f"{certificate.largest_deviation:.1g} over paths, pieces and batches")
+        table.add_row("change by tokens outside", f"{certificate.outside:.1g}")
+        meaning = certificate.meaning
+        table.add_row(
+            "meaning, proved by induction", "; ".join(meaning.proved) or "nothing: the task gives no identity"
+        )
+        table.add_row("held to", f"{meaning.held_to:,} problems of up to {meaning.longest} digits")
     Console().print(table)
 
 

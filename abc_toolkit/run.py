@@ -31,8 +31,10 @@ from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.tasks import Task
 from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
 
-Phase = Literal["fit", "calibrate", "retrain", "evaluate"]
+Phase = Literal["fit", "calibrate", "retrain", "evaluate", "certify"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+PIPELINE = PHASES[:4]  # what `abc run` does
+CERTIFICATE = "certificate.json"
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 WINDOW = "window.json"
@@ -116,7 +118,7 @@ class Run:
         """Whether a phase is finished, none before it was finished later, and it is not being replaced."""
         if not self.has(phase) or (self.partial(phase) / PROGRESS).exists():
             return False
-        before = [self.folder(other) / RECORD for other in PHASES[: PHASES.index(phase)] if self.has(other)]
+        before = [self.folder(other) / RECORD for other in PIPELINE[: PHASES.index(phase)] if self.has(other)]
         own = (self.folder(phase) / RECORD).stat().st_mtime_ns
         return all(record.stat().st_mtime_ns <= own for record in before)
 
@@ -227,6 +229,21 @@ class Run:
                 f"{path} does not hold this model's weights ({reason}): do 'abc {phase} --overwrite'"
             ) from None
         return model.eval()
+
+    def certificate_is_stale(self) -> bool:
+        """Whether there is a certificate, and it is of other weights or another window than the run holds."""
+        if not self.has("certify"):
+            return False
+        try:
+            hashes = load_json(self.folder("certify") / CERTIFICATE)["hashes"]
+            return any(hashes[name] != value for name, value in self.certified_hashes().items())
+        except (UserError, KeyError, TypeError, OSError):
+            return True
+
+    def certified_hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that a certificate is of."""
+        folder = self.folder("retrain")
+        return {"weights": sha256(folder / WEIGHTS), "window": sha256(folder / WINDOW)}
 
     def weights_hash(self, phase: Phase) -> str:
         """SHA-256 of a finished training's weights file."""

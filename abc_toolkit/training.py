@@ -20,9 +20,9 @@ from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
 from abc_toolkit import report
+from abc_toolkit.coverage import Coverage
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
 from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.examination import Examination
 from abc_toolkit.files import cannot_write, save_json
 from abc_toolkit.model import Architecture, Model
 from abc_toolkit.module import Optimizer, TrainingModule
@@ -31,9 +31,9 @@ from abc_toolkit.tasks import Problems, Task
 from abc_toolkit.transformer import EncoderDecoder
 
 HISTORY = "training.json"
-# The share of the learning rate that is left to mend the last contexts by; at the whole rate, mending one costs others.
+# The share of the learning rate that is left to mend the last assignments; at the whole rate mending one costs others.
 LAST_RATE = 0.05
-_EXAMINATION = 3  # what its seeds are drawn for; those of data.py are 0 to 2
+_COVERAGE = 3  # what its seeds are drawn for; those of data.py are 0 to 2
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ class Trained:
         exact_match: Exact match on held-out problems at the end.
         loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, at the end.
         validated_on: Number of held-out problems.
-        weak: Contexts in which the model is wrong or leads by little, of those that were tried; `None` if none were.
-        smallest_gap: Least lead of a required token's logit over the next best in the contexts that were tried.
+        weak: Assignments in which the model is wrong or leads by little, of those that were tried; `None` if none were.
+        smallest_margin: Least lead of a required token's logit over the next best in the assignments that were tried.
         reached: Whether the stopping rule was met.
         step_seconds: Wall time of the steps alone, since the last start, with validation and saving left out.
         seconds: Wall time of the training since the last start.
@@ -116,7 +116,7 @@ class Trained:
     loss: float
     validated_on: int
     weak: int | None
-    smallest_gap: float | None
+    smallest_margin: float | None
     reached: bool
     step_seconds: float
     seconds: float
@@ -135,10 +135,10 @@ class Watch(Callback):
         seed: The run's seed.
         settings: What the weights follow from besides the code; a training is resumed under the same alone.
         bar: Shows the progress.
-        examination: Tries the model on all contexts, which it must pass in place of the rule's loss and decay.
+        coverage: Tries the model on all assignments, which it must pass in place of the rule's loss and decay.
 
     Attributes:
-        batches: What is trained on; is given lessons of the contexts in which the model is weak.
+        batches: What is trained on; is given hard examples, of the assignments in which the model is weak.
     """
 
     batches: TrainingBatches
@@ -151,7 +151,7 @@ class Watch(Callback):
         seed: int,
         settings: Mapping[str, Any],
         bar: report.TrainingBar,
-        examination: Examination | None,
+        coverage: Coverage | None,
     ) -> None:
         self.stopping = stopping
         self.folder = folder
@@ -159,7 +159,7 @@ class Watch(Callback):
         self.seed = seed
         self.settings = settings
         self.bar = bar
-        self.examination = examination
+        self.coverage = coverage
         self.began = False
         self.ended = False
         self.reached = False
@@ -190,7 +190,7 @@ class Watch(Callback):
             self.bar.update(step, loss=loss)
             if trainer.logger is not None:
                 trainer.logger.log_metrics({"loss": loss}, step)
-        decay_from = pl_module.decay_from if self.examination is None else None
+        decay_from = pl_module.decay_from if self.coverage is None else None
         if decay_from is not None and step >= decay_from + self.stopping.decay_steps:
             trainer.should_stop = True
 
@@ -201,25 +201,25 @@ class Watch(Callback):
         self.validation.append({"step": trainer.global_step, "exact_match": exact_match, "loss": loss})
         self.bar.update(trainer.global_step, exact_match=exact_match)
         met = exact_match >= self.stopping.exact_match
-        validated = met and (self.examination is not None or loss <= self.stopping.loss)
+        validated = met and (self.coverage is not None or loss <= self.stopping.loss)
         self.reached = validated
-        if self.examination is not None:
+        if self.coverage is not None:
             self.reached = False
-            if met or pl_module.decay_from is not None:  # before that it is weak in many, and needs no lessons
-                self.reached = self._passes(self.examination, pl_module.averaged, trainer.global_step) and met
+            if met or pl_module.decay_from is not None:  # before that it is weak in many, and needs no hard examples
+                self.reached = self._passes(self.coverage, pl_module.averaged, trainer.global_step) and met
         if validated and pl_module.decay_from is None:
             pl_module.decay_from = trainer.global_step
-        at_once = self.examination is not None or self.stopping.decay_steps == 0
+        at_once = self.coverage is not None or self.stopping.decay_steps == 0
         trainer.should_stop = trainer.should_stop or (self.reached and at_once)
 
-    def _passes(self, examination: Examination, model: Model, step: int) -> bool:
-        """Whether the model is weak in no context; of those in which it is, lessons are made."""
+    def _passes(self, coverage: Coverage, model: Model, step: int) -> bool:
+        """Whether the model is weak in no assignment; of those in which it is, hard examples are made."""
         assert isinstance(model, EncoderDecoder)  # as everything inside a window is
-        examined = examination.of(copy.deepcopy(model).cpu().eval(), seeded(self.seed, _EXAMINATION, step))
-        self.batches.lessons = examined.problems
-        self.validation[-1] |= {"weak": examined.weak, "smallest_gap": examined.smallest_gap}
-        self.bar.update(step, weak=examined.weak)
-        return not examined.weak
+        covered = coverage.of(copy.deepcopy(model).cpu().eval(), seeded(self.seed, _COVERAGE, step))
+        self.batches.hard_examples = covered.hard_examples
+        self.validation[-1] |= {"weak": covered.weak, "smallest_margin": covered.smallest_margin}
+        self.bar.update(step, weak=covered.weak)
+        return not covered.weak
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         # Lightning validates before it ends an epoch, so what is saved holds this epoch's validation.
@@ -240,14 +240,14 @@ class Watch(Callback):
             "reached": self.reached,
             "ended": self.ended,
             "settings": self.settings,
-            "lessons": [(list(part.shape), part.source, part.target) for part in self.batches.lessons],
+            "hard_examples": [(list(part.shape), part.source, part.target) for part in self.batches.hard_examples],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
         self.reached, self.ended = bool(state_dict["reached"]), bool(state_dict["ended"])
-        lessons = [Problems(tuple(shape), source, target) for shape, source, target in state_dict["lessons"]]
-        self.batches.lessons = tuple(lessons)
+        hard = [Problems(tuple(shape), source, target) for shape, source, target in state_dict["hard_examples"]]
+        self.batches.hard_examples = tuple(hard)
         changed = [name for name, value in self.settings.items() if state_dict["settings"].get(name) != value]
         if changed:
             raise UserError(
@@ -265,7 +265,7 @@ def train(
     optimizer: Optimizer,
     trainer: TrainerSettings,
     stopping: Stopping,
-    examination: Examination | None = None,
+    coverage: Coverage | None = None,
     seed: int,
     draws: int,
     folder: Path,
@@ -282,7 +282,7 @@ def train(
         optimizer: Optimiser.
         trainer: Lightning's settings.
         stopping: The stopping rule.
-        examination: Contexts in all of which the model must do well, in place of the rule's loss and decay.
+        coverage: Assignments in all of which the model must do well, in place of the rule's loss and decay.
         seed: The run's seed, which messages name.
         draws: The phase's own seed, from which everything random follows.
         folder: Receives the progress and the history (`training.json`).
@@ -294,12 +294,12 @@ def train(
     """
     start = time.perf_counter()
     held_out = validation_problems(task, draws, data.validation_problems)
-    decay_to = 0.0 if examination is None else LAST_RATE
+    decay_to = 0.0 if coverage is None else LAST_RATE
     module = TrainingModule(task, network, optimizer, stopping.decay_steps, decay_to, seed)
     with report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar, _quiet():
         settings = {"seed": seed, "task": task, "data": data, "optimizer": optimizer, "stopping": stopping}
-        settings |= {"model": model, "window": network.position, "until": "certified" if examination else "validated"}
-        watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar, examination)
+        settings |= {"model": model, "window": network.position, "until": "certified" if coverage else "validated"}
+        watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar, coverage)
         lightning_trainer = _lightning_trainer(trainer, watch)
         batches = TrainingBatches(
             task, data, draws, lightning_trainer.global_rank, lambda: lightning_trainer.global_step
@@ -340,7 +340,7 @@ def train(
         loss=last["loss"],
         validated_on=sum(len(problems) for problems in held_out),
         weak=int(last["weak"]) if "weak" in last else None,
-        smallest_gap=last.get("smallest_gap"),
+        smallest_margin=last.get("smallest_margin"),
         reached=watch.reached,
         step_seconds=watch.step_seconds,
         seconds=time.perf_counter() - start,

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.layout import ANSWER
 from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
@@ -30,6 +31,7 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import Identity, carried_sum, share
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Carrying(LocalRule):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] + digits[1] + state
         return total // self.base, [total % self.base]
+
+    def identities(self) -> tuple[Identity, ...]:
+        operands = [share(name, 2) for name in self.operands]
+        return (carried_sum("operand 1 + operand 2 = answer", 2, operands, [share(ANSWER, 2)]),)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The contract of a task, and what tasks on digit strings share."""
 
 import abc
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import cached_property, lru_cache
@@ -12,8 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import ANSWER, Layout, Positions, digit_layout
-from abc_toolkit.vocabulary import EOS, NUM_SPECIAL, Vocabulary
+from abc_toolkit.layout import ANSWER, END, START, Layout, LayoutDescription, Positions, digit_description
+from abc_toolkit.tasks.identity import Identity
+from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL, Vocabulary
 
 Shape = tuple[int, ...]
 TRAINING = "training"
@@ -56,6 +57,21 @@ class ProblemError(UserError):
     """A problem as written by a user is not one of the task's; the message is one line that says why."""
 
 
+@dataclass(frozen=True)
+class Read:
+    """Where a local rule finds the digits or symbols that it knows by a name.
+
+    Attributes:
+        segment: The segment of the tokens that hold them.
+        row: How many rows above that of the predicted token they are; any row, if not given.
+        shift: What a token's coordinate is above the place at which the rule reads it.
+    """
+
+    segment: str
+    row: int | None = None
+    shift: int = 0
+
+
 class LocalRule(abc.ABC):
     """From place to place, what the next token of a target follows from: a finite-state transducer over places.
 
@@ -95,19 +111,13 @@ class LocalRule(abc.ABC):
         """Which states it may end in, boolean."""
         return torch.ones_like(state, dtype=torch.bool)
 
-    def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
-        """By which name, and at which place, the rule knows a token that a prediction depends on; `None` if by none.
+    def identities(self) -> tuple[Identity, ...]:
+        """What each step keeps, so that runs are proved to say what is meant; none, if nothing is claimed."""
+        return ()
 
-        Args:
-            segment: The token's segment.
-            token: Its coordinates.
-            asked: Those of the token that is predicted.
-        """
-        return segment, token[self.along]
-
-    def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
-        """Digits of each operand, where a token with some coordinates is predicted."""
-        return [int(layout.source.within(name).sum()) for name in self.operands]
+    def read(self, name: str) -> Read:
+        """Where it finds what it knows by a name: the segment of that name, unless it says otherwise."""
+        return Read(name)
 
     def written(self, task: "DigitTask", problems: "Problems") -> Tensor:
         """Targets `[batch, target_length - 1]` that the rule writes, without `EOS`."""
@@ -354,13 +364,38 @@ class DigitTask(Task):
 
     def layout(self, shape: Shape) -> Layout:
         laid_out = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
-        make, arguments = self.layout_by(shape)
-        return laid_out(make, *arguments)
+        return laid_out(self, self.sizes(shape))
 
-    def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
-        """The function that makes the layout of a shape, and its arguments."""
-        segments, answers = tuple(self.segments(shape)), tuple(self.answers(shape))
-        return digit_layout, (segments, answers, self.in_turn, self.answers_in_turn, self.downwards)
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        """What the layout of a shape follows from."""
+        return shape
+
+    @property
+    def least_sizes(self) -> tuple[int, ...]:
+        """Least value of each size."""
+        return (1,) * len(self.sizes(self.training_shapes()[0]))
+
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        """The layout of a problem's sizes: one, or, of symbols in their place, that of every problem.
+
+        It may compute with sizes what is linear, and compare them; a proof for every length runs it on symbols.
+        """
+        return digit_description(
+            self.segments(sizes), self.answers(sizes), self.in_turn, self.answers_in_turn, self.downwards
+        )
+
+    @property
+    def literals(self) -> Mapping[str, str]:
+        """The character that each segment holds which always holds the same."""
+        return {"operator": self.operator} if self.operator else {}
+
+    def values(self, segment: str) -> tuple[int, ...]:
+        """Token ids that can stand in a segment."""
+        special = {START: (BOS,), END: (EOS,)}
+        if segment in special:
+            return special[segment]
+        symbols = self.literals.get(segment, self.symbols[: self.base] if segment.startswith("operand") else "")
+        return tuple(self.vocabulary.encode(symbols or self.symbols).tolist())
 
     def answer(self, target: str) -> str:
         return target[::-1].lstrip(self.symbols[0]) or target[:1]
@@ -412,9 +447,9 @@ class DigitTask(Task):
         return f"{first}{self.operator}{second}"
 
 
-def _new_layout(make: Callable[..., Layout], *arguments: Hashable) -> Layout:
+def _new_layout(task: DigitTask, sizes: Shape) -> Layout:
     with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
-        return make(*arguments)
+        return task.describe_layout(sizes).layout()
 
 
 _cached_layout = lru_cache(maxsize=4096)(_new_layout)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.layout import ANSWER
 from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
@@ -21,6 +22,7 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import Identity, OrderIdentity
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Deciding(LocalRule):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         verdict = torch.where(state == 1, 1 + (digits[0] - digits[1]).sign(), state)
         return verdict, [self.base + verdict]
+
+    def identities(self) -> tuple[Identity, ...]:
+        symbols = self.base, self.base + 1, self.base + 2
+        statement = "each verdict is the order of the digits so far"
+        return (OrderIdentity(statement, ("operand 1", "operand 2"), (-1, 0, 1), ANSWER, symbols),)
 
 
 @dataclass(frozen=True)

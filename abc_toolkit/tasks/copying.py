@@ -20,6 +20,7 @@ from abc_toolkit.tasks.base import (
     random_run,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import CopyIdentity, Identity
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Written(LocalRule):
         self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         return state, [digits[0]] * len(self.answers)
+
+    def identities(self) -> tuple[Identity, ...]:
+        return tuple(CopyIdentity(f"{answer} = operand 1", "operand 1", answer) for answer in self.answers)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import CarryIdentity, Identity, carried_sum, share
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,21 @@ class Dividing(LocalRule):
         total = state * self.base + digits[0]
         remainder = total % constants[0]
         return remainder, [total // constants[0], remainder]
+
+    def identities(self) -> tuple[Identity, ...]:
+        states = self.num_states
+        quotient = share("quotient", states, times_constant=True)
+        return (
+            carried_sum(
+                "operand 1 = operand 2 * quotient + last remainder", states, [share("operand 1", states)], [quotient]
+            ),
+            CarryIdentity(
+                "each remainder is what is left of the digits so far, below operand 2",
+                "remainder",
+                tuple(range(states)),
+                "constant",
+            ),
+        )
 
 
 @dataclass(frozen=True)

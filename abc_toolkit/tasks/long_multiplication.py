@@ -1,26 +1,29 @@
 """Multiplication of two numbers."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.layout import END, START, Layout, positions_of, table_layout
+from abc_toolkit.layout import END, START, LayoutDescription, Repeat, Token
+from abc_toolkit.linear import symbol
 from abc_toolkit.tasks.base import (
     CARRY,
     ZEROS,
     DigitTask,
     LocalRule,
     Problems,
+    Read,
     Shape,
     choose_rows,
     random_run,
     uniform_digits,
     with_zeros,
 )
-from abc_toolkit.tasks.tables import TableTask
+from abc_toolkit.tasks.identity import CarryIdentity, Identity, carried_sum, share
+from abc_toolkit.tasks.tables import COMMA, TableTask
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 DIGIT = "digit"
@@ -42,17 +45,17 @@ class Rows(LocalRule):
         total = digits[0] * constants[0] + digits[1] + state
         return total // 10, [total % 10, total // 10]
 
-    def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
-        row, column = asked["row"] - token["row"], token["column"]
-        if segment == "operand 2":
-            return (segment, 0) if row == 0 else None
-        if segment not in self.answers or row == 0:
-            return segment, column
-        return ("above", column - 1) if segment == DIGIT and row == 1 and column else None
+    def identities(self) -> tuple[Identity, ...]:
+        terms = [share("operand 1", 10, times_constant=True), share("above", 10)]
+        statement = "operand 1 * the row's digit of operand 2 + the row above without its first digit = the row"
+        return (
+            carried_sum(statement, 10, terms, [share(DIGIT, 10)]),
+            CarryIdentity("each carry is what is carried on", CARRIED, tuple(range(10)), 10),
+        )
 
-    def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
-        width = int(layout.source.within("operand 1").sum())
-        return [width, width if asked["row"] else 0]
+    def read(self, name: str) -> Read:
+        own = {"above": Read(DIGIT, row=1, shift=1), "operand 2": Read("operand 2", row=0)}
+        return own.get(name, Read(name, row=0 if name in self.answers else None))
 
     def written(self, task: DigitTask, problems: Problems) -> Tensor:
         first, second = task.numbers(problems)
@@ -80,8 +83,8 @@ class LongMultiplication(TableTask):
     the last one.
 
     Writing what is carried makes each token depend on one digit of either operand, one of the row above and the token
-    just written, 10^4 contexts, where without it the digits one column below are needed too, 10^6. A shape is the two
-    operands' lengths.
+    just written, 10^4 assignments, where without it the digits one column below are needed too, 10^6. A shape is the
+    two operands' lengths.
 
     Attributes:
         max_length: Longest training length of either operand, in digits.
@@ -102,8 +105,21 @@ class LongMultiplication(TableTask):
     def answer_length(self, shape: Shape) -> int:
         return shape[1] * (2 * shape[0] + 2)
 
-    def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
-        return product_layout, (shape,)
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        n, m = sizes
+        i, j = symbol("i"), symbol("j")
+        pair = tuple(Token(name, j, n - j, i) for name in (DIGIT, CARRIED))
+        row = (Repeat(n, "j", pair), Token(DIGIT, n, 0, i), Token(COMMA, n + 1, -1, i))
+        return LayoutDescription(
+            ("operand 1", "operator", "operand 2", START, DIGIT, CARRIED, COMMA, END),
+            (
+                Repeat(n, "i", (Token("operand 1", n - 1 - i, i),)),
+                Token("operator", 0, 0),
+                Repeat(m, "i", (Token("operand 2", m - 1 - i, i, m - 1 - i, 0),)),
+            ),
+            Token(START, 0, n),
+            (Repeat(m, "i", row), Token(END, 0, n, m)),
+        )
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in shape]
@@ -162,22 +178,3 @@ class LongMultiplication(TableTask):
             return target
         digits = "".join(row[0] for row in rows) + rows[-1][2::2]
         return digits[::-1].lstrip("0") or "0"
-
-
-def product_layout(shape: Shape) -> Layout:
-    """Layout of two operands and of the table of their product."""
-    n, m = shape
-    names = ("operand 1", "operator", "operand 2", START, DIGIT, CARRIED, "comma", END)
-    first, second = torch.arange(n - 1, -1, -1), torch.arange(m - 1, -1, -1)
-    zero = torch.tensor([0])
-    source = positions_of(
-        names,
-        torch.cat([torch.full((n,), 0), torch.tensor([1]), torch.full((m,), 2)]),
-        torch.cat([first, zero, second]),
-        torch.cat([first.flip(0), zero, second.flip(0)]),
-        torch.cat([torch.zeros(n + 1, dtype=torch.long), second]),
-        torch.cat([first, torch.zeros(m + 1, dtype=torch.long)]),
-    )
-    in_row = torch.arange(2 * n + 2)
-    comma = in_row > 2 * n
-    return table_layout(source, torch.where(comma, 6, 4 + in_row % 2), (in_row + comma) // 2, m)

@@ -1,6 +1,6 @@
 """Addition of any number of numbers."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
@@ -12,7 +12,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from abc_toolkit.layout import END, START, Layout, positions_of, table_layout
+from abc_toolkit.layout import END, START, LayoutDescription, Repeat, Token
+from abc_toolkit.linear import symbol
 from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
@@ -20,6 +21,7 @@ from abc_toolkit.tasks.base import (
     DigitTask,
     LocalRule,
     Problems,
+    Read,
     Shape,
     carried,
     exact_result,
@@ -30,7 +32,8 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
-from abc_toolkit.tasks.tables import TableTask
+from abc_toolkit.tasks.identity import Identity, carried_sum, share
+from abc_toolkit.tasks.tables import COMMA, TableTask
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 OPERAND = "operand"
@@ -54,15 +57,12 @@ class RunningSums(LocalRule):
     def ends_well(self, state: Tensor) -> Tensor:
         return state == 0  # a sum fits its row
 
-    def at(self, segment: str, token: Mapping[str, int], asked: Mapping[str, int]) -> tuple[str, int] | None:
-        above = asked["row"] - token["row"]
-        if segment == SUM and above == 1:
-            return "above", token["column"]
-        return (segment, token["column"]) if above == 0 or segment not in (OPERAND, SUM) else None
+    def identities(self) -> tuple[Identity, ...]:
+        terms = [share(name, 2) for name in self.operands]
+        return (carried_sum("the row's operand + the row above = the row", 2, terms, [share(SUM, 2)]),)
 
-    def widths(self, layout: Layout, asked: Mapping[str, int]) -> list[int]:
-        width = int(layout.source.coordinates["column"].max()) + 1
-        return [width, width if asked["row"] else 0]
+    def read(self, name: str) -> Read:
+        return Read(SUM, row=1) if name == "above" else Read(name, row=0)
 
     def written(self, task: DigitTask, problems: Problems) -> Tensor:
         operands = task.numbers(problems)
@@ -128,8 +128,25 @@ class MultiOperandAddition(TableTask):
         padded = [pad(digits, width_of(shape)) for digits in operands]
         return [torch.where(chosen[:, None], *versions) for versions in zip(longer, padded, strict=True)]
 
-    def layout_by(self, shape: Shape) -> tuple[Callable[..., Layout], tuple[Hashable, ...]]:
-        return sums_layout, (width_of(shape), shape[1])
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return width_of(shape), shape[1]
+
+    @property
+    def least_sizes(self) -> tuple[int, ...]:
+        return 1 + spare(1), 1
+
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        width, count = sizes
+        i, j = symbol("i"), symbol("j")
+        operand = Repeat(width, "j", (Token(OPERAND, width - 1 - j, j, i),))
+        last = Repeat(width, "j", (Token(OPERAND, width - 1 - j, j, count - 1),))
+        row = (Repeat(width, "j", (Token(SUM, j, width - 1 - j, i),)), Token(COMMA, width, -1, i))
+        return LayoutDescription(
+            (OPERAND, "operator", START, SUM, COMMA, END),
+            (Repeat(count - 1, "i", (operand, Token("operator", 0, 0, i))), last),
+            Token(START, 0, width - 1),
+            (Repeat(count, "i", row), Token(END, 0, width - 1, count)),
+        )
 
     def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in self.operand_lengths(shape)]
@@ -195,16 +212,3 @@ def width_of(shape: Shape) -> int:
     """Digits that operands and sums of a shape are padded to."""
     length, count = shape
     return length + spare(count)
-
-
-def sums_layout(width: int, count: int) -> Layout:
-    """Layout of operands of a width and of their running sums, a row for each."""
-    names = (OPERAND, "operator", START, SUM, "comma", END)
-    in_row = torch.arange(width + 1)
-    comma = in_row == width
-    segment, index = comma.long().repeat(count), torch.where(comma, 0, in_row).repeat(count)
-    place = torch.where(comma, 0, width - 1 - in_row).repeat(count)
-    row = torch.arange(count).repeat_interleave(width + 1)
-    # An operand ends with its operator, the last one with nothing.
-    source = positions_of(names, *(part[:-1] for part in (segment, place, index, row, place)))
-    return table_layout(source, 3 + comma.long(), in_row, count)

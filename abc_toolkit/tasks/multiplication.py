@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.layout import ANSWER
 from abc_toolkit.tasks.base import (
     CARRY,
     ZEROS,
@@ -24,6 +25,7 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import Identity, carried_sum, share
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Product(LocalRule):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] * constants[0] + state
         return total // self.base, [total % self.base]
+
+    def identities(self) -> tuple[Identity, ...]:
+        states = self.num_states
+        number = share("operand 1", states, times_constant=True)
+        return (carried_sum("operand 1 * operand 2 = answer", states, [number], [share(ANSWER, states)]),)
 
 
 @dataclass(frozen=True)

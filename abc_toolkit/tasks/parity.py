@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.layout import ANSWER
 from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
@@ -22,6 +23,7 @@ from abc_toolkit.tasks.base import (
     random_run,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import Identity, RunningIdentity
 
 
 class Running(LocalRule):
@@ -35,6 +37,9 @@ class Running(LocalRule):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = (digits[0] + state) % 2
         return total, [total]
+
+    def identities(self) -> tuple[Identity, ...]:
+        return (RunningIdentity("each bit is the parity of the bits so far", "operand 1", ANSWER, (0, 1), 2),)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import Identity, OrderIdentity, Share, SumIdentity, share
 
 ORDERS = "<=>"
 LESS, EQUAL, GREATER = range(3)
@@ -57,6 +58,28 @@ class Borrowing(LocalRule):
 
     def ends_well(self, state: Tensor) -> Tensor:
         return (state // len(ORDERS) == 1) == (state % len(ORDERS) == LESS)
+
+    def identities(self) -> tuple[Identity, ...]:
+        states = self.num_states
+        sign = tuple(1 if state < len(ORDERS) else -1 for state in range(states))
+        # Less the operand that is guessed to be smaller: what its digits so far exceed is borrowed.
+        exceeds = tuple(-int(state in (LESS, len(ORDERS) + GREATER)) for state in range(states))
+        first, second = Share("operand 1", sign), Share("operand 2", tuple(-own for own in sign))
+        return (
+            SumIdentity(
+                "magnitude = operand 1 - operand 2, or operand 2 - operand 1 where the sign is <",
+                (first, second),
+                (share("magnitude", states),),
+                exceeds,
+            ),
+            OrderIdentity(
+                "each order is that of the digits so far",
+                ("operand 1", "operand 2"),
+                tuple(state % len(ORDERS) - EQUAL for state in range(states)),
+                "order",
+                (self.base + 1, self.base + 2, self.base + 3),
+            ),
+        )
 
 
 def subtracted(first: Tensor, second: Tensor, negative: Tensor, below: Tensor, base: int) -> Tensor:

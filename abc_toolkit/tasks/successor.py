@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.layout import ANSWER
 from abc_toolkit.tasks.base import (
     CARRY,
     ZEROS,
@@ -26,6 +27,7 @@ from abc_toolkit.tasks.base import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.identity import Identity, carried_sum, share
 
 
 class Increment(LocalRule):
@@ -40,6 +42,9 @@ class Increment(LocalRule):
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] + state
         return total // 10, [total % 10]
+
+    def identities(self) -> tuple[Identity, ...]:
+        return (carried_sum("operand 1 + 1 = answer", 2, [share("operand 1", 2)], [share(ANSWER, 2)]),)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """What tasks share whose target is a table."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Generator
 
 from abc_toolkit.tasks.base import UNEQUAL, DigitTask, Shape, pairs_of_lengths, unequal_lengths
+
+COMMA = "comma"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class TableTask(DigitTask):
         if set_name != UNEQUAL or length == 1:
             return ((length, length),)
         return unequal_lengths(generator, length)
+
+    @property
+    def literals(self) -> Mapping[str, str]:
+        return {**super().literals, COMMA: ","}
 
     def rows(self, target: str) -> list[str]:
         """The rows of a target; none if it is no table, of rows of one length."""

@@ -1,0 +1,202 @@
+"""Linear expressions of integer symbols, and functions of integers run on them.
+
+A layout is described by lengths. Where a task says them of a shape of numbers, the layout is one; where the same code
+is given symbols, it is the layout of every length.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+Plain = dict[str, int]
+
+
+class NotLinearError(Exception):
+    """A computation on symbols is not linear, so that nothing can be said of it for every integer."""
+
+
+class Linear:
+    """`constant + sum of coefficient * symbol`, with integer coefficients.
+
+    A comparison of two expressions that is not settled by their constants takes the side that `cases` is exploring. All
+    that is not linear raises, so that code that runs to its end on symbols computes, on integers, what the result says.
+
+    Args:
+        terms: Coefficient of each symbol.
+        constant: The constant.
+    """
+
+    __slots__ = ("constant", "terms")
+
+    def __init__(self, terms: Mapping[str, int], constant: int = 0) -> None:
+        self.terms = {symbol: factor for symbol, factor in terms.items() if factor}
+        self.constant = constant
+
+    @classmethod
+    def of(cls, value: "int | Linear") -> "Linear":
+        """An integer or an expression as an expression.
+
+        Raises:
+            NotLinearError: If it is neither.
+        """
+        if isinstance(value, Linear):
+            return value
+        if type(value) is not int:
+            raise NotLinearError(f"{value!r} is no integer")
+        return cls({}, value)
+
+    def __add__(self, other: "int | Linear") -> "Linear":
+        other = Linear.of(other)
+        symbols = {**self.terms, **other.terms}
+        total = {symbol: self.terms.get(symbol, 0) + other.terms.get(symbol, 0) for symbol in symbols}
+        return Linear(total, self.constant + other.constant)
+
+    __radd__ = __add__
+
+    def __neg__(self) -> "Linear":
+        return self * -1
+
+    def __sub__(self, other: "int | Linear") -> "Linear":
+        return self + -Linear.of(other)
+
+    def __rsub__(self, other: "int | Linear") -> "Linear":
+        return -self + other
+
+    def __mul__(self, factor: "int | Linear") -> "Linear":
+        one, other = self, Linear.of(factor)
+        if other.terms:
+            one, other = other, one
+        if other.terms:
+            raise NotLinearError(f"{self!r} times {factor!r} is no linear expression")
+        return Linear(
+            {symbol: own * other.constant for symbol, own in one.terms.items()}, one.constant * other.constant
+        )
+
+    __rmul__ = __mul__
+
+    def __gt__(self, other: "int | Linear") -> bool:
+        return _is_positive(self - other)
+
+    def __lt__(self, other: "int | Linear") -> bool:
+        return _is_positive(Linear.of(other) - self)
+
+    def __ge__(self, other: "int | Linear") -> bool:
+        return not self < other
+
+    def __le__(self, other: "int | Linear") -> bool:
+        return not self > other
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, int | Linear):
+            return NotImplemented
+        return self <= other and self >= other
+
+    __hash__ = None  # type: ignore[assignment]  # a set or a cache would tell equal values apart
+
+    def _not_linear(self, *_: Any) -> NoReturn:
+        raise NotLinearError("a symbol is used where only a number makes sense")
+
+    __bool__ = __int__ = __index__ = __float__ = __str__ = __format__ = __floordiv__ = __mod__ = _not_linear
+    __rfloordiv__ = __rmod__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __abs__ = __round__ = _not_linear
+    __divmod__ = __rdivmod__ = __iter__ = __len__ = _not_linear
+
+    def __repr__(self) -> str:
+        return f"Linear({self.terms!r}, {self.constant})"
+
+    def same_as(self, other: "Linear") -> bool:
+        """Whether it is the same expression."""
+        return self.terms == other.terms and self.constant == other.constant
+
+    def at(self, values: "Mapping[str, Any]") -> Any:
+        """The expression with symbols replaced, by numbers, tensors or expressions; others stay.
+
+        Args:
+            values: What to put in place of each symbol.
+        """
+        result: Any = Linear({symbol: own for symbol, own in self.terms.items() if symbol not in values}, self.constant)
+        if not result.terms:
+            result = self.constant
+        for symbol, own in self.terms.items():
+            if symbol in values:
+                result = result + own * values[symbol]
+        return result
+
+    def plain(self) -> Plain:
+        """The expression as JSON: coefficients by symbol, the constant under the empty name."""
+        constant = {"": self.constant} if self.constant or not self.terms else {}
+        return dict(sorted(self.terms.items())) | constant
+
+
+def symbol(name: str) -> Linear:
+    """The expression that is one symbol."""
+    return Linear({name: 1})
+
+
+@dataclass
+class _Exploration:
+    """The sides that comparisons take in one run, and what follows from them."""
+
+    sides: list[bool]
+    facts: list[Linear]
+    taken: int = 0
+
+
+_explorations: list[_Exploration] = []
+
+
+def _is_positive(expression: Linear) -> bool:
+    if not expression.terms:
+        return expression.constant > 0
+    if not _explorations:
+        raise NotLinearError("two symbols are compared outside `cases`")
+    now = _explorations[-1]
+    for fact in now.facts:  # what was decided stays decided
+        if fact.same_as(expression - 1):
+            return True
+        if fact.same_as(-expression):
+            return False
+    if now.taken == len(now.sides):
+        now.sides.append(True)
+    side = now.sides[now.taken]
+    now.taken += 1
+    now.facts.append(expression - 1 if side else -expression)
+    return side
+
+
+def cases(function: Callable[..., T], arguments: Sequence[Linear], most: int = 64) -> Iterator[tuple[list[Linear], T]]:
+    """Everything that a function of integers can come to, by running it on expressions.
+
+    Args:
+        function: Called anew for each way in which its comparisons may turn out.
+        arguments: What it is given.
+        most: Most cases.
+
+    Yields:
+        Expressions that are all at least 0 in this case, and what the function returns in it. Every choice of integers
+        is of exactly one case. An exception of the function other than `NotLinearError` ends the case it occurs in: it
+        is yielded in place of the result.
+
+    Raises:
+        NotLinearError: If the function does what is not linear, or has more cases.
+    """
+    pending: list[list[bool]] = [[]]
+    for _ in range(most):
+        if not pending:
+            return
+        known = pending.pop()
+        now = _Exploration(list(known), [])
+        _explorations.append(now)
+        result: Any
+        try:
+            result = function(*arguments)
+        except (NotLinearError, TypeError) as error:
+            raise NotLinearError(f"it is no linear function of the lengths ({error})") from None
+        except ValueError as error:  # such as a length beyond a fixed width
+            result = error
+        finally:
+            _explorations.pop()
+        pending += [[*now.sides[:number], False] for number in range(len(known), len(now.sides))]
+        yield now.facts, result
+    if pending:
+        raise NotLinearError(f"it has more than {most} cases")

@@ -1,0 +1,74 @@
+"""What a proof rests on: a task of digits, its local rule, a window, and positions of which all is known."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from abc_toolkit.calibration.window import Window, Windowed, WindowedAttention
+from abc_toolkit.model import Model
+from abc_toolkit.positions import AttentionPosition, Compose, Cyclic, NoPE, PositionMethod
+from abc_toolkit.proof.receptive_field import CannotDecideError
+from abc_toolkit.proof.table import TabledRule
+from abc_toolkit.tasks import Task
+from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.transformer import EncoderDecoder
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a proof is made for: a task of digits, its local rule, a window, and positions that repeat.
+
+    Attributes:
+        task: The task.
+        rule: Its local rule, as a table.
+        window: The window.
+        cyclic: The position methods beside it.
+    """
+
+    task: DigitTask
+    rule: TabledRule
+    window: Window
+    cyclic: tuple[Cyclic, ...]
+
+    @property
+    def period(self) -> int:
+        """Places after which what positions add repeats."""
+        return math.lcm(*(method.period for method in self.cyclic)) if self.cyclic else 1
+
+
+def basis_of(task: Task, model: Model) -> Basis:
+    """What the proof of a model rests on.
+
+    Raises:
+        CannotDecideError: If something is missing, or the model holds a part of which nothing is known.
+    """
+    rule = task.local_rule()
+    if rule is None or not isinstance(task, DigitTask):
+        raise CannotDecideError(f"{task.name} has no local rule: nothing says from place to place what comes next")
+    if type(model) is not EncoderDecoder:
+        raise CannotDecideError(f"windows are of encoder-decoders, and the model is {type(model).__name__}")
+    if type(model.position) is not Windowed:
+        raise CannotDecideError("the model has no window: a prediction depends on every token before it")
+    cyclic = tuple(_cyclic(model.position.inner))
+    blocks = [*model.encoder, *model.decoder]
+    attentions = [block.self_attention for block in blocks]
+    attentions += [block.cross_attention for block in blocks if block.cross]
+    for attention in attentions:
+        position = attention.position
+        if type(position) is not WindowedAttention or type(position.inner) is not AttentionPosition:
+            raise CannotDecideError("a method beside the window does something inside attention: a proof needs none")
+    return Basis(task, TabledRule(task, rule), model.position.window, cyclic)
+
+
+def _cyclic(method: PositionMethod) -> Iterator[Cyclic]:
+    """The cyclic methods that a method is made of; subclasses may add what they like, so they do not count."""
+    if type(method) is Compose:
+        for part in method.methods:
+            yield from _cyclic(part)
+    elif type(method) is Cyclic:
+        yield method
+    elif type(method) is not NoPE:
+        raise CannotDecideError(
+            f"nothing is known for every length of what {type(method).__name__} positions tell: a proof needs none "
+            "beside the window, or Cyclic ones"
+        )

@@ -1,0 +1,695 @@
+"""Up to which sizes layouts have to be gone through, so that longer ones bring nothing new: derived, not measured.
+
+**Lemma.** Fix a case of the layout's description and a token of the target, the query. The symbols are the sizes and
+the variables of the query's repeats, all integers from 0. Which keys are open to the query, to the keys of these, and
+so on, what coincides with what, and where the local rule reads what: each such fact compares a *difference expression*,
+`x - y + c` or `x + c` or `-x + c` of symbols `x`, `y` and a constant `c`, with 0. Let `D` be the largest `|c|`. Let
+`R` be the relation of states of the local rule over one place, for given operands present and given constants, and `S`,
+`P` such that `R^(g + P) = R^g` for all of these and all `g >= S`; `P` is also a multiple of the periods of the position
+methods. Let `G = 2D + 1 + S`. Sort the values of the symbols and 0, and replace each gap between neighbours above
+`G + P` by the number from `G + 1` to `G + P` that is congruent to it modulo `P`. Then the kind of the prediction and
+its assignments stay.
+
+*Proof.* A difference `x - y` is a sum of gaps, so it stays as it is, or is beyond `G` on the same side before and
+after, and congruent modulo `P`. A fact `x - y + c >= 0` or `= 0` with `|c| <= D < G` keeps its truth. The places of
+leaves, of the query and of the ends of operands, which the local rule goes through, have pairwise distances of that
+form: their order stays, and the number of places between two neighbours of them stays, or is at least `G - D - 1 >= S`
+before and after and congruent modulo `P`, so that what `R` makes of it stays. Coordinates keep their residues modulo
+`P`, and with them what repeating position methods add. ∎
+
+So each symbol has to be gone through up to `K (G + P)`, where `K` is the number of symbols that are compared with each
+other, directly or through others: what is never compared, such as rows and columns, is replaced independently.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TypeVar
+
+import torch
+
+from abc_toolkit.calibration.window import Rule, Window
+from abc_toolkit.layout import Item, LayoutDescription, Repeat, Token
+from abc_toolkit.linear import Linear, NotLinearError, cases, symbol
+from abc_toolkit.positions import Site
+from abc_toolkit.proof.receptive_field import CannotDecideError
+from abc_toolkit.proof.table import TabledRule
+from abc_toolkit.tasks.base import DigitTask
+
+_MOST_POWERS = 4096
+_MOST_EXPANDED = 64  # values of a variable that a line leaves open and that has a fixed number of them
+
+
+@dataclass(frozen=True)
+class Case:
+    """The layouts of all sizes for which some expressions are at least 0.
+
+    Attributes:
+        where: The expressions.
+        description: What the layouts are made of.
+    """
+
+    where: tuple[Linear, ...]
+    description: LayoutDescription
+
+
+def size_symbols(task: DigitTask) -> list[str]:
+    """Names of the sizes of a task's layouts."""
+    return [f"s{number}" for number in range(len(task.least_sizes))]
+
+
+def layout_cases(task: DigitTask) -> list[Case]:
+    """The layouts of all problems of a task, by running its description on symbols.
+
+    Raises:
+        CannotDecideError: If the lengths of its segments are not linear in its sizes.
+    """
+    names = size_symbols(task)
+    ranges = [symbol(name) - least for name, least in zip(names, task.least_sizes, strict=True)]
+    found = []
+    try:
+        for where, description in cases(lambda *sizes: task.describe_layout(sizes), [symbol(name) for name in names]):
+            if isinstance(description, Exception) or not _satisfiable([*where, *ranges]):
+                continue
+            found.append(Case(tuple(where), description))
+    except NotLinearError as error:
+        raise CannotDecideError(f"the layout of {task.name} is not known for every length: {error}") from None
+    return found
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Up to which sizes layouts are gone through.
+
+    Attributes:
+        sizes: The largest value of each size.
+        constants: `D`, by the component of symbols that has the largest.
+        settling: `S`.
+        period: `P`.
+        culprit: The line of the window with the largest constant, in words.
+    """
+
+    sizes: Mapping[str, int]
+    constants: int
+    settling: int
+    period: int
+    culprit: str
+
+
+def bound_of(task: DigitTask, rule: TabledRule, window: Window, period: int) -> Bound:
+    """The bound of the lemma.
+
+    Args:
+        task: The task.
+        rule: Its local rule.
+        window: The window.
+        period: A common multiple of the periods of the position methods beside the window.
+
+    Raises:
+        CannotDecideError: If a fact is no comparison of difference expressions, or the rule does not settle in sight;
+            the message names the line or the rule.
+    """
+    settling, cycle = settles(rule)
+    period = math.lcm(period, cycle)
+    least = dict(zip(size_symbols(task), task.least_sizes, strict=True))
+    largest, constants = dict(least), 0
+    for case in layout_cases(task):
+        strings = _Strings(case.description)
+        for query in strings.queries:
+            facts = _Facts(_ranges(case, least, query))
+            leaves = _follow(strings, window, query, facts)
+            _read(strings, rule, query, leaves, facts)
+            constants = max(constants, *facts.constants().values(), 0)
+            for name, value in facts.bounds(settling, period).items():
+                if name in largest:
+                    largest[name] = max(largest[name], value)
+    lines = [(abs(condition.equals), line.describe()) for line in window.rules for condition in line.conditions]
+    return Bound(largest, constants, settling, period, max(lines, default=(0, ""))[1])
+
+
+def settles(rule: TabledRule) -> tuple[int, int]:
+    """Numbers of places `S` and `P` with `R^(g + P) = R^g` for all `g >= S`, for every relation `R` of the rule.
+
+    Powers of a relation are taken until one repeats; from there on they go round.
+
+    Args:
+        rule: The rule.
+
+    Raises:
+        CannotDecideError: If no power repeats among the first few thousand.
+    """
+    start, period = 0, 1
+    for present in product((False, True), repeat=len(rule.operands)):
+        for step in rule.leads(present).float():
+            power, known = torch.eye(rule.num_states), {}
+            for number in range(_MOST_POWERS):
+                key = power.bool().numpy().tobytes()
+                if key in known:
+                    break
+                known[key] = number
+                power = (power @ step > 0).float()
+            else:
+                raise CannotDecideError(f"the states of the local rule do not repeat within {_MOST_POWERS:,} places")
+            start, period = max(start, known[key]), math.lcm(period, len(known) - known[key])
+    return start, period
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A token of a description, for all values of the variables around it.
+
+    Attributes:
+        token: The token.
+        loops: Variable and count of each repeat around it, the outer first.
+        path: Where it stands in the description: number of the item at each depth.
+        coordinates: Its coordinates, those that count the whole string among them, where these are linear.
+    """
+
+    token: Token
+    loops: tuple[tuple[str, Linear], ...]
+    path: tuple[int, ...]
+    coordinates: Mapping[str, Linear]
+
+
+@dataclass(frozen=True)
+class _Symbolic:
+    """A token of a string at known values of its variables.
+
+    Attributes:
+        template: The token.
+        values: An expression for each variable.
+    """
+
+    template: _Template
+    values: tuple[Linear, ...]
+
+    def coordinate(self, name: str) -> Linear | None:
+        """One of its coordinates; `None` if it is not linear."""
+        expression = self.template.coordinates.get(name)
+        if expression is None:
+            return None
+        return Linear.of(
+            expression.at({own: value for (own, _), value in zip(self.template.loops, self.values, strict=True)})
+        )
+
+    @property
+    def ranges(self) -> list[Linear]:
+        """What is at least 0 where there is such a token."""
+        pairs = zip(self.template.loops, self.values, strict=True)
+        return [part for (_, count), value in pairs for part in (value, count - 1 - value)]
+
+    @property
+    def key(self) -> tuple:
+        """Tells it from others."""
+        return self.template.path, tuple(tuple(sorted(value.plain().items())) for value in self.values)
+
+
+class _Strings:
+    """The tokens of a description, as queries and as keys."""
+
+    def __init__(self, description: LayoutDescription) -> None:
+        self.names = description.names
+        self.source = list(self._templates(description.source, 0))
+        target = list(self._templates(description.target, 0))
+        self.queries = [
+            _Symbolic(own, tuple(symbol(f"q{number}") for number in range(len(own.loops)))) for own in target
+        ]
+        held = list(self._templates(description.target, 1))
+        start = _Template(description.start, (), (-1,), {**description.start.coordinates, "raw": Linear({})})
+        self.prefix = [start, *held[:-1]]
+        self.target = target
+        self._items = description.target
+        self._by_path = {own.path: own for own in target}
+
+    def keys(self, site: Site) -> list[_Template]:
+        """The tokens that a site has as keys."""
+        return self.prefix if site == "decoder" else self.source
+
+    def before(self, query: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
+        """The token of the prefix that is held where a token of the target is predicted: all that it may be."""
+        found = list(self._beside(query, last=True, facts=facts))
+        return [token if token is not None else _Symbolic(self.prefix[0], ()) for token in found]
+
+    def after(self, held: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
+        """The token of the target that is predicted where one is held: all that it may be."""
+        if held.template.path == (-1,):
+            found = list(self._outermost(self._items, (), (), last=False, facts=facts))
+        else:
+            found = list(self._beside(held, last=False, facts=facts))
+        return [token for token in found if token is not None]
+
+    def _beside(self, token: _Symbolic, last: bool, facts: "_Facts") -> Iterator[_Symbolic | None]:
+        """What a token of the target may have beside it: before it, if `last`, or after; `None` for nothing.
+
+        Facts are added on which it rests.
+        """
+        lists, path = [self._items], token.template.path
+        for number in path[:-1]:
+            repeat = lists[-1][number]
+            assert isinstance(repeat, Repeat)
+            lists.append(repeat.items)
+        for depth in reversed(range(len(path))):
+            items, number = lists[depth], path[depth]
+            beside = items[:number] if last else items[number + 1 :]
+            offset = 0 if last else number + 1
+            ended = False
+            for found in self._outermost(beside, path[:depth], token.values[:depth], last, facts, offset):
+                if found is None:
+                    ended = True
+                else:
+                    yield found
+            if not ended:
+                return
+            if not depth:
+                yield None
+                return
+            # Round the repeat, or out of it.
+            value, (_, count) = token.values[depth - 1], token.template.loops[depth - 1]
+            other = value - 1 if last else value + 1
+            if _satisfiable([*facts.ranges, *token.ranges, other, count - 1 - other]):
+                facts.add(other if last else count - 1 - other, "the layout")
+                values = (*token.values[: depth - 1], other)
+                yield from (
+                    found for found in self._outermost(items, path[:depth], values, last, facts) if found is not None
+                )
+            if not _satisfiable([*facts.ranges, *token.ranges, -value if last else value - count + 1]):
+                return
+
+    def _outermost(
+        self,
+        items: Sequence[Item],
+        path: tuple[int, ...],
+        values: tuple[Linear, ...],
+        last: bool,
+        facts: "_Facts",
+        offset: int = 0,
+    ) -> Iterator[_Symbolic | None]:
+        """The last token of some items, or the first: all that it may be; `None` if there may be none."""
+        numbered = list(enumerate(items, offset))
+        for number, item in reversed(numbered) if last else numbered:
+            if isinstance(item, Token):
+                yield _Symbolic(self._by_path[(*path, number)], values)
+                return
+            count = Linear.of(item.count)
+            if _satisfiable([*facts.ranges, count - 1]):
+                facts.add(count - 1, "the layout")
+                end = count - 1 if last else Linear({})
+                yield from (
+                    found
+                    for found in self._outermost(item.items, (*path, number), (*values, end), last, facts)
+                    if found is not None
+                )
+            if not _satisfiable([*facts.ranges, -count]):
+                return
+        yield None
+
+    def _templates(self, items: Sequence[Item], first: int) -> Iterator[_Template]:
+        """The tokens of a string, whose first has number `first`."""
+        total = _length(items)
+        offset: Linear | None = Linear.of(first)
+        for number, item in enumerate(items):
+            if isinstance(item, Token):
+                yield self._template(item, (), (number,), offset, total)
+                offset = None if offset is None else offset + 1
+                continue
+            tokens = all(isinstance(part, Token) for part in item.items)
+            variable, count = symbol(item.variable), Linear.of(item.count)
+            for place, part in enumerate(item.items):
+                loop = (item.variable, count)
+                if isinstance(part, Token):
+                    raw = offset + variable * len(item.items) + place if tokens and offset is not None else None
+                    yield self._template(part, (loop,), (number, place), raw, total)
+                    continue
+                inner = (part.variable, Linear.of(part.count))
+                for deepest, token in enumerate(part.items):
+                    if not isinstance(token, Token):
+                        raise CannotDecideError("the layout has repeats within repeats within repeats")
+                    yield self._template(token, (loop, inner), (number, place, deepest), None, total)
+            length = _length([item])
+            offset = None if offset is None or length is None else offset + length
+
+    def _template(
+        self,
+        token: Token,
+        loops: tuple[tuple[str, Linear], ...],
+        path: tuple[int, ...],
+        raw: Linear | None,
+        total: Linear | None,
+    ) -> _Template:
+        coordinates = {**token.coordinates, "segment": Linear.of(self.names.index(token.segment))}
+        if raw is not None:
+            coordinates["raw"] = raw
+            if total is not None:
+                coordinates["raw_from_end"] = total - 1 - raw
+        return _Template(token, loops, path, coordinates)
+
+
+def _length(items: Sequence[Item]) -> Linear | None:
+    """Number of tokens of some items; `None` if it is not linear."""
+    total: Linear = Linear({})
+    for item in items:
+        own = Linear.of(1)
+        if isinstance(item, Repeat):
+            inner = _length(item.items)
+            if inner is None:
+                return None
+            try:
+                own = inner * item.count
+            except NotLinearError:
+                return None
+        total = total + own
+    return total
+
+
+@dataclass
+class _Facts:
+    """The comparisons with 0 that a prediction rests on.
+
+    Attributes:
+        ranges: What is at least 0 in any case: of the case, the sizes, the query.
+    """
+
+    ranges: list[Linear]
+    _joined: dict[str, str] = field(default_factory=dict)
+    _found: list[Linear] = field(default_factory=list)
+    _of_rule: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for expression in self.ranges:
+            self.add(expression, "the layout")
+
+    def add(self, expression: Linear, where: str, of_rule: bool = False) -> None:
+        """Adds one.
+
+        Args:
+            expression: What is compared with 0.
+            where: What it belongs to, in words.
+            of_rule: Whether it is a distance between places that the local rule goes through.
+
+        Raises:
+            CannotDecideError: If it is no difference expression.
+        """
+        if not _is_difference(expression):
+            raise CannotDecideError(
+                f"{where} compares positions that move apart as the length grows: nothing bounds what longer problems "
+                "bring"
+            )
+        symbols = list(expression.terms)
+        if not symbols:
+            return
+        self._found.append(expression)
+        for name in symbols:
+            self._joined.setdefault(name, name)
+        self._joined[self._root(symbols[0])] = self._root(symbols[-1])
+        if of_rule:
+            self._of_rule.update(symbols)
+
+    def _root(self, name: str) -> str:
+        while self._joined[name] != name:
+            name = self._joined[name]
+        return name
+
+    def constants(self) -> dict[str, int]:
+        """`D` of each component, by one of its symbols."""
+        largest: dict[str, int] = {}
+        for expression in self._found:
+            root = self._root(next(iter(expression.terms)))
+            largest[root] = max(largest.get(root, 0), abs(expression.constant))
+        return largest
+
+    def bounds(self, settling: int, period: int) -> dict[str, int]:
+        """Up to which value each symbol has to be gone through."""
+        constants = self.constants()
+        settled = {self._root(name) for name in self._of_rule}
+        found = {}
+        for name in self._joined:
+            root = self._root(name)
+            members = sum(self._root(other) == root for other in self._joined)
+            gap = 2 * constants[root] + 1 + settling * (root in settled)
+            found[name] = members * (gap + period)
+        return found
+
+
+def _is_difference(expression: Linear) -> bool:
+    return sorted(expression.terms.values()) in ([], [-1], [1], [-1, 1])
+
+
+def _ranges(case: Case, least: Mapping[str, int], query: _Symbolic) -> list[Linear]:
+    return [*case.where, *(symbol(name) - value for name, value in least.items()), *query.ranges]
+
+
+def _satisfiable(expressions: Sequence[Linear]) -> bool:
+    """Whether integers from 0 make all expressions at least 0 (Bellman and Ford); those of another form are left out.
+
+    Of expressions that are no difference expressions nothing is concluded.
+    """
+    edges: list[tuple[str, str, int]] = []
+    names = {""}
+    for expression in expressions:
+        if not _is_difference(expression):
+            continue
+        if not expression.terms:
+            if expression.constant < 0:
+                return False
+            continue
+        above = next((name for name, factor in expression.terms.items() if factor == 1), "")
+        below = next((name for name, factor in expression.terms.items() if factor == -1), "")
+        edges.append((above, below, expression.constant))  # below <= above + constant
+        names |= {above, below}
+    edges += [(name, "", 0) for name in names if name]
+    distance = dict.fromkeys(names, 0)
+    for _ in names:
+        changed = False
+        for above, below, constant in edges:
+            if distance[above] + constant < distance[below]:
+                distance[below], changed = distance[above] + constant, True
+        if not changed:
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A token of the decoder's input: what it holds, and what it predicts.
+
+    Attributes:
+        held: The token of the prefix.
+        asks: The token of the target.
+    """
+
+    held: _Symbolic
+    asks: _Symbolic
+
+    @property
+    def key(self) -> tuple:
+        """Tells it from others."""
+        return self.held.key, self.asks.key
+
+
+def _follow(strings: _Strings, window: Window, query: _Symbolic, facts: _Facts) -> list[_Symbolic]:
+    """Adds the facts on which the kind of a prediction rests; returns the leaves of its receptive field."""
+    streams = [_Stream(held, query) for held in strings.before(query, facts)]
+    sources: list[_Symbolic] = []
+    for layer in reversed(range(window.num_decoder_layers)):
+        asking = [stream.asks for stream in streams]
+        sources = _distinct([*sources, *_opened(strings, window, "cross", layer, asking, facts)])
+        keys = _opened(strings, window, "decoder", layer, asking, facts)
+        more = [_Stream(held, asks) for held in keys for asks in strings.after(held, facts)]
+        streams = _distinct([*streams, *more])
+    for layer in reversed(range(window.num_encoder_layers)):
+        sources = _distinct([*sources, *_opened(strings, window, "encoder", layer, sources, facts)])
+    held = _distinct([stream.held for stream in streams])
+    for tokens in (held, sources):
+        for number, one in enumerate(tokens):
+            for other in tokens[number + 1 :]:
+                _add_order(one, other, facts)
+    return [*sources, *held]
+
+
+T = TypeVar("T", _Symbolic, _Stream)
+
+
+def _distinct(tokens: Sequence[T]) -> list[T]:
+    return list({token.key: token for token in tokens}.values())
+
+
+def _opened(
+    strings: _Strings, window: Window, site: Site, layer: int, queries: Sequence[_Symbolic], facts: _Facts
+) -> list[_Symbolic]:
+    """The keys that the lines of a site and layer can open to some queries, and the facts on which this rests."""
+    found = []
+    for rule, query, template in product(window.of(site, layer), queries, strings.keys(site)):
+        if rule.query_segment not in (None, query.template.token.segment):
+            continue
+        if rule.key_segment in (None, template.token.segment):
+            found += _on_line(rule, query, template, site == "decoder", facts)
+    return _distinct(found)
+
+
+def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, facts: _Facts) -> list[_Symbolic]:
+    """The keys of a template that a line opens to a query."""
+    where = f"the line '{rule.describe()}' ({rule.site} layer {rule.layer} head {rule.head})"
+    equations = []
+    for condition in rule.conditions:
+        own = template.coordinates.get(condition.key)
+        asked = Linear({}) if condition.query is None else query.coordinate(condition.query)
+        if own is None or asked is None:
+            raise CannotDecideError(f"{where} counts whole strings, which in tables is no linear function of rows")
+        # The key's variables get names of their own: the query's are symbols.
+        mine = Linear.of(own.at({name: symbol(f"key {name}") for name, _ in template.loops}))
+        wanted = asked - condition.equals if condition.query is not None else Linear.of(condition.equals)
+        equations.append(wanted - mine)
+    try:
+        solved = _solved(equations, [f"key {name}" for name, _ in template.loops])
+    except NotLinearError:
+        raise CannotDecideError(
+            f"{where} compares positions that move apart as the length grows: nothing bounds what longer problems bring"
+        ) from None
+    if solved is None:
+        return []
+    values, left_over = solved
+    found = []
+    for chosen in _expanded(template, values, where):
+        rest = [Linear.of(part.at(chosen)) for part in left_over]
+        token = _Symbolic(template, tuple(chosen[f"key {name}"] for name, _ in template.loops))
+        needed = [*token.ranges, *rest, *(-part for part in rest), *(_before(token, query) if causal else [])]
+        if not _satisfiable([*facts.ranges, *query.ranges, *needed]):
+            continue  # there is no such key at any length
+        for expression in (*token.ranges, *rest):
+            facts.add(expression, where)
+        found.append(token)
+    return found
+
+
+def _expanded(template: _Template, values: Mapping[str, Linear], where: str) -> Iterator[dict[str, Linear]]:
+    """Values of all variables, where those that a line leaves open have a fixed number of values."""
+    ranges = {}
+    for name, count in template.loops:
+        if f"key {name}" not in values:
+            if count.terms or count.constant > _MOST_EXPANDED:
+                raise CannotDecideError(f"{where} is open to more tokens, the longer the problem")
+            ranges[f"key {name}"] = range(count.constant)
+    for way in product(*ranges.values()):
+        chosen = {name: Linear.of(value) for name, value in zip(ranges, way, strict=True)}
+        yield chosen | {name: Linear.of(value.at(chosen)) for name, value in values.items()}
+
+
+def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[str, Linear], list[Linear]] | None:
+    """Solves equations `expression = 0` for unknowns in integers.
+
+    Returns:
+        Expressions for those unknowns that are determined, and the expressions that are left over, in which no unknown
+        is or some that stay open; `None` if they cannot hold.
+
+    Raises:
+        NotLinearError: If an unknown is no integer expression of the symbols.
+    """
+    values: dict[str, Linear] = {}
+    left = list(equations)
+    while True:
+        left = [Linear.of(part.at(values)) for part in left]
+        chosen = next((part for part in left if sum(name in part.terms for name in unknown) == 1), None)
+        if chosen is None:
+            break
+        (name,) = (name for name in unknown if name in chosen.terms)
+        factor = chosen.terms[name]
+        rest = Linear({own: -value for own, value in chosen.terms.items() if own != name}, -chosen.constant)
+        if any(value % factor for value in rest.terms.values()):
+            raise NotLinearError("no integer expression")
+        if rest.constant % factor:
+            return None
+        own = Linear({other: value // factor for other, value in rest.terms.items()}, rest.constant // factor)
+        values = {other: Linear.of(value.at({name: own})) for other, value in values.items()} | {name: own}
+        left = [part for part in left if part is not chosen]
+    if any(name in part.terms for name in unknown for part in left):
+        raise NotLinearError("two unknowns in one equation")
+    if any(not part.terms and part.constant for part in left):
+        return None
+    return values, [part for part in left if part.terms]
+
+
+def _before(key: _Symbolic, query: _Symbolic) -> list[Linear]:
+    """What is at least 0 where a token of the target comes before another."""
+    mine, other = key.template.path, query.template.path
+    if mine[0] != other[0]:
+        return [Linear.of(other[0] - mine[0])]
+    if not key.values:  # a single token does not come before itself
+        return [Linear.of(-1)]
+    ahead = query.values[0] - key.values[0]
+    may_be_beside = len(mine) > 2 or len(other) > 2 or mine[1:] < other[1:]  # in the same turn, or the same row
+    return [ahead if may_be_beside else ahead - 1]
+
+
+def _add_order(one: _Symbolic, other: _Symbolic, facts: _Facts) -> None:
+    """Adds the facts on which the order of two tokens of a string rests, and whether they are the same."""
+    mine, theirs = one.template.path, other.template.path
+    for depth, (value, against) in enumerate(zip(one.values, other.values, strict=False)):
+        if mine[: depth + 1] != theirs[: depth + 1]:
+            return
+        difference = value - against
+        facts.add(difference, "the window")
+        if not difference.terms and difference.constant:
+            return
+
+
+def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequence[_Symbolic], facts: _Facts) -> None:
+    """Adds the facts on which the assignments of a prediction rest."""
+    where = "the local rule"
+    row = query.coordinate("row")
+    assert row is not None
+    events: list[Linear] = []
+    for name in (*rule.operands, *rule.constants, *rule.answers):
+        read = rule.read(name)
+        for leaf in (*leaves, query):
+            if leaf.template.token.segment != read.segment:
+                continue
+            own, place = leaf.coordinate("row"), leaf.coordinate(rule.along)
+            assert own is not None
+            assert place is not None
+            if read.row is not None:
+                facts.add(row - own - read.row, where)
+                apart = row - own - read.row
+                if not apart.terms and apart.constant:
+                    continue
+            if name not in rule.constants:
+                events.append(place - read.shift)
+        if name in rule.constants:
+            continue
+        for template in (*strings.source, *strings.target):
+            if template.token.segment == read.segment:
+                events += _ends_of(
+                    template, rule.along, None if read.row is None else row - read.row, read.shift, facts
+                )
+    distinct = {tuple(sorted(event.plain().items())): event for event in events}
+    for number, event in enumerate(found := [Linear({}), *distinct.values()]):
+        for other in found[number + 1 :]:
+            facts.add(event - other, where, of_rule=True)
+
+
+def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, facts: _Facts) -> list[Linear]:
+    """The places at both ends of the tokens of a template that are in a row, or in any."""
+    where = "the local rule"
+    values: dict[str, Linear] = {}
+    if row is not None:
+        mine = Linear.of(template.coordinates["row"].at({name: symbol(f"key {name}") for name, _ in template.loops}))
+        try:
+            solved = _solved([row - mine], [f"key {name}" for name, _ in template.loops])
+        except NotLinearError:
+            raise CannotDecideError("the local rule reads rows that are no linear function of the row asked") from None
+        if solved is None:
+            return []
+        values = solved[0]
+        for expression in solved[1]:
+            facts.add(expression, where)
+    place = Linear.of(template.coordinates[along].at({name: symbol(f"key {name}") for name, _ in template.loops}))
+    ends = [Linear.of(place.at(values)) - shift]
+    for name, count in template.loops:
+        own = f"key {name}"
+        if own in values:
+            facts.add(values[own], where)
+            facts.add(count - 1 - values[own], where)
+            continue
+        facts.add(count - 1, where)
+        ends = [Linear.of(end.at({own: value})) for end in ends for value in (Linear({}), count - 1)]
+    return ends

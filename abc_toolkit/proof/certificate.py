@@ -1,0 +1,310 @@
+"""What the certifier says of a model, and the document that states all that it rests on."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NoReturn
+
+from abc_toolkit.proof.basis import Basis
+from abc_toolkit.proof.bound import layout_cases
+from abc_toolkit.proof.meaning import Meaning
+from abc_toolkit.proof.rounding import PRECISION
+from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
+
+SCHEMA = 3
+ARGUMENT = 1  # the version of the lemma and the bounds: a certificate by another one says nothing here
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the functions that the model is, on everything that its tokens can be.
+
+    Attributes:
+        receptive_field: A prediction that it makes, and the tokens that this depends on.
+        predictions: Number of predictions of this kind, over all layouts gone through.
+        assignments: Values of the tokens that it was run on.
+        smallest_margin: Least lead of a required token's logit over the next best.
+        narrowest: Where that is.
+        largest_rounding: The most that rounding can make of a difference of logits.
+        smallest_slack: Least margin less what rounding can make of it.
+    """
+
+    receptive_field: str
+    predictions: int
+    assignments: int
+    smallest_margin: float
+    narrowest: str
+    largest_rounding: float
+    smallest_slack: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the certifier says of a model.
+
+    Attributes:
+        verdict: `correct` at every length, `wrong`, or `undecided`.
+        reason: Why it is not `correct`: the problem that it fails on and how, or what is to blame.
+        problem: A problem that `abc solve` fails on.
+        bound: Each size of a layout was gone through up to this.
+        longest: The largest of these.
+        layouts: Number of layouts that were gone through.
+        tokens: Tokens that they hold.
+        parts: The functions that the model is.
+        kinds: Their number.
+        assignments: Number of assignments that they were run on.
+        beyond_training: How many of them occur in no training shape.
+        examples: Some of these.
+        smallest_margin: Least lead of a required token's logit over the next best.
+        narrowest: Where that is.
+        largest_rounding: The most that float32 rounding can make of a difference of logits, in any order of summation.
+        smallest_slack: Least margin less what rounding can make of it.
+        meaning: What is known of the local rule.
+        deviations: For each way of computing logits, the largest difference from float64 that was measured.
+        outside: Largest difference of a logit that changing all tokens outside a receptive field made.
+    """
+
+    verdict: Literal["correct", "wrong", "undecided"]
+    reason: str = ""
+    problem: str | None = None
+    bound: Mapping[str, int] = field(default_factory=dict)
+    longest: int = 0
+    layouts: int = 0
+    tokens: int = 0
+    parts: tuple[Part, ...] = ()
+    kinds: int = 0
+    assignments: int = 0
+    beyond_training: int = 0
+    examples: tuple[str, ...] = ()
+    smallest_margin: float = math.nan
+    narrowest: str = ""
+    largest_rounding: float = math.nan
+    smallest_slack: float = math.nan
+    meaning: Meaning | None = None
+    deviations: Mapping[str, float] = field(default_factory=dict)
+    outside: float = math.nan
+
+    @property
+    def largest_deviation(self) -> float:
+        """Largest of the deviations; not a number if one of them is none."""
+        values = list(self.deviations.values())
+        return math.nan if any(math.isnan(value) for value in values) else max(values, default=math.nan)
+
+
+ASSUMPTIONS = (
+    "the layout, that is, the segment and the coordinates of every token, is given to the window",
+    "the hardware works, and PyTorch's kernels compute the sums, products and functions that the model is made of",
+    "the functions by which a task says the lengths of its segments do nothing but arithmetic with them",
+)
+# What a certificate of each kind of verdict holds beside the facts, in the order of the file.
+_FIGURES = (
+    "bound", "longest", "layouts", "tokens_gone_through", "kinds", "assignments", "beyond_training", "examples",
+    "smallest_margin", "narrowest", "largest_rounding", "smallest_slack", "meaning", "deviations", "outside", "parts",
+)  # fmt: skip
+_FACTS: Mapping[str, type | tuple[type, ...]] = {
+    "schema": int, "argument": int, "verdict": str, "reason": str, "problem": (str, type(None)), "task": dict,
+    "architecture": dict, "tokens": dict, "positions": list, "layout": dict, "rule": dict, "identities": list,
+    "hashes": dict, "versions": dict, "precision": str, "assumptions": list,
+}  # fmt: skip
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "bound": dict, "longest": int, "layouts": int, "tokens_gone_through": int, "kinds": int, "assignments": int,
+    "beyond_training": int, "examples": list, "smallest_margin": float, "narrowest": str, "largest_rounding": float,
+    "smallest_slack": float, "meaning": dict, "deviations": dict, "outside": float, "parts": list,
+}  # fmt: skip
+_MEASURED = ("deviations", "outside")
+_CLOSE = 1e-6  # by how much, relative to its size, a figure may differ that is computed in float64
+
+
+class CertificateError(ValueError):
+    """A certificate cannot be read, or does not say what is found; the message is one line."""
+
+
+def document(
+    certificate: Certificate,
+    basis: Basis | None,
+    *,
+    task: Any,
+    architecture: Any,
+    weights: str,
+    window: str,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """All that a verdict rests on, as JSON.
+
+    Args:
+        certificate: The verdict.
+        basis: What the proof is made for, if it is made for this.
+        task: The task, by its class and fields.
+        architecture: The model's architecture.
+        weights: SHA-256 of the weights' file.
+        window: SHA-256 of the window's file.
+        versions: Versions of what computed it.
+    """
+    facts: dict[str, Any] = {"task": task, "architecture": architecture}
+    facts |= dict.fromkeys(("tokens", "positions", "layout", "rule", "identities")) | basis_facts(basis)
+    facts = json.loads(json.dumps(facts))  # as it will be read
+    hashes = {"weights": weights, "window": window} | {name: canonical_hash(value) for name, value in facts.items()}
+    head = {
+        "schema": SCHEMA,
+        "argument": ARGUMENT,
+        "verdict": certificate.verdict,
+        "reason": certificate.reason,
+        "problem": certificate.problem,
+    }
+    stated = {"hashes": hashes, "versions": dict(versions), "precision": PRECISION, "assumptions": list(ASSUMPTIONS)}
+    return head | facts | stated | (_figures(certificate) if certificate.verdict == "correct" else {})
+
+
+def _figures(certificate: Certificate) -> dict[str, Any]:
+    assert certificate.meaning is not None
+    found = {name: getattr(certificate, name) for name in _FIGURES if hasattr(certificate, name)}
+    found["bound"] = {"sizes": dict(certificate.bound)}
+    found["tokens_gone_through"] = certificate.tokens
+    found["meaning"] = asdict(certificate.meaning)
+    found["parts"] = [asdict(part) for part in certificate.parts]
+    return json.loads(json.dumps({name: found[name] for name in _FIGURES}))
+
+
+def basis_facts(basis: Basis | None) -> dict[str, Any]:
+    """What a proof is made for, as JSON: tokens, positions, layout, rule, identities."""
+    if basis is None:
+        return {}
+    task = basis.task
+    positions = [
+        {name: getattr(method, name) for name in ("coordinates", "base", "period", "channels")}
+        for method in basis.cyclic
+    ]
+    return {
+        "tokens": {
+            "count": len(task.vocabulary),
+            "bos": BOS,
+            "eos": EOS,
+            "first_symbol": NUM_SPECIAL,
+            "symbols": task.symbols,
+        },
+        "positions": positions,
+        "layout": _plain_layout(task),
+        "rule": basis.rule.plain(),
+        "identities": [identity.plain() for identity in basis.rule.identities()],
+    }
+
+
+def _plain_layout(task: DigitTask) -> dict[str, Any]:
+    """The family of a task's layouts as JSON, with what can stand at each token."""
+
+    def with_values(item: dict[str, Any]) -> dict[str, Any]:
+        if "items" in item:
+            return item | {"items": [with_values(part) for part in item["items"]]}
+        return item | {"values": list(task.values(item["segment"]))}
+
+    found, segments = [], []
+    for case in layout_cases(task):
+        plain = case.description.plain()
+        segments = plain["segments"]
+        own: dict[str, Any] = {"where": [expression.plain() for expression in case.where]}
+        own["start"] = with_values(plain["start"])
+        own |= {name: [with_values(item) for item in plain[name]] for name in ("source", "target")}
+        found.append(own)
+    return {"segments": segments, "least": list(task.least_sizes), "cases": found}
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted keys and without spaces, in hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_certificate(text: str) -> dict[str, Any]:
+    """The document in a certificate's file.
+
+    Raises:
+        CertificateError: If it is not whole, of another schema, or holds a number that is none.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise CertificateError(f"it holds {constant}, which is no number")
+
+    try:
+        data = json.loads(text, parse_constant=refuse)
+    except CertificateError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CertificateError(f"it is not JSON ({error})") from None
+    if not isinstance(data, dict) or "verdict" not in data:
+        raise CertificateError("it is no certificate: it states no verdict")
+    if data.get("schema") != SCHEMA:
+        raise CertificateError(f"it is of schema {data.get('schema')!r}, and this version reads schema {SCHEMA}")
+    wanted = dict(_FACTS)
+    if data["verdict"] == "correct":
+        wanted |= _TYPES
+    elif data["verdict"] in ("wrong", "undecided"):
+        optional = ("tokens", "positions", "layout", "rule", "identities")
+        wanted |= {name: (dict, list, type(None)) for name in optional}
+    else:
+        raise CertificateError(f"its verdict is {data['verdict']!r}, which is none")
+    for name, kind in wanted.items():
+        if name not in data:
+            raise CertificateError(f"its field {name} is missing")
+        value = data[name]
+        kind = (int, float) if kind is float else kind
+        if not isinstance(value, kind) or isinstance(value, bool) or _not_finite(value):
+            raise CertificateError(f"its field {name} is {json.dumps(value)[:60]}, of a wrong type")
+    unknown = sorted(set(data) - set(wanted))
+    if unknown:
+        raise CertificateError(f"it has a field {unknown[0]}, which certificates have not")
+    return data
+
+
+def _not_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_not_finite, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
+    """What of a certificate is not that of a model, in words; `None` if it is the model's.
+
+    Args:
+        stated: The certificate.
+        facts: The document of the model's own verdict, or as much of it as is known before it is certified.
+    """
+    if stated["argument"] != ARGUMENT:
+        return f"its argument is version {stated['argument']}, and this is version {ARGUMENT}"
+    for name in facts["hashes"]:
+        if stated["hashes"].get(name) != facts["hashes"][name]:
+            return f"its {name} is another"
+    for name, version in facts["versions"].items():
+        if stated["versions"].get(name) != version:
+            return f"it was made with {name} {stated['versions'].get(name)}, and this is {version}"
+    return None
+
+
+def difference(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """Where a certificate does not state what is found, in words; `None` if every field agrees.
+
+    Measured deviations differ from machine to machine: they must be numbers within the bound of rounding.
+    """
+    for name in (*_FACTS, *_FIGURES):
+        if name not in found and name not in stated:
+            continue
+        if name in _MEASURED:
+            values = stated[name].values() if isinstance(stated[name], dict) else [stated[name]]
+            numbers = all(type(value) in (int, float) and 0 <= value <= stated["largest_rounding"] for value in values)
+            if not numbers or (isinstance(stated[name], dict) and set(stated[name]) != set(found[name])):
+                return f"{name} are not within the bound of rounding"
+        elif not _equal(stated.get(name), found.get(name)):
+            return f"{name} is {json.dumps(stated.get(name))[:80]}, and {json.dumps(found.get(name))[:80]} is found"
+    return None
+
+
+def _equal(stated: Any, found: Any) -> bool:
+    if isinstance(stated, dict) and isinstance(found, dict):
+        return set(stated) == set(found) and all(_equal(stated[name], found[name]) for name in found)
+    if isinstance(stated, list) and isinstance(found, list):
+        return len(stated) == len(found) and all(map(_equal, stated, found))
+    if isinstance(found, float) and isinstance(stated, int | float) and not isinstance(stated, bool):
+        return abs(stated - found) <= _CLOSE * abs(found)
+    return type(stated) is type(found) and stated == found

@@ -1,0 +1,431 @@
+"""Everything that the tokens of a receptive field can be, and which token is then required.
+
+The values of a receptive field are an *assignment*. A local rule says from place to place what is written; running it
+over all digits gives all assignments. A range of places of which the receptive field shows nothing is passed through
+state by state, however long it is.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.layout import Layout
+from abc_toolkit.model import prefix_of
+from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
+from abc_toolkit.proof.table import TabledRule, all_of
+from abc_toolkit.tasks import Problems, Shape
+from abc_toolkit.tasks.base import UNIFORM, DigitTask, shape_name
+from abc_toolkit.vocabulary import NUM_SPECIAL
+
+MOST_ASSIGNMENTS = 2 * 10**7
+
+
+class Reading:
+    """A layout as a local rule reads it.
+
+    Args:
+        rule: The rule.
+        layout: The layout.
+    """
+
+    def __init__(self, rule: TabledRule, layout: Layout) -> None:
+        self.rule = rule
+        self.layout = layout
+        names = (*rule.operands, *rule.constants, *rule.answers)
+        self.reads = {name: rule.read(name) for name in names}
+        self._present: dict[int, list[tuple[bool, ...]]] = {}
+
+    def name_of(self, segment: str, token: Mapping[str, int], row: int) -> tuple[str, int] | None:
+        """By which name, and at which place, the rule knows a token; `None` if by none.
+
+        Args:
+            segment: The token's segment.
+            token: Its coordinates.
+            row: The row of the token that is predicted.
+        """
+        for name, read in self.reads.items():
+            if read.segment == segment and read.row in (None, row - token["row"]):
+                place = 0 if name in self.rule.constants else token[self.rule.along] - read.shift
+                if place >= 0:
+                    return name, place
+        return None
+
+    def written(self, segment: str, token: Mapping[str, int]) -> tuple[str, int] | None:
+        """Which of its answers, and at which place, a token of the target is; `None` if it is none."""
+        named = self.name_of(segment, token, token["row"])
+        return named if named is not None and named[0] in self.rule.answers else None
+
+    def present(self, row: int) -> list[tuple[bool, ...]]:
+        """For each place through which the rule goes in a row, which of its operands have a digit there.
+
+        Raises:
+            CannotDecideError: If two tokens are one to the rule.
+        """
+        if row not in self._present:
+            places = {name: self._places(name, row) for name in self.reads}
+            for name in self.rule.constants:  # they are read at every place
+                del places[name]
+            length = 1 + max((place for found in places.values() for place in found), default=-1)
+            self._present[row] = [
+                tuple(place in places[name] for name in self.rule.operands) for place in range(length)
+            ]
+        return self._present[row]
+
+    def _places(self, name: str, row: int) -> set[int]:
+        """The places at which the layout has a token that the rule knows by a name."""
+        read, found = self.reads[name], []
+        for positions in (self.layout.source, self.layout.target):
+            fits = positions.within(read.segment)
+            if read.row is not None:
+                fits = fits & (positions.coordinates["row"] == row - read.row)
+            found += (positions.coordinates[self.rule.along][fits] - read.shift).tolist()
+        if len(found) > (1 if name in self.rule.constants else len(set(found))):
+            raise CannotDecideError(f"the local rule knows several tokens of {read.segment} by one name and place")
+        return {place for place in found if place >= 0}
+
+
+class Enumeration:
+    """Everything that can stand in a receptive field, place by place, and what is to be predicted.
+
+    An assignment is one number: its leaves and then the required token, a digit each in a base that has room for them.
+    A leaf that the rule does not name runs through all that its segment can hold.
+
+    Args:
+        task: The task.
+        reading: The layout as the task's local rule reads it.
+        sizes: The layout's sizes.
+        shape: A shape that has them, if there is one.
+        field: The receptive field.
+        known: Assignments that were enumerated before, for receptive fields that are alike; more are added.
+        most: Most assignments.
+
+    Raises:
+        CannotDecideError: If the rule does not say what is to be predicted.
+    """
+
+    def __init__(
+        self,
+        task: DigitTask,
+        reading: Reading,
+        sizes: Shape,
+        shape: Shape | None,
+        field: ReceptiveField,
+        known: dict[Hashable, Tensor] | None = None,
+        most: int = MOST_ASSIGNMENTS,
+    ) -> None:
+        self.task, self.rule, self.sizes, self.shape, self.field = task, reading.rule, sizes, shape, field
+        self.known = {} if known is None else known
+        self.most = most
+        segment, predicted = field.predicted
+        self.present = reading.present(predicted["row"])
+        self.asked = reading.written(segment, predicted)
+        self.required = -1  # what stands there whatever the digits
+        if self.asked is None:
+            values = task.values(segment)
+            if len(values) != 1:
+                raise CannotDecideError(f"the local rule of {task.name} does not say what stands in {segment}")
+            self.required = values[0]
+        self.columns: dict[tuple[str, int], int] = {}  # name and place to leaf
+        self.free: dict[int, tuple[int, ...]] = {}
+        for column, (own, token) in enumerate(field.tokens):
+            named = reading.name_of(own, token, predicted["row"])
+            if named is None:
+                self.free[column] = task.values(own)
+            else:
+                self.columns[named] = column
+
+    def assignments(self) -> Tensor:
+        """The assignments, `[assignment]`; receptive fields that are alike share the tensor.
+
+        Raises:
+            CannotDecideError: If they are too many.
+        """
+        rule = self.rule
+        places = [place for name, place in self.columns if name not in rule.constants]
+        places += [] if self.asked is None else [self.asked[1]]
+        first, last = min(places, default=0), max(places, default=-1)
+        choice, state = rule.reached(tuple(self.present[:first])).nonzero(as_tuple=True)
+        constants = torch.tensor(rule.choices, dtype=torch.long).reshape(len(rule.choices), -1)[choice]
+        held: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
+        held["state"] = state
+        # All that the rest depends on.
+        start = tuple((name, tuple(values.tolist())) for name, values in held.items())
+        columns = tuple(
+            (name, place - first * (name not in rule.constants), column)
+            for (name, place), column in self.columns.items()
+        )
+        present = tuple(self.present[first : last + 1])
+        asked = self.required if self.asked is None else (self.asked[0], self.asked[1] - first)
+        ends = None if all(rule.ends) else tuple(self.present[last + 1 :])
+        key = (start, columns, tuple(self.free.items()), present, asked, ends)
+        if key not in self.known:
+            for place in range(first, last + 1):
+                held = self._after(place, held)
+            held = self._ending(last + 1, held)
+            every = torch.ones_like(held["state"])
+            for (name, _), column in self.columns.items():
+                if name in rule.constants:
+                    held[column] = held[f"constant {rule.constants.index(name)}"] + NUM_SPECIAL
+            self.known[key] = self._whole(held, every)
+        return self.known[key]
+
+    def _whole(self, held: dict[Hashable, Tensor], every: Tensor) -> Tensor:
+        """Assignments of what is held of the leaves that the rule names, and all values of the others."""
+        required = held.get("required", self.required * every)
+        count = len(every) * math.prod(map(len, self.free.values()))
+        if count > self.most:
+            raise CannotDecideError(
+                f"there are more than {self.most:,} assignments: a prediction depends on {self.describe()}"
+            )
+        values = all_of([len(ids) for ids in self.free.values()])
+        row = torch.arange(len(every)).repeat_interleave(len(values))
+        way = torch.arange(len(values)).repeat(len(every))
+        chosen = {
+            column: torch.tensor(ids)[values[way, number]] for number, (column, ids) in enumerate(self.free.items())
+        }
+        leaves = [chosen[column] if column in chosen else held[column][row] for column in range(len(self.field.leaves))]
+        return self._packed([*leaves, required[row]]).unique()
+
+    def _ending(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """Of what is held of the places below one, that from which the rule can end well."""
+        if all(self.rule.ends):
+            return held
+        able = torch.tensor(self.rule.ends).expand(len(self.rule.choices), -1)
+        for present in reversed(self.present[place:]):
+            able = (self.rule.leads(present) & able.unsqueeze(1)).any(dim=2)
+        choice = torch.zeros_like(held["state"])
+        for number in range(len(self.rule.constants)):
+            values = held[f"constant {number}"] - self.rule.least_constant
+            choice = choice * (self.task.base - self.rule.least_constant) + values
+        kept = able[choice, held["state"]]
+        return {name: values[kept] for name, values in held.items()}
+
+    def _after(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """What is held of the places up to one: constants, state, the tokens that are shown or required."""
+        rule, base = self.rule, self.task.base
+        digits = all_of([base if there else 1 for there in self.present[place]])
+        # What can happen here follows from constants and state, so it is told apart once for all that share them.
+        names = ["state", *(f"constant {i}" for i in range(len(rule.constants)))]
+        before, which = self._packed([held[name] for name in names]).unique(return_inverse=True)
+        number = torch.arange(len(before)).repeat_interleave(len(digits))
+        drawn = digits.repeat(len(before), 1).unbind(1)
+        state, *constants = (part[number] for part in self._unpacked(before, len(names)))
+        after, written = rule.step(state, drawn, constants)
+        here: dict[Hashable, Tensor] = {"state": after}
+        for name, value in zip((*rule.operands, *rule.answers), (*drawn, *written), strict=True):
+            if (name, place) in self.columns:
+                here[self.columns[name, place]] = value + NUM_SPECIAL
+            if (name, place) == self.asked:
+                here["required"] = value + NUM_SPECIAL
+        number, *values = self._unpacked(self._packed([number, *here.values()]).unique(), 1 + len(here))
+        ways = number.bincount(minlength=len(before))
+        total = int(ways[which].sum())
+        if total > self.most:
+            raise CannotDecideError(
+                f"there are more than {self.most:,} assignments: a prediction depends on {self.describe()}"
+            )
+        row = torch.arange(len(which)).repeat_interleave(ways[which])
+        first = ways.cumsum(0) - ways  # of each that came before, its first way on
+        way = first[which[row]] + torch.arange(total) - (ways[which].cumsum(0) - ways[which])[row]
+        held = {name: part[row] for name, part in held.items()}
+        held.update((name, part[way]) for name, part in zip(here, values, strict=True))
+        code = self._packed(list(held.values())).unique()
+        return dict(zip(held, self._unpacked(code, len(held)), strict=True))
+
+    def tokens(self, assignments: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids of the leaves `[assignment, leaf]`, and the required tokens `[assignment]`."""
+        *leaves, required = self._unpacked(assignments, len(self.field.leaves) + 1)
+        return torch.stack(leaves, dim=1), required
+
+    @property
+    def _radix(self) -> int:
+        return max(len(self.task.vocabulary), self.rule.num_states)
+
+    def _packed(self, parts: Sequence[Tensor]) -> Tensor:
+        """One number for some below the radix each, but for the first, which may be any."""
+        first = max(self._radix, int(parts[0].max()) + 1) if len(parts[0]) else self._radix
+        if first * self._radix ** (len(parts) - 1) > 2**63:
+            raise CannotDecideError(f"a prediction depends on too many tokens: {self.describe()}")
+        code = torch.zeros_like(parts[0])
+        for part in parts:
+            code = code * self._radix + part
+        return code
+
+    def _unpacked(self, code: Tensor, count: int) -> list[Tensor]:
+        parts = []
+        for _ in range(count - 1):
+            parts.append(code % self._radix)
+            code = code // self._radix
+        return [code, *reversed(parts)]
+
+    def problem(self, assignment: Tensor, generator: Generator | None = None) -> Problems:
+        """A problem in which an assignment occurs.
+
+        Args:
+            assignment: The assignment.
+            generator: Draws what the assignment leaves open; if not given, it is as small as can be.
+
+        Raises:
+            CannotDecideError: If none is found.
+        """
+        if self.shape is None:
+            raise CannotDecideError(f"no problem has the sizes of {self.describe(assignment)}")
+        if self.rule.rows:
+            return self._tried(self.shape, assignment, generator)
+        rule, base = self.rule, self.task.base
+        (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
+        shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
+        if self.asked is not None:
+            shown[self.asked] = required - NUM_SPECIAL
+
+        def shuffled(rows: Tensor) -> Tensor:
+            return rows if generator is None else rows[torch.randperm(len(rows), generator=generator)]
+
+        given = {name: value for (name, _), value in shown.items() if name in rule.constants}
+        for number in shuffled(torch.arange(len(rule.choices))).tolist():
+            constants = rule.choices[number]
+            if any(given.get(name, value) != value for name, value in zip(rule.constants, constants, strict=True)):
+                continue
+            ways: dict[int, list[tuple[int, ...]]] = {start: [] for start in rule.starts}
+            for place, present in enumerate(self.present):
+                digits = all_of([base if there else 1 for there in present])
+                before, ways = ways, {}
+                for state, way in before.items():
+                    every = torch.full_like(digits[:, 0], state)
+                    after, written = rule.step(every, digits.unbind(1), [torch.full_like(every, c) for c in constants])
+                    fits = torch.ones_like(every, dtype=torch.bool)
+                    for name, value in zip((*rule.operands, *rule.answers), (*digits.unbind(1), *written), strict=True):
+                        fits &= value == shown.get((name, place), value)
+                    for row in shuffled(fits.nonzero()[:, 0]).tolist():
+                        ways.setdefault(int(after[row]), [*way, tuple(digits[row].tolist())])
+            for state, way in ways.items():
+                if rule.ends_well(torch.tensor(state)):
+                    return self._problem_of(self.shape, way, constants, leaves, generator)
+        raise AssertionError("every assignment that is enumerated occurs in a problem")
+
+    def _problem_of(
+        self,
+        shape: Shape,
+        way: Sequence[tuple[int, ...]],
+        constants: Sequence[int],
+        leaves: Sequence[int],
+        generator: Generator | None,
+    ) -> Problems:
+        """A problem of the digits that the rule reads place by place, and of leaves that it does not name."""
+        digits = {name: list(column) for name, column in zip(self.rule.operands, zip(*way, strict=True), strict=True)}
+        digits |= {name: [value] for name, value in zip(self.rule.constants, constants, strict=True)}
+        source, operands = self.field.layout.source, []
+        for number, width in enumerate(self.task.widths(shape), 1):
+            name = f"operand {number}"
+            if name in digits:
+                own = digits[name][:width]
+                backwards = self.rule.along == "index" and name in self.rule.operands
+                operands.append(torch.tensor([own[::-1] if backwards else own]))
+                continue
+            other = torch.zeros(1, width, dtype=torch.long)
+            if generator is not None:
+                other = torch.randint(self.task.base, (1, width), generator=generator)
+            for column in self.free:
+                string, token = self.field.leaves[column]
+                if string == "source" and bool(source.within(name)[token]):
+                    other[0, int(source.coordinates["place"][token])] = leaves[column] - NUM_SPECIAL
+            operands.append(other)
+        return self.task.problems(shape, operands)
+
+    def _tried(self, shape: Shape, assignment: Tensor, generator: Generator | None, batches: int = 8) -> Problems:
+        """A problem in which an assignment occurs, found by trying problems that have its digits of the operands.
+
+        Raises:
+            CannotDecideError: If none is found.
+        """
+        generator = Generator().manual_seed(0) if generator is None else generator
+        (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
+        where = [(string, number, token) for (string, number), token in zip(self.field.leaves, leaves, strict=True)]
+        for _ in range(batches):
+            problems = self.task.sample(generator, 4096, shape, UNIFORM)
+            for string, number, token in where:
+                if string == "source":
+                    problems.source[:, number] = token
+            problems = self.task.problems(shape, self.task.numbers(problems))
+            fits, prefix = problems.target[:, self.field.query] == required, prefix_of(problems.target)
+            for string, number, token in where:
+                fits &= (problems.source if string == "source" else prefix)[:, number] == token
+            for row in fits.nonzero()[:, 0].tolist():
+                text = self.task.vocabulary.decode(problems.source[row])
+                if self.task.parse(text) == (shape, text):  # some operands are too large for their width
+                    return problems[row : row + 1]
+        raise CannotDecideError(f"no problem was found in which this occurs: {self.describe(assignment)}")
+
+    def describe(self, assignment: Tensor | None = None) -> str:
+        """The receptive field in words, with the tokens of an assignment."""
+        tokens = [""] * len(self.field.leaves)
+        if assignment is not None:
+            leaves = self.tokens(assignment[None])[0][0]
+            tokens = [f" = {self.task.vocabulary.decode(token[None])}" for token in leaves]
+        along = self.rule.along
+        places = zip(self.field.tokens, tokens, strict=True)
+        words = ", ".join(f"{segment} {along} {own[along]}{token}" for (segment, own), token in places)
+        return f"{self.where()}, from {words}"
+
+    def where(self) -> str:
+        """Which prediction it is, in words."""
+        along = self.rule.along
+        segment, token = self.field.predicted
+        place = token[along]
+        which = f"{along} {place}" if len(self.rule.answers) == 1 else f"{segment} {along} {place}"
+        return f"at {which} of {shape_name(self.sizes if self.shape is None else self.shape)}"
+
+
+class Kind:
+    """Predictions for which the model is one function of the tokens in their receptive fields.
+
+    Attributes:
+        parts: Each prediction, and the assignments that occur in it.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Enumeration, Tensor]] = []
+
+    @property
+    def enumeration(self) -> Enumeration:
+        """One that stands for all."""
+        return self.parts[0][0]
+
+    @cached_property
+    def assignments(self) -> Tensor:
+        """All assignments, each once, `[assignment]`."""
+        return torch.cat(list({id(part): part for _, part in self.parts}.values())).unique()
+
+    def met(self, assignment: Tensor) -> list[Enumeration]:
+        """The predictions in which an assignment occurs."""
+        distinct = {id(part): part for _, part in self.parts}
+        holds = {key: bool((part == assignment).any()) for key, part in distinct.items()}
+        return [enumeration for enumeration, part in self.parts if holds[id(part)]]
+
+
+Prediction = tuple[Reading, Shape, Shape | None, ReceptiveField]
+
+
+def kinds_of(task: DigitTask, predictions: Iterable[Prediction], most: int = MOST_ASSIGNMENTS) -> list[Kind]:
+    """The kinds of some predictions, with all assignments of each.
+
+    Args:
+        task: The task.
+        predictions: The layout as the rule reads it, its sizes, a shape that has them, and a receptive field.
+        most: Most assignments, all together.
+
+    Raises:
+        CannotDecideError: If there are more.
+    """
+    kinds: dict[tuple, Kind] = {}
+    known: dict[Hashable, Tensor] = {}
+    for reading, sizes, shape, field in predictions:
+        enumeration = Enumeration(task, reading, sizes, shape, field, known, most)
+        kinds.setdefault(field.kind, Kind()).parts.append((enumeration, enumeration.assignments()))
+    count = sum(len(kind.assignments) for kind in kinds.values())
+    if count > most:
+        raise CannotDecideError(f"there are {count:,} assignments, more than {most:,}")
+    return list(kinds.values())

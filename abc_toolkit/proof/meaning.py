@@ -1,0 +1,256 @@
+"""What a local rule means: its table, the identities that its steps keep, the problems that it is held to."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Generator
+
+from abc_toolkit.proof.enumeration import Reading
+from abc_toolkit.proof.receptive_field import CannotDecideError
+from abc_toolkit.proof.table import TabledRule, all_of
+from abc_toolkit.tasks import ProblemError, Problems
+from abc_toolkit.tasks.base import SETS, TRAINING, DigitTask, LocalRule, shape_name
+from abc_toolkit.tasks.identity import (
+    CarryIdentity,
+    CopyIdentity,
+    Identity,
+    OrderIdentity,
+    RunningIdentity,
+    Share,
+    SumIdentity,
+)
+
+HELD_TO = 10_000  # the least number of problems that a rule is held to
+_MOST_ENTRIES = 2 * 10**6
+_SHORT = 2_000  # shapes of so many problems are gone through whole
+_LONG = (2, 4, 10)  # times the longest training length
+_LONG_TOKENS = 1_000
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What is known of a local rule.
+
+    Attributes:
+        proved: What follows, for every length, from identities that its steps keep.
+        runs: Why every problem has exactly one run, in words.
+        held_to: Number of problems on which rule, `compute` and `solve` agree.
+        longest: Digits of the longest operand among these.
+    """
+
+    proved: tuple[str, ...]
+    runs: str
+    held_to: int
+    longest: int
+
+
+def meaning_of(task: DigitTask, rule: TabledRule, readings: Iterable[Reading]) -> Meaning:
+    """Checks the identities of a rule, its runs, and holds it to problems.
+
+    Args:
+        task: The task.
+        rule: Its local rule.
+        readings: Every layout that is gone through, as the rule reads it.
+
+    Raises:
+        CannotDecideError: If an identity is not kept, or the rule, `compute` and `solve` differ on a problem.
+    """
+    held_to, longest = held(task, rule.rule)
+    ends = _ends(rule, readings)
+    for identity in rule.identities():
+        reason = broken(rule, identity, ends)
+        if reason is not None:
+            raise CannotDecideError(f"the local rule of {task.name} does not keep '{identity.statement}': {reason}")
+    return Meaning(tuple(identity.statement for identity in rule.identities()), _runs(rule), held_to, longest)
+
+
+def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int, ...], int]]:
+    """Constants and states with which a run may end, in any row that has an answer."""
+    found: set[tuple[tuple[int, ...], int]] = set()
+    known: set[tuple[tuple[bool, ...], ...]] = set()
+    for reading in readings:
+        target = reading.layout.target
+        rows = [target.coordinates["row"][target.within(reading.reads[name].segment)] for name in rule.answers]
+        for row in torch.cat(rows).unique().tolist():
+            present = tuple(reading.present(row))
+            if present in known:
+                continue
+            known.add(present)
+            for constants in rule.reachable:
+                which = tuple(value - rule.least_constant for value in constants)
+                states = set(rule.starts)
+                for there in present:
+                    digits = tuple(slice(None) if one else slice(0, 1) for one in there)
+                    after = rule.table[(list(states), *digits, *which)][..., 0]
+                    states = set(after.flatten().tolist())
+                found |= {(constants, state) for state in states if rule.ends[state]}
+    return found
+
+
+def _runs(rule: TabledRule) -> str:
+    """Why every problem has exactly one run."""
+    if len(rule.starts) == 1 and all(rule.ends):
+        return "it begins in one state, and every run counts"
+    for constants in rule.reachable:
+        which = tuple(value - rule.least_constant for value in constants)
+        after = rule.table[(slice(None), *[slice(None)] * len(rule.operands), *which)][..., 0]
+        leads = after.reshape(rule.num_states, -1)
+        together, new = {rule.starts}, {rule.starts}
+        while new:  # the states of all runs on the same digits, to a fixed point
+            new = {tuple(states) for one in new for states in leads[list(one)].T.tolist()} - together
+            together |= new
+        if any(sum(rule.ends[state] for state in states) != 1 for states in together):
+            return "taken as given: problems on which no run counts do not occur"
+    return "of the runs on any digits exactly one ends well"
+
+
+def broken(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int, ...], int]] = ()) -> str | None:
+    """Where a rule does not keep an identity, in words; `None` if it does.
+
+    Args:
+        rule: The rule.
+        identity: The identity.
+        ends: Constants and states with which runs may end.
+    """
+    check = _Check(rule)
+    for state, digits, constants, after, symbols in rule.steps:
+        shown = dict(zip(rule.answers, symbols, strict=True))
+        read = dict(zip(rule.operands, digits, strict=True))
+        constant = constants[0] if constants else 1
+        try:
+            keeps = check.keeps(identity, state, after, read, shown, constant)
+        except (IndexError, KeyError):
+            return "it names what the rule has not"
+        if not keeps:
+            return f"in state {state}, at digits {digits} with constants {constants}"
+    if isinstance(identity, SumIdentity):
+        left = {state for _, state in ends} if rule.along == "place" else set(rule.starts)
+        carrying = next((state for state in left if identity.carry[state]), None)
+        if carrying is not None:
+            return f"a run {'ends' if rule.along == 'place' else 'begins'} in state {carrying}, which carries"
+    if isinstance(identity, OrderIdentity) and any(identity.order[start] for start in rule.starts):
+        return "a run does not begin with two equal numbers"
+    return None
+
+
+class _Check:
+    """Checks of single steps."""
+
+    def __init__(self, rule: TabledRule) -> None:
+        self.rule = rule
+
+    def keeps(
+        self,
+        identity: Identity,
+        state: int,
+        after: int,
+        read: Mapping[str, int],
+        shown: Mapping[str, int],
+        constant: int,
+    ) -> bool:
+        """Whether a step keeps an identity."""
+        up = self.rule.along == "place"
+        if isinstance(identity, SumIdentity):
+            return self._sum(identity, state, after, read, shown, constant)
+        if isinstance(identity, CarryIdentity):
+            own = identity.carry[after]
+            bound = constant if identity.bound == "constant" else int(identity.bound)
+            return 0 <= own < bound and shown[identity.answer] == own
+        if isinstance(identity, RunningIdentity):
+            own = (identity.carry[state] + read[identity.operand]) % identity.modulus
+            return identity.carry[after] == shown[identity.answer] == own
+        if isinstance(identity, OrderIdentity):
+            first, second = (read[name] for name in identity.operands)
+            sign = (first > second) - (first < second)
+            order = (sign or identity.order[state]) if up else (identity.order[state] or sign)
+            return identity.order[after] == order and shown[identity.answer] == identity.symbols[order + 1]
+        assert isinstance(identity, CopyIdentity)
+        return shown[identity.answer] == read[identity.operand]
+
+    def _sum(
+        self,
+        identity: SumIdentity,
+        state: int,
+        after: int,
+        read: Mapping[str, int],
+        shown: Mapping[str, int],
+        constant: int,
+    ) -> bool:
+        base, up = self.rule.base, self.rule.along == "place"
+
+        def total(shares: Sequence[Share], digits: Mapping[str, int]) -> int:
+            return sum(
+                own.per_state[state] * (constant if own.times_constant else 1) * digits[own.name] for own in shares
+            )
+
+        shares = (*identity.takes, *identity.gives)
+        low, high = (
+            (identity.carry[state], identity.carry[after]) if up else (identity.carry[after], identity.carry[state])
+        )
+        left, right = total(identity.takes, read), total(identity.gives, shown)
+        equal = left + low == right + base * high if up else left + base * high == right + low
+        return (
+            equal
+            and all(own.per_state[state] == own.per_state[after] for own in shares)
+            and all(shown[own.name] < base for own in identity.gives)
+        )
+
+
+def held(task: DigitTask, rule: LocalRule) -> tuple[int, int]:
+    """Holds a rule, `compute` and `solve` to each other; returns the number of problems, and digits of the longest.
+
+    Problems are every one of short shapes, and those of the training mixture and of every evaluation set, at each
+    training length and at multiples of the longest, as long as there is room.
+
+    Raises:
+        CannotDecideError: If they differ.
+    """
+    generator = Generator().manual_seed(0)
+    count = longest = 0
+    for shape in task.training_shapes():
+        if task.num_problems(shape) <= _SHORT:
+            count += _agree(task, rule, _every(task, rule, shape))
+    lengths = [*range(1, task.max_length + 1), *(times * task.max_length for times in _LONG)]
+    work = []
+    for length, name in product(lengths, (TRAINING, *SETS)):
+        with suppress(ProblemError):  # beyond a fixed width
+            for shape in task.evaluation_shapes(length, SETS[0] if name == TRAINING else name, generator):
+                task.layout(shape)
+                if sum(task.num_tokens(shape)) <= _LONG_TOKENS:
+                    work.append((shape, name, length > task.max_length))
+    training = sum(not is_long for _, _, is_long in work)
+    each = -(-HELD_TO // max(training, 1))
+    for shape, name, is_long in work:
+        if name == TRAINING and is_long:
+            continue
+        count += _agree(task, rule, task.sample(generator, 32 if is_long else each, shape, name))
+        longest = max(longest, *task.operand_lengths(shape))
+    return count, longest
+
+
+def _every(task: DigitTask, rule: LocalRule, shape: tuple[int, ...]) -> Problems:
+    """All problems of a shape."""
+    parts = []
+    for number, length in enumerate(task.operand_lengths(shape), 1):
+        least = rule.least_constant if f"operand {number}" in rule.constants else 0
+        parts.append(all_of([task.base - least] * length) + least)
+    which = all_of([len(part) for part in parts])
+    return task.problems(shape, [part[which[:, number]] for number, part in enumerate(parts)])
+
+
+def _agree(task: DigitTask, rule: LocalRule, problems: Problems) -> int:
+    """The number of problems, on all of which the rule and `compute` say what `solve` says."""
+    written, target = rule.written(task, problems), problems.target[:, :-1]
+    vocabulary, checked = task.vocabulary, 0
+    for source, own, computed in zip(problems.source, written, target, strict=True):
+        text = vocabulary.decode(source)
+        right = task.solve(text)
+        for who, said in (("the local rule", own), ("'compute'", computed)):
+            if vocabulary.decode(said) != right:
+                size = shape_name(problems.shape)
+                raise CannotDecideError(f"{who} of {task.name} does not say what 'solve' says of {text} (shape {size})")
+        checked += 1
+    return checked

@@ -1,0 +1,377 @@
+"""What rounding can make of logits: a bound for float32 arithmetic in any order of summation.
+
+Every stream is computed in float64, and beside each vector stands a bound of the 2-norm by which float32 arithmetic can
+miss it. With `u = 2^-24` and `g(n) = n u / (1 - n u)`, a sum of `n` products misses by at most `g(n)` times the sum of
+their absolute values, in whatever order it is taken, with or without fused multiply-add (Higham, Accuracy and Stability
+of Numerical Algorithms, 2002, section 3.1). A bound passes through a layer by a Lipschitz constant of it that holds on
+the whole segment between the two vectors, not by a derivative at one of them: no second-order term is left out.
+
+What is taken of single operations: products, sums, quotients and square roots are rounded to nearest, reciprocal square
+roots within 4 units; `exp` within 32 units in the last place; variances are computed in two passes, by updates, or as
+the mean of squares less the square of the mean; a softmax may be rescaled as often as there are open keys. TF32,
+bfloat16 and float16 are not covered. The float64 arithmetic itself misses by some `10^-13` of a number, which `SLACK`
+covers.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from abc_toolkit.attention import Attention
+from abc_toolkit.layout import Positions
+from abc_toolkit.positions import Cyclic, OpenKeys, Site
+from abc_toolkit.proof.enumeration import Kind
+from abc_toolkit.proof.forward import distinct
+from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
+from abc_toolkit.transformer import Block, EncoderDecoder
+
+PRECISION = "float32, every product and sum rounded to nearest, in any order of summation"
+UNIT = 2.0**-24
+EXP = 32 * 2.0**-23
+LARGEST, SMALLEST = 1e15, 1e-30
+SLACK = 1 + 1e-6
+_AT_ONCE = 2**14
+
+
+def growth(n: int) -> float:
+    """`g(n)`: the relative error of a sum of `n` products."""
+    return n * UNIT / (1 - n * UNIT)
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """Vectors and how far rounding can move them.
+
+    Attributes:
+        value: In float64, `[row, dim]`.
+        error: Bound of the 2-norm of what float32 arithmetic misses it by, `[row]`.
+    """
+
+    value: Tensor
+    error: Tensor
+
+    @property
+    def size(self) -> Tensor:
+        """Bound of the 2-norm of what float32 arithmetic holds, `[row]`."""
+        return self.value.norm(dim=-1) + self.error
+
+    def __getitem__(self, rows: Tensor) -> "Bounded":
+        return Bounded(self.value[rows], self.error[rows])
+
+    def plus(self, other: "Bounded") -> "Bounded":
+        """The sum of both."""
+        value, error = self.value + other.value, self.error + other.error
+        return Bounded(value, error + UNIT * (value.norm(dim=-1) + error))
+
+
+class BoundedLinear:
+    """A linear layer, `W x + b`.
+
+    Args:
+        weight: `W`, in float64, `[out, in]`.
+        bias: `b`, `[out]`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        self.norm = float(torch.linalg.matrix_norm(weight, 2)) * SLACK
+        self.absolute = float(torch.linalg.matrix_norm(weight.abs(), 2)) * SLACK
+        self.offset = float(bias.norm())
+
+    def __call__(self, x: Bounded) -> Bounded:
+        """The layer, with `||W|| e + g(n + 2) (||abs W|| (||x|| + e) + ||b||)`."""
+        total = self.absolute * x.size + self.offset
+        # Beyond this a square may overflow; what underflows is below any number that counts.
+        local = growth(self.weight.shape[1] + 2) * total.where(total < LARGEST, torch.inf) + SMALLEST
+        return Bounded(functional.linear(x.value, self.weight, self.bias), self.norm * x.error + local)
+
+
+class BoundedNorm:
+    """A layer normalisation, `w (x - mean) / sqrt(variance + eps) + b`.
+
+    Args:
+        layer: The layer, in float64; the identity does nothing.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer if isinstance(layer, nn.LayerNorm) else None
+
+    def __call__(self, x: Bounded) -> Bounded:
+        """The layer.
+
+        `c / sqrt(||c||^2 / d + eps)` of the centred `c` has a derivative of norm at most `1 / s`, where `s` is the
+        square root: on a segment of length `e`, at most one over the `s` of `||c|| - e`.
+        """
+        layer = self.layer
+        if layer is None:
+            return x
+        dim = x.value.shape[-1]
+        centred = x.value - x.value.mean(dim=-1, keepdim=True)
+        length = centred.norm(dim=-1)
+        deviation = (length**2 / dim + layer.eps).sqrt()
+        least = ((length - x.error).clamp(min=0) ** 2 / dim + layer.eps).sqrt()
+        normal = centred / deviation[:, None]
+        variance = 4 * growth(dim + 8) * (x.size / least) ** 2 / dim + 8 * UNIT
+        variance = variance.where(variance <= 0.25, torch.inf)  # a root of it is then within this share as well
+        error = (x.error + (variance + growth(dim + 4) + 4 * UNIT) * x.size) / least
+        largest = float(layer.weight.abs().max())
+        error = largest * error + 3 * UNIT * (largest * (normal.norm(dim=-1) + error) + layer.bias.norm())
+        return Bounded(normal * layer.weight + layer.bias, error)
+
+
+class _BoundedAttention:
+    """One attention, of queries to the open keys of each."""
+
+    def __init__(self, attention: Attention) -> None:
+        dim = attention.query.out_features
+        self.heads = attention.num_heads
+        weight, bias = attention.key_value.weight, attention.key_value.bias
+        self.query = BoundedLinear(attention.query.weight, attention.query.bias)
+        self.key = BoundedLinear(weight[:dim], bias[:dim])
+        self.value = BoundedLinear(weight[dim:], bias[dim:])
+        self.output = BoundedLinear(attention.output.weight, attention.output.bias)
+
+    def __call__(self, x: Bounded, keys: Sequence[tuple[Bounded, Bounded]], table: OpenKeys, row: int) -> Bounded:
+        """What one query attends to.
+
+        Args:
+            x: The query's stream, normalised.
+            keys: Key and value of each token that there is, in the rows of `x`.
+            table: The open keys.
+            row: The query's row of the table.
+        """
+        query = self.query(x)
+        dim = query.value.shape[-1] // self.heads
+        values, errors = [], torch.zeros_like(query.error)
+        for head in range(self.heads):
+            part = slice(head * dim, (head + 1) * dim)
+            opened = _open_of(table, head, row)
+            if not opened:
+                values.append(torch.zeros_like(query.value[:, part]))
+                continue
+            value, error = self._head(query, [keys[key] for key, _ in opened], [bias for _, bias in opened], part)
+            values.append(value)
+            errors = errors + error**2
+        return self.output(Bounded(torch.cat(values, dim=-1), errors.sqrt()))
+
+    def _head(
+        self, query: Bounded, keys: Sequence[tuple[Bounded, Bounded]], biases: Sequence[float], part: slice
+    ) -> tuple[Tensor, Tensor]:
+        """What one head attends to, and the bound of its error.
+
+        The weights of a softmax whose logits move by at most `E` move by at most `E` in sum, as their derivative moves
+        the weights `a` by `a_k (E_k - mean)`, whose absolute values add up to no more than `E`.
+        """
+        count, own = len(keys), query.value[:, part]
+        sizes = torch.stack([value.value[:, part].norm(dim=-1) + value.error for _, value in keys], dim=1)
+        largest = sizes.amax(dim=1)
+        values = torch.stack([value.value[:, part] for _, value in keys], dim=1)
+        error_of_values = torch.stack([value.error for _, value in keys], dim=1)
+        if count == 1:
+            moved = 4 * UNIT * torch.ones_like(largest)
+            weights = torch.ones_like(sizes)
+        else:
+            scale, q = own.shape[-1] ** -0.5, own.norm(dim=-1) + query.error
+            logits, errors = [], []
+            for (key, _), bias in zip(keys, biases, strict=True):
+                k = key.value[:, part].norm(dim=-1) + key.error
+                logit = (own * key.value[:, part]).sum(dim=-1) * scale + bias
+                error = scale * (q * key.error + k * query.error + growth(own.shape[-1] + 4) * q * k)
+                errors.append(error + 4 * UNIT * (logit.abs() + abs(bias)))
+                logits.append(logit)
+            logit, error = torch.stack(logits, dim=1), torch.stack(errors, dim=1).amax(dim=1)
+            weights = logit.softmax(dim=1)
+            error = error.where(logit.abs().amax(dim=1) < LARGEST, torch.inf)
+            spread = logit.amax(dim=1) - logit.amin(dim=1) + 2 * error
+            moved = error + (count + 2) * (EXP + 2 * UNIT * (spread + 2)) + 3 * growth(count + 3)
+        error = (weights * error_of_values).sum(dim=1) + (moved + growth(count + 2)) * largest
+        return (weights.unsqueeze(-1) * values).sum(dim=1), error
+
+
+def _open_of(table: OpenKeys, head: int, row: int) -> list[tuple[int, float]]:
+    """The keys that are open to a query in a head, with their biases."""
+    pairs = zip(table.index[head, row].tolist(), table.bias[head, row].tolist(), strict=True)
+    return [(key, bias) for key, bias in pairs if bias > -torch.inf]
+
+
+class _BoundedBlock:
+    """One layer."""
+
+    def __init__(self, block: Block) -> None:
+        self.pre, self.side = block.pre, block.side
+        self.self_attention, self.self_norm = _BoundedAttention(block.self_attention), BoundedNorm(block.self_norm)
+        self.cross_attention = _BoundedAttention(block.cross_attention) if block.cross else None
+        self.cross_norm = BoundedNorm(block.cross_norm) if block.cross else None
+        first, last = (block.feedforward[number] for number in (0, 3))
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        self.first, self.last = BoundedLinear(first.weight, first.bias), BoundedLinear(last.weight, last.bias)
+        self.feedforward_norm = BoundedNorm(block.feedforward_norm)
+
+    def normed(self, x: Bounded, norm: BoundedNorm) -> Bounded:
+        """What a block reads."""
+        return norm(x) if self.pre else x
+
+    def add(self, x: Bounded, norm: BoundedNorm, update: Bounded) -> Bounded:
+        """The residual connection."""
+        x = x.plus(update)
+        return x if self.pre else norm(x)
+
+    def feedforward(self, x: Bounded) -> Bounded:
+        """`W2 relu(W1 x)`; the rectifier moves no two numbers apart."""
+        hidden = self.first(x)
+        return self.last(Bounded(hidden.value.relu(), hidden.error))
+
+
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """The stream of one token, computed once for all assignments that agree on what it depends on.
+
+    Attributes:
+        columns: Leaves that it depends on.
+        x: Its values.
+        which: The row of `x` of each assignment.
+    """
+
+    columns: frozenset[int]
+    x: Bounded
+    which: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Margins:
+    """How a model does on all assignments of a kind, `[assignment]` each.
+
+    Attributes:
+        margin: Logit of the required token less the largest other one.
+        rounding: The most that rounding can make of the difference of two logits.
+        slack: Least difference of the required token's logit to another, less what rounding can make of that.
+    """
+
+    margin: Tensor
+    rounding: Tensor
+    slack: Tensor
+
+
+class BoundedModel:
+    """A model whose logits are computed with bounds of their rounding errors.
+
+    Args:
+        model: The model, of float32 weights, inside a window.
+        cyclic: The position methods beside the window.
+
+    Raises:
+        CannotDecideError: If a weight is no finite number of single precision.
+    """
+
+    def __init__(self, model: EncoderDecoder, cyclic: Sequence[Cyclic] = ()) -> None:
+        for name, parameter in model.state_dict().items():
+            if parameter.dtype != torch.float32 or not parameter.isfinite().all():
+                raise CannotDecideError(f"the weights {name} are no finite numbers in single precision")
+        # Sines and cosines of angles up to the period, each within a few units, for each channel and coordinate.
+        units = sum((8 + 4 * method.period) * len(method.coordinates) for method in cyclic)
+        self.of_positions = UNIT * model.architecture.model_dim**0.5 * units
+        with torch.no_grad():
+            self.model = copy.deepcopy(model).double().eval()
+            self.encoder = [_BoundedBlock(block) for block in self.model.encoder]
+            self.decoder = [_BoundedBlock(block) for block in self.model.decoder]
+            self.encoder_norm, self.decoder_norm = map(BoundedNorm, (self.model.encoder_norm, self.model.decoder_norm))
+        self.output = self.model.output
+
+    @torch.no_grad()
+    def margins(self, kind: Kind) -> "Margins":
+        """Margins of all assignments of a kind, and what rounding can take off them."""
+        enumeration = kind.enumeration
+        found = []
+        for part in kind.assignments.split(_AT_ONCE):
+            tokens, required = enumeration.tokens(part)
+            last = self._last(enumeration.field, tokens)
+            found.append(self._margins(last.x, last.which, required))
+        return Margins(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+    def _margins(self, x: Bounded, which: Tensor, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Margin, rounding and slack of each assignment."""
+        weight, bias = self.output.weight, self.output.bias
+        x, largest = self.decoder_norm(x)[which], weight.norm(dim=1)
+        logits = functional.linear(x.value, weight, bias)
+        margins = logits.gather(1, required[:, None]) - logits
+        apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")[required] * SLACK
+        local = (largest[required][:, None] + largest) * x.size[:, None]
+        local = local + bias.abs()[required][:, None] + bias.abs()
+        rounding = apart * x.error[:, None] + growth(weight.shape[1] + 3) * local
+        own = functional.one_hot(required, len(weight)).bool()
+        rounding = rounding.masked_fill(own, 0)
+        slack = (margins - rounding).masked_fill(own, torch.inf).amin(dim=1)
+        return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack
+
+    def _last(self, field: ReceptiveField, tokens: Tensor) -> _Stream:
+        """The stream from which the prediction of a receptive field is read, before the last normalisation."""
+        layout, num_sources = field.layout, len(field.sources[0])
+        encoded = self._embedded(layout.source, field.sources[0], tokens, 0)
+        for layer, block in enumerate(self.encoder):
+            encoded = self._through(block, "encoder", layer, field, tokens, encoded, field.sources, ())
+        if self.encoder:
+            encoded = [self._mapped(stream, self.encoder_norm) for stream in encoded]
+        streams = self._embedded(layout.target, field.streams[0], tokens, num_sources)
+        for layer, block in enumerate(self.decoder):
+            streams = self._through(block, "decoder", layer, field, tokens, streams, field.streams, encoded)
+        return streams[0]
+
+    def _embedded(self, positions: Positions, numbers: Sequence[int], tokens: Tensor, start: int) -> list[_Stream]:
+        streams = []
+        for column, number in enumerate(numbers, start):
+            ids, which = tokens[:, column].unique(return_inverse=True)
+            value = self.model.embed(ids[:, None], positions[torch.tensor([number])])[:, 0]
+            error = 4 * UNIT * value.norm(dim=-1) + self.of_positions
+            streams.append(_Stream(frozenset({column}), Bounded(value, error), which))
+        return streams
+
+    def _through(
+        self,
+        block: _BoundedBlock,
+        side: Site,
+        layer: int,
+        field: ReceptiveField,
+        tokens: Tensor,
+        streams: Sequence[_Stream],
+        needed: Sequence[Sequence[int]],
+        encoded: Sequence[_Stream],
+    ) -> list[_Stream]:
+        """The streams needed after a layer."""
+        attention = block.self_attention
+        reads: dict[Site, tuple[OpenKeys, list[tuple[_Stream, _Stream]]]] = {}
+        normed = [self._mapped(stream, lambda x: block.normed(x, block.self_norm)) for stream in streams]
+        own_keys = [(self._mapped(s, attention.key), self._mapped(s, attention.value)) for s in normed]
+        reads[side] = field.tables[side, layer], own_keys
+        cross = block.cross_attention
+        if cross is not None:
+            other_keys = [(self._mapped(s, cross.key), self._mapped(s, cross.value)) for s in encoded]
+            reads["cross"] = field.tables["cross", layer], other_keys
+        after = []
+        for row, token in enumerate(needed[layer + 1]):
+            own = streams[needed[layer].index(token)]
+            columns = own.columns
+            for table, keys in reads.values():
+                opened = {k for head in range(len(table.index)) for k, _ in _open_of(table, head, row)}
+                columns = columns.union(*(keys[k][0].columns for k in opened))
+            first, which = distinct(tokens, columns, len(self.model.embedding.weight))
+
+            def fetched(site: Site, first: Tensor = first) -> list[tuple[Bounded, Bounded]]:
+                return [(key.x[key.which[first]], value.x[value.which[first]]) for key, value in reads[site][1]]
+
+            x = own.x[own.which[first]]
+            update = attention(block.normed(x, block.self_norm), fetched(side), reads[side][0], row)
+            x = block.add(x, block.self_norm, update)
+            if cross is not None and block.cross_norm is not None:
+                update = cross(block.normed(x, block.cross_norm), fetched("cross"), reads["cross"][0], row)
+                x = block.add(x, block.cross_norm, update)
+            x = block.add(x, block.feedforward_norm, block.feedforward(block.normed(x, block.feedforward_norm)))
+            after.append(_Stream(columns, x, which))
+        return after
+
+    def _mapped(self, stream: _Stream, function: Callable[[Bounded], Bounded]) -> _Stream:
+        return _Stream(stream.columns, function(stream.x), stream.which)

@@ -1,0 +1,163 @@
+"""A local rule as the table of its steps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abc_toolkit.proof.receptive_field import CannotDecideError
+from abc_toolkit.tasks.base import DigitTask, LocalRule, Read
+from abc_toolkit.tasks.identity import Identity
+
+_MOST_ENTRIES = 2 * 10**6
+
+
+def all_of(sizes: Sequence[int]) -> Tensor:
+    """All tuples of numbers below the sizes, `[tuple, size]`."""
+    return torch.tensor(list(product(*map(range, sizes))), dtype=torch.long).reshape(math.prod(sizes), len(sizes))
+
+
+class TabledRule(LocalRule):
+    """A local rule as the table of its steps: what a proof rests on, and what a certificate holds.
+
+    Args:
+        task: The task.
+        rule: Its local rule.
+
+    Attributes:
+        table: Next state and symbols `[state, digit of each operand, constant of each, 1 + answer]`.
+
+    Raises:
+        CannotDecideError: If the rule leaves its states or the task's symbols, or the table is too large.
+    """
+
+    def __init__(self, task: DigitTask, rule: LocalRule) -> None:
+        self.rule, self.base = rule, task.base
+        self.operands, self.constants, self.answers = rule.operands, rule.constants, rule.answers  # type: ignore[misc]
+        self.least_constant, self.along, self.starts = rule.least_constant, rule.along, rule.starts  # type: ignore[misc]
+        self.num_states, self.rows = rule.num_states, rule.rows  # type: ignore[misc]
+        num_constants = task.base - rule.least_constant
+        shape = [rule.num_states, *[task.base] * len(rule.operands), *[num_constants] * len(rule.constants)]
+        if torch.tensor(shape, dtype=torch.float64).prod() > _MOST_ENTRIES:
+            raise CannotDecideError(
+                f"the table of the local rule of {task.name} has more than {_MOST_ENTRIES:,} entries"
+            )
+        state, *read = all_of(shape).unbind(1)
+        digits, constants = read[: len(rule.operands)], read[len(rule.operands) :]
+        after, written = rule.step(state, digits, [value + rule.least_constant for value in constants])
+        table = torch.stack([after, *written], dim=1)
+        if table.shape[1] != 1 + len(rule.answers):
+            raise CannotDecideError(f"the local rule of {task.name} does not write one symbol for each of its answers")
+        limit = torch.tensor([rule.num_states, *[len(task.symbols)] * len(rule.answers)])
+        inside = ((table >= 0) & (table < limit)).all(dim=1)
+        # What cannot be reached may be anything, such as a remainder beyond the divisor: it is made a step to nowhere.
+        self.table = torch.where(inside[:, None], table, 0).reshape(*shape, -1)
+        self.inside = inside.reshape(shape)
+        for found, states in self.reachable.items():
+            which = tuple(value - rule.least_constant for value in found)
+            if not self.inside[(list(states), *[slice(None)] * len(rule.operands), *which)].all():
+                raise CannotDecideError(f"the local rule of {task.name} leaves its states or the task's symbols")
+        self.ends = rule.ends_well(torch.arange(rule.num_states)).tolist()
+        self._leads: dict[tuple[bool, ...], Tensor] = {}
+        self._reached: dict[tuple[tuple[bool, ...], ...], Tensor] = {}
+
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        found = self.table[(state, *digits, *(value - self.least_constant for value in constants))]
+        return found[..., 0], list(found[..., 1:].unbind(-1))
+
+    def ends_well(self, state: Tensor) -> Tensor:
+        return torch.tensor(self.ends)[state]
+
+    def read(self, name: str) -> Read:
+        return self.rule.read(name)
+
+    def identities(self) -> tuple[Identity, ...]:
+        return self.rule.identities()
+
+    def plain(self) -> dict[str, Any]:
+        """The rule as JSON."""
+        roles = {"operand": self.operands, "constant": self.constants, "answer": self.answers}
+        reads = []
+        for role, names in roles.items():
+            for name in names:
+                own = self.read(name)
+                where = {"segment": own.segment, "row": own.row, "shift": own.shift}
+                reads.append({"name": name, "role": role} | where)
+        return {
+            "along": self.along,
+            "base": self.base,
+            "num_states": self.num_states,
+            "starts": list(self.starts),
+            "ends": self.ends,
+            "least_constant": self.least_constant,
+            "reads": reads,
+            "table": self.table.tolist(),
+        }
+
+    @cached_property
+    def steps(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]]:
+        """Every step from a state that can be reached: state, digits, constants, next state, symbols."""
+        found = []
+        table = self.table.reshape(-1, self.table.shape[-1]).tolist()
+        for (state, *read), (after, *symbols) in zip(all_of(self.table.shape[:-1]).tolist(), table, strict=True):
+            digits, constants = read[: len(self.operands)], read[len(self.operands) :]
+            constants = tuple(value + self.least_constant for value in constants)
+            if state in self.reachable[constants]:
+                found.append((state, tuple(digits), constants, after, tuple(symbols)))
+        return found
+
+    @cached_property
+    def reachable(self) -> Mapping[tuple[int, ...], set[int]]:
+        """The states that runs can come to, for each choice of constants: to a fixed point, whatever the digits."""
+        found = {}
+        for constants in product(range(self.least_constant, self.base), repeat=len(self.constants)):
+            which = tuple(value - self.least_constant for value in constants)
+            after = self.table[(slice(None), *[slice(None)] * len(self.operands), *which)][..., 0]
+            leads = [set(row) for row in after.reshape(self.num_states, -1).tolist()]
+            states, new = set(self.starts), set(self.starts)
+            while new:
+                new = set().union(*(leads[state] for state in new)) - states
+                states |= new
+            found[constants] = states
+        return found
+
+    @cached_property
+    def choices(self) -> list[tuple[int, ...]]:
+        """All values of the constants."""
+        return list(product(range(self.least_constant, self.base), repeat=len(self.constants)))
+
+    def leads(self, present: tuple[bool, ...]) -> Tensor:
+        """Which states lead to which at a place, boolean `[choice of constants, state, next state]`.
+
+        Args:
+            present: Which operands have a digit there; others read 0.
+        """
+        if present not in self._leads:
+            digits = tuple(slice(None) if there else slice(0, 1) for there in present)
+            after = self.table[(slice(None), *digits)][..., 0]
+            after = after.reshape(self.num_states, -1, len(self.choices)).permute(2, 0, 1)
+            found = torch.zeros(len(self.choices), self.num_states, self.num_states, dtype=torch.bool)
+            self._leads[present] = found.scatter(2, after, True)
+        return self._leads[present]
+
+    def reached(self, places: tuple[tuple[bool, ...], ...]) -> Tensor:
+        """The states in which a run may be after some places, boolean `[choice of constants, state]`.
+
+        Args:
+            places: For each, which operands have a digit there.
+        """
+        if places not in self._reached:
+            if places:
+                before = self.reached(places[:-1])
+                self._reached[places] = (before.unsqueeze(2) & self.leads(places[-1])).any(dim=1)
+            else:
+                found = torch.zeros(len(self.choices), self.num_states, dtype=torch.bool)
+                found[:, list(self.starts)] = True
+                self._reached[places] = found
+        return self._reached[places]

@@ -1,0 +1,404 @@
+"""Proof that a model inside a window is right at every length, or a problem on which it fails.
+
+The steps, each of which stops with what is to blame if it does not hold: what the model is made of (`basis`), up to
+which sizes layouts have to be gone through (`bound`), what the local rule means (`meaning`), all assignments of all
+receptive fields up to there (`enumeration`), and the margin of each against what rounding can make of it (`rounding`).
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, product
+
+import torch
+from torch import Tensor
+
+from abc_toolkit.calibration.sufficiency import Conflict
+from abc_toolkit.evaluation import solve_problems
+from abc_toolkit.layout import Layout
+from abc_toolkit.model import Model, prefix_of, teacher_forced
+from abc_toolkit.proof.basis import Basis, basis_of
+from abc_toolkit.proof.bound import Bound, Case, bound_of, layout_cases, size_symbols
+from abc_toolkit.proof.certificate import Certificate, Part
+from abc_toolkit.proof.enumeration import Enumeration, Kind, Prediction, Reading, kinds_of
+from abc_toolkit.proof.forward import receptive_field_logits
+from abc_toolkit.proof.meaning import meaning_of
+from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveFields
+from abc_toolkit.proof.rounding import BoundedModel, Margins
+from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
+from abc_toolkit.tasks.base import UNIFORM, DigitTask
+from abc_toolkit.transformer import EncoderDecoder
+
+# Wraps what takes long, with its name: a phase shows a bar there.
+Progress = Callable[[Sequence, str], Iterable]
+
+MOST_PREDICTIONS = 50_000  # that are gone through, over all layouts; each takes some milliseconds
+_EXAMPLES = 5
+_TRIED = 64  # assignments of a kind in which the model is wrong, of which a problem is made that it does not solve
+_MEASURED = 128  # most tokens of the target of problems on which deviations are measured
+_PIECES = 256  # of the problems that are measured in long pieces
+
+
+def silent(items: Sequence, title: str) -> Iterable:
+    """Progress that nobody sees."""
+    return items
+
+
+def certify(task: Task, model: Model, progress: Progress = silent) -> Certificate:
+    """Proves that a model solves every problem of its task, of any length, or finds one that it does not solve.
+
+    Args:
+        task: The task.
+        model: The model, on the CPU.
+        progress: Wraps what takes long.
+    """
+    try:
+        return _certified(basis_of(task, model.eval()), model, progress)  # type: ignore[arg-type]
+    except CannotDecideError as error:
+        return Certificate("undecided", str(error))
+
+
+def _certified(basis: Basis, model: EncoderDecoder, progress: Progress) -> Certificate:
+    task, rule, window = basis.task, basis.rule, basis.window
+    bounded = BoundedModel(model, basis.cyclic)
+    bound = bound_of(task, rule, window, basis.period)
+    layouts = list(_layouts(task, bound))
+    tokens = sum(len(own.layout.source) + len(own.layout.target) for own in layouts)
+    readings = [Reading(rule, own.layout) for own in layouts]
+    meaning = meaning_of(task, rule, readings)
+    kinds = kinds_of(task, _predictions(basis, model, layouts, readings, progress))
+    parts, examples, wrong, num_beyond, thin = [], [], [], 0, None
+    trained = {task.sizes(shape) for shape in task.training_shapes()}
+    for kind in progress(kinds, "running the model on assignments"):
+        if not len(kind.assignments):
+            continue
+        found = bounded.margins(kind)
+        parts.append(_part(kind, found))
+        beyond = _beyond_training(trained, kind)
+        num_beyond += len(beyond)
+        few = beyond[: _EXAMPLES - len(examples)]
+        examples += [kind.met(assignment)[0].describe(assignment) for assignment in few]
+        failed = kind.assignments[~(found.margin > 0)]
+        wrong += [(kind, assignment) for assignment in failed[:: math.ceil(len(failed) / _TRIED) or 1]]
+        worst = int(found.slack.argmin())
+        if not found.slack[worst] > 0 and thin is None:
+            thin = kind.met(kind.assignments[worst])[0].describe(kind.assignments[worst]), found, worst
+    if wrong:
+        return _refuted(task, model, kinds, wrong)
+    if thin is not None:
+        where, found, worst = thin
+        raise CannotDecideError(
+            f"rounding can make {float(found.rounding[worst]):.2g} of a difference of logits, and the margin is "
+            f"{float(found.margin[worst]):.2g} {where}"
+        )
+    thinnest = min(parts, key=lambda part: part.smallest_margin)
+    shapes = [own.shape for own in layouts if own.shape is not None]
+    short = [shape for shape in shapes if task.num_tokens(shape)[1] <= _MEASURED]
+    measured = max(short or shapes[:1], key=task.num_tokens)
+    certificate = Certificate(
+        "correct",
+        bound=bound.sizes,
+        longest=max(bound.sizes.values()),
+        layouts=len(layouts),
+        tokens=tokens,
+        parts=tuple(parts),
+        kinds=len(parts),
+        assignments=sum(part.assignments for part in parts),
+        beyond_training=num_beyond,
+        examples=tuple(examples),
+        smallest_margin=thinnest.smallest_margin,
+        narrowest=thinnest.narrowest,
+        largest_rounding=max(part.largest_rounding for part in parts),
+        smallest_slack=min(part.smallest_slack for part in parts),
+        meaning=meaning,
+        deviations=_deviations(basis, model, measured),
+        outside=_outside(basis, model, measured),
+    )
+    if not certificate.largest_deviation <= certificate.largest_rounding:
+        raise CannotDecideError(
+            f"a logit deviates by {certificate.largest_deviation:.2g} from one path to another, more than the bound of "
+            f"rounding, {certificate.largest_rounding:.2g}: the model computes other sums than this proof is of"
+        )
+    if not certificate.outside <= 2 * certificate.largest_rounding:
+        raise CannotDecideError(
+            f"tokens outside of what a prediction depends on changed a logit by {certificate.outside:.2g}"
+        )
+    return certificate
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """A layout that is gone through.
+
+    Attributes:
+        sizes: Its sizes.
+        shape: A shape that has them, if there is one.
+        layout: The layout.
+    """
+
+    sizes: Shape
+    shape: Shape | None
+    layout: Layout
+
+
+def _layouts(task: DigitTask, bound: Bound) -> list[Sized]:
+    """Every layout up to a bound, each once.
+
+    Raises:
+        CannotDecideError: If they hold more predictions than there is time for.
+    """
+    names, whole = size_symbols(task), layout_cases(task)
+    tokens = sum(_estimate(case, bound) for case in whole)
+    if tokens > MOST_PREDICTIONS:
+        raise CannotDecideError(
+            f"layouts would have to be gone through up to sizes of {', '.join(map(str, bound.sizes.values()))}, with "
+            f"some {tokens:,} predictions, more than {MOST_PREDICTIONS:,}: the farthest line of the window is "
+            f"'{bound.culprit}', the rule settles within {bound.settling} places, and positions repeat after "
+            f"{bound.period}"
+        )
+    found: dict[str, Sized] = {}
+    trained = {task.sizes(shape): shape for shape in reversed(task.training_shapes())}
+    for case in whole:
+        for sizes in _sizes(case, names, task.least_sizes, bound):
+            description = task.describe_layout(sizes)
+            key = json.dumps(description.plain())
+            if key not in found or sizes in trained:
+                shape = trained.get(sizes) or _shape_of(task, sizes)
+                found[key] = Sized(sizes, shape, description.layout())
+    return list(found.values())
+
+
+def _estimate(case: Case, bound: Bound) -> int:
+    """About how many predictions the layouts of a case hold, up to a bound."""
+    largest = dict(bound.sizes)
+    count = math.prod(largest[name] for name in case.description.symbols)
+    if count > MOST_PREDICTIONS:
+        return count
+    length = case.description.target_length(largest)
+    return count * length // 2 ** len(case.description.symbols)
+
+
+def _sizes(case: Case, names: Sequence[str], least: Shape, bound: Bound) -> Iterator[Shape]:
+    """Sizes up to a bound for every layout of a case; those that it does not follow from are any that fit."""
+    fixed = [name for name in names if name in case.description.symbols]
+    others = [name for name in names if name not in fixed]
+    lowest = dict(zip(names, least, strict=True))
+
+    def values(name: str) -> range:
+        return range(lowest[name], bound.sizes[name] + 1)
+
+    for chosen in product(*map(values, fixed)):
+        known = dict(zip(fixed, chosen, strict=True))
+        alike = tuple(max([*chosen, lowest[name]]) for name in others)
+        for rest in chain([alike], product(*map(values, others))):
+            sizes = known | dict(zip(others, rest, strict=True))
+            if all(expression.at(sizes) >= 0 for expression in case.where):
+                yield tuple(sizes[name] for name in names)
+                break
+
+
+def _shape_of(task: DigitTask, sizes: Shape) -> Shape | None:
+    """A shape that has some sizes."""
+    with suppress(ProblemError):
+        if task.sizes(sizes) == sizes:
+            return sizes
+    candidates = product(*(range(max(1, size - 3), size + 1) for size in sizes))
+    return next((shape for shape in candidates if task.sizes(shape) == sizes), None)
+
+
+def _predictions(
+    basis: Basis, model: EncoderDecoder, layouts: Sequence[Sized], readings: Sequence[Reading], progress: Progress
+) -> Iterator[Prediction]:
+    """Every prediction of some layouts."""
+    for own, reading in progress(list(zip(layouts, readings, strict=True)), "finding receptive fields"):
+        fields = ReceptiveFields(basis.window, own.layout, model.positioning if basis.cyclic else None)
+        for query in range(len(own.layout.target)):
+            yield reading, own.sizes, own.shape, fields.of(query)
+
+
+def _part(kind: Kind, found: Margins) -> Part:
+    """What a certificate says of a kind."""
+    least = int(found.margin.argmin())
+    assignment = kind.assignments[least]
+    return Part(
+        kind.enumeration.describe(),
+        len(kind.parts),
+        len(kind.assignments),
+        float(found.margin[least]),
+        kind.met(assignment)[0].describe(assignment),
+        float(found.rounding.max()),
+        float(found.slack.min()),
+    )
+
+
+def _beyond_training(trained: set[Shape], kind: Kind) -> Tensor:
+    """The assignments of a kind that occur in no training shape, `[assignment]`."""
+    inside = {id(part): part for enumeration, part in kind.parts if enumeration.sizes in trained}.values()
+    if not inside:
+        return kind.assignments
+    return kind.assignments[~torch.isin(kind.assignments, torch.cat(list(inside)))]
+
+
+def alike(
+    model: EncoderDecoder, kinds: Sequence[Kind]
+) -> tuple[tuple[Enumeration, Tensor], tuple[Enumeration, Tensor]] | None:
+    """Two assignments that need different tokens and that no model inside the window can tell apart, if there are such.
+
+    What a window does not tell apart gets equal logits whatever the weights, and from random ones nothing else does.
+
+    Args:
+        model: A model inside the window; its weights do not matter.
+        kinds: The kinds and their assignments.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = EncoderDecoder(len(model.embedding.weight), model.architecture, model.position).double().eval()
+    logits, required, where = [], [], []
+    for number, kind in enumerate(kinds):
+        for part in kind.assignments.split(2**15):
+            tokens, needed = kind.enumeration.tokens(part)
+            logits.append(receptive_field_logits(fresh, kind.enumeration.field, tokens))
+            required.append(needed)
+            where.append(torch.stack([torch.full_like(part, number), part], dim=1))
+    logit, token, place = torch.cat(logits), torch.cat(required), torch.cat(where)
+    order = logit[:, 0].argsort()
+    logit, token, place = logit[order], token[order], place[order]
+    same = ((logit[1:] - logit[:-1]).abs().amax(dim=1) < 1e-10) & (token[1:] != token[:-1])
+    if not same.any():
+        return None
+    row = int(same.nonzero()[0])
+    first, second = ((kinds[int(number)], assignment) for number, assignment in place[row : row + 2])
+    return (first[0].met(first[1])[0], first[1]), (second[0].met(second[1])[0], second[1])
+
+
+def _refuted(
+    task: DigitTask, model: EncoderDecoder, kinds: Sequence[Kind], wrong: Sequence[tuple[Kind, Tensor]]
+) -> Certificate:
+    """The verdict on a model that is wrong in some assignments: with a whole problem on which it fails."""
+    # A wrong token may leave the answer right, such as an end in place of a leading zero; not so in longer problems.
+    found = [(own, assignment) for kind, assignment in wrong for own in _ends_of(kind.met(assignment))]
+    written = [(own, assignment, _text(task, own, assignment)) for own, assignment in found]
+    found = [(own, assignment) for own, assignment, text in written if text is not None]
+    texts = [text for _, _, text in written if text is not None]
+    if not texts:
+        raise CannotDecideError(
+            f"the model is wrong in {len(wrong)} assignments, and no problem was found in which one of them occurs, "
+            f"such as {written[0][0].describe(written[0][1])}"
+        )
+    parsed = [task.parse(text) for text in texts]
+    answers = solve_problems(model, task, parsed)
+    right = [task.answer(task.solve(source)) for _, source in parsed]
+    number = next((i for i in range(len(found)) if answers[i] != right[i]), None)
+    if number is None:
+        raise CannotDecideError(
+            f"the model is wrong in {len(wrong)} assignments, but its answers are right, as to {texts[0]}: "
+            f"{found[0][0].describe(found[0][1])}"
+        )
+    where = found[number][0].describe(found[number][1])
+    reason = f"{texts[number]} makes {right[number]}, and the model says {answers[number]}: {where}"
+    pair = alike(model, kinds)
+    if pair is not None:
+        sources = [_text(task, own, assignment) or own.describe(assignment) for own, assignment in pair]
+        needs = [task.vocabulary.decode(own.tokens(assignment[None])[1]) or "the end" for own, assignment in pair]
+        places = [own.field.query for own, _ in pair]
+        conflict = Conflict((sources[0], sources[1]), (places[0], places[1]), (needs[0], needs[1]))
+        reason += f"; the window is not sufficient: {conflict.describe()}"
+    return Certificate("wrong", reason, texts[number])
+
+
+def _ends_of(met: Sequence[Enumeration]) -> list[Enumeration]:
+    """The first and the last, the shortest and the longest of those in which an assignment occurs."""
+    return [met[0], met[-1]] if len(met) > 1 else [met[0]]
+
+
+def _text(task: DigitTask, own: Enumeration, assignment: Tensor) -> str | None:
+    """A problem in which an assignment occurs, if one is found."""
+    with suppress(CannotDecideError):
+        return task.vocabulary.decode(own.problem(assignment).source[0])
+    return None
+
+
+@torch.no_grad()
+def _deviations(basis: Basis, model: EncoderDecoder, shape: Shape) -> dict[str, float]:
+    """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders."""
+    task, exact_model = basis.task, copy.deepcopy(model).double()
+    layout = task.layout(shape)
+    problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
+
+    def in_pieces(problems: Problems, size: int) -> Tensor:
+        own = task.layout(problems.shape)
+        state = model.decoder_state(problems.source, model.plan(own, len(problems), size))
+        pieces = prefix_of(problems.target).split(size, dim=1)
+        return torch.cat([model.advance(piece, state) for piece in pieces], dim=1)
+
+    def in_order(order: Tensor) -> Tensor:
+        return teacher_forced(model, problems[order], layout)[order.argsort()]
+
+    def alone() -> Tensor:
+        return torch.cat([teacher_forced(model, problems[row : row + 1], layout) for row in range(len(problems))])
+
+    ways: dict[str, tuple[Problems, Callable[[], Tensor]]] = {
+        "one batch": (problems, lambda: teacher_forced(model, problems, layout)),
+        "the batch shuffled": (
+            problems,
+            lambda: in_order(torch.randperm(64, generator=torch.Generator().manual_seed(1))),
+        ),
+        "batches of one": (problems, alone),
+        "cached, a token at a time": (problems, lambda: in_pieces(problems, 1)),
+        "cached, in pieces of 5 tokens": (problems, lambda: in_pieces(problems, 5)),
+    }
+    long = _long_problems(task)
+    if long is not None:
+        ways["long problems, one batch"] = long, lambda: teacher_forced(model, long, task.layout(long.shape))
+        ways[f"long problems, in pieces of {_PIECES} tokens"] = long, lambda: in_pieces(long, _PIECES)
+    exact = {
+        id(own): teacher_forced(exact_model, own, task.layout(own.shape)) for own in (problems, long) if own is not None
+    }
+    path, found = model.path, {}
+    for own in ("dense", "gathered"):
+        model.attend(own)
+        for name, (which, compute) in ways.items():
+            found[f"{own}, {name}"] = float((compute() - exact[id(which)]).abs().max())
+    model.attend(path)
+    every = ReceptiveFields(basis.window, layout, model.positioning)
+    fields = [every.of(query) for query in range(len(layout.target))]
+    prefix = prefix_of(problems.target)
+    leaves = [torch.cat([problems.source[:, list(f.sources[0])], prefix[:, list(f.streams[0])]], dim=1) for f in fields]
+    logits = [receptive_field_logits(model, field, tokens) for field, tokens in zip(fields, leaves, strict=True)]
+    alone_off = torch.stack(logits, dim=1) - exact[id(problems)]
+    return found | {"gathered, the receptive field alone": float(alone_off.abs().max())}
+
+
+def _long_problems(task: DigitTask) -> Problems | None:
+    """A few problems whose targets are longer than a piece, if there are such."""
+    generator, length = torch.Generator().manual_seed(0), task.max_length
+    with suppress(ProblemError):
+        while True:
+            (shape, *_) = task.evaluation_shapes(length, UNIFORM, generator)
+            tokens = task.num_tokens(shape)[1]
+            if tokens > _PIECES:
+                return task.sample(generator, 2, shape)
+            length = length + 1 if len(shape) > 1 and tokens > length + 2 else 2 * length
+    return None
+
+
+@torch.no_grad()
+def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
+    """Largest change of a logit where all tokens outside of what a prediction depends on are others."""
+    task = basis.task
+    layout = task.layout(shape)
+    generator = torch.Generator().manual_seed(1)
+    one, other = (task.sample(generator, 64, shape) for _ in range(2))
+    fields, most = ReceptiveFields(basis.window, layout), 0.0
+    for query in range(len(layout.target)):
+        field = fields.of(query)
+        mixed = Problems(shape, other.source.clone(), other.target.clone())
+        mixed.source[:, list(field.sources[0])] = one.source[:, list(field.sources[0])]
+        held = [number - 1 for number in field.streams[0] if number]  # the token before a target token
+        mixed.target[:, held] = one.target[:, held]
+        logits = (teacher_forced(model, problems, layout)[:, query] for problems in (one, mixed))
+        most = max(most, float((next(logits) - next(logits)).abs().max()))
+    return most
