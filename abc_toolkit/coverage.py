@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from abc_toolkit.data import held_out
 from abc_toolkit.model import Model
 from abc_toolkit.proof.basis import basis_of
+from abc_toolkit.proof.bound import bound_of
 from abc_toolkit.proof.enumeration import Kind, Reading, kinds_of
 from abc_toolkit.proof.forward import margins
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveFields
@@ -58,6 +59,7 @@ class Coverage:
 
     def __init__(self, task: Task, model: Model, most: int = MOST_COVERED) -> None:
         basis = basis_of(task, model)
+        bound_of(basis.task, basis.rule, basis.window, basis.period)  # training goes on for what a proof can rest on
         self.task = basis.task
         positioning = model.positioning if basis.cyclic else None
         predictions = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.sufficiency import Conflict, Evidence, cones
+from abc_toolkit.calibration.sufficiency import Conflict, Evidence, receptive_fields
 from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
@@ -157,7 +157,7 @@ def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:
     layout = task.layout(task.training_shapes()[-1])
 
     def size(window: Window) -> int:
-        return sum(int(cone.sum()) for cone in cones(window, layout))
+        return sum(int(field.sum()) for field in receptive_fields(window, layout))
 
     def without(lines: Sequence[Rule], window: Window) -> Window:
         closed = window.with_rules([rule for rule in window.rules if rule not in lines])

@@ -91,7 +91,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def cones(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
+def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
     """Tokens on which a prediction can depend, through any number of layers, the query's own among them.
 
     Returns:
@@ -124,7 +124,8 @@ class Evidence:
         task: The task.
         generator: Draws the problems.
         num_problems: Problems of every training shape, if these make no more than `MOST_PREDICTIONS` predictions.
-        num_pairs: For every prediction of the longest shape, problems that are altered outside its cone; as many.
+        num_pairs: For every prediction of the longest shape, problems that are altered outside its receptive field; as
+            many.
     """
 
     def __init__(self, task: Task, generator: Generator, num_problems: int = 512, num_pairs: int = 128) -> None:
@@ -167,9 +168,9 @@ class Evidence:
     def _altered(self, window: Window) -> list[Problems]:
         """For every prediction of the longest shape, problems that differ outside what it can depend on."""
         task, base = self.task, self.bases
-        cone, _ = cones(window, task.layout(base.shape))
+        field, _ = receptive_fields(window, task.layout(base.shape))
         altered = [base]
-        for visible in cone.unique(dim=0):
+        for visible in field.unique(dim=0):
             source = torch.where(visible, base.source, self.others.source)
             altered.append(solved(task, base.shape, source))
         return altered
