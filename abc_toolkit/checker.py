@@ -40,6 +40,7 @@ HASHED = ("architecture", "task", "tokens", "positions", "layout", "rule", "iden
 COMPARED = ("assignments", "smallest_margin", "largest_rounding", "smallest_slack")
 U = 2.0**-24  # rounding of float32
 EXP = 32 * 2.0**-23  # error of its exponential function
+SAFELY = 1 + 1e-6  # norms of matrices are rounded themselves
 
 
 class Outcome(Exception):  # noqa: N818
@@ -85,7 +86,6 @@ CERTIFICATE: Any = {
     "layout": {
         "segments": [str],
         "least": [int],
-        "start": dict,
         "cases": [{"where": [(int, dict)], "source": [dict], "target": [dict]}],
     },
     "rule": {
@@ -299,7 +299,7 @@ class Family:
         for number, case in enumerate(data["cases"]):
             name = f"layout, case {number}"
             source, target = (self._nodes(case[side], (), (), f"{name}, {side}") for side in ("source", "target"))
-            start = self._item(data["start"], (), (-1,), "layout, start")
+            start = self._item(case.get("start", data.get("start")), (), (-1,), f"{name}, start")
             last = target[-1] if target else start
             if not isinstance(last, Item) or last.values != (1,) or start.segment != "start" or start.values != (0,):
                 refuse(f"{name}: the target does not begin with token 0 of 'start' and end in token 1")
@@ -443,6 +443,7 @@ class Rule:
             refuse("rule: its table holds a state or a symbol that there is not")
         values = range(self.least_constant, self.base)
         self.constant_values = list(itertools.product(values, repeat=len(self.constants)))
+        self.ended: dict[tuple[int, ...], set[int]] = {}  # filled as runs are gone through
         self._ways: dict[Any, np.ndarray] = {}
         self._cycles: dict[tuple[bool, ...], tuple[int, int]] = {}
 
@@ -538,7 +539,8 @@ class Token:
     @classmethod
     def any_of(cls, item: Item, name: str) -> "Token":
         """Any token of an item: each variable is a symbol of its own."""
-        return cls(item, tuple(Expr.of(f"?{name} {n}") for n in range(len(item.loops))))
+        once = Expr.of(1)  # the variable of a repeat that is gone through once is 0
+        return cls(item, tuple(Expr() if c == once else Expr.of(f"?{name} {n}") for n, (_, c) in enumerate(item.loops)))
 
     @property
     def bound(self) -> dict[str, Expr]:
@@ -692,7 +694,7 @@ class Prediction:
     def beside(self, token: Token, step: int, known: Known) -> list[tuple[Token, Known]]:
         """The token after (1) or before (-1) one of the target; there may be several for several sizes."""
         string: Nodes = [self.case.start, *self.case.target]
-        address = (0,) if token.item is self.case.start else (token.item.address[0] + 1, *token.item.address[1:])
+        address = token.item.address[0] + 1, *token.item.address[1:]  # as the start is ahead of the others here
         found = []
         conditions: list[Expr] = []
         facts: list[Expr] = []
@@ -1082,7 +1084,10 @@ def within_budget(rows: int) -> None:
 
 
 def assignments(plan: Plan, rule: Rule) -> np.ndarray:
-    """All assignments of a plan: rows of the ids of the leaves, then of the required token."""
+    """All assignments of a plan: rows of the ids of the leaves, then of the required token.
+
+    The rule takes down the states in which runs end, by the constants, where the required token is an answer.
+    """
     columns = [(n, read) for n, (_, wanted, _) in enumerate(plan.steps) for read in wanted]
     found = []
     for constants in rule.constant_values:
@@ -1090,7 +1095,10 @@ def assignments(plan: Plan, rule: Rule) -> np.ndarray:
         for there, wanted, times in plan.steps:
             for _ in range(times):
                 runs = joined(runs, rule.ways(there, wanted, constants))
-        symbols = runs[rule.ends[runs[:, -1]], :-1] + 2
+        runs = runs[rule.ends[runs[:, -1]]]
+        if plan.required[0] == "told":
+            rule.ended.setdefault(constants, set()).update(np.unique(runs[:, -1]).tolist())
+        symbols = runs[:, :-1] + 2
         rows = symbols[:, :0]
         for how, what in (*plan.leaves, plan.required):
             if how == "told":
@@ -1141,7 +1149,7 @@ class Model:
         self._check_shapes(num_tokens, data["feedforward_dim"])
         self._norms: dict[str, tuple[float, float, float]] = {}
         output = tensors["output.weight"]
-        self.apart = norm(output[:, None] - output)  # of the rows of each pair of tokens
+        self.apart = norm(output[:, None] - output) * SAFELY  # of the rows of each pair of tokens
 
     def _check_positions(self, method: Any, positions: list[Any]) -> None:
         """Whether the model's position method comes to the tables, and nothing else."""
@@ -1214,8 +1222,8 @@ class Model:
         """A linear layer, or some rows of it."""
         weight, bias = self.weights[f"{name}.weight"][rows], self.weights[f"{name}.bias"][rows]
         if (key := f"{name}{rows}") not in self._norms:
-            spectral = float(np.linalg.norm(weight, 2)), float(np.linalg.norm(abs(weight), 2))
-            self._norms[key] = *spectral, float(norm(bias))
+            stretch, entries = (float(np.linalg.norm(matrix, 2)) * SAFELY for matrix in (weight, abs(weight)))
+            self._norms[key] = stretch, entries, float(norm(bias))
         stretch, entries, moved = self._norms[key]
         value, e = x
         error = stretch * e + gamma(weight.shape[1] + 2) * (entries * (norm(value) + e) + moved)
@@ -1389,11 +1397,11 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     if (kind == "order" or (kind == "linear" and not up)) and any(carry[state] for state in rule.starts):
         return "a start of the run"
     for constants in rule.constant_values:
+        if kind == "linear" and up and any(carry[state] for state in rule.ended.get(constants, ())):
+            return "the end of a run"
         reached, todo = set(rule.starts), list(rule.starts)
         while todo:
             state = todo.pop()
-            if kind == "linear" and up and rule.ends[state] and carry[state]:
-                return f"state {state}, in which a run may end"
             for digits in itertools.product(range(rule.base), repeat=len(rule.operands)):
                 then, symbols = rule.step(state, digits, constants)
                 if not holds(state, then, symbols, constants):
