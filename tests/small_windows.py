@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.contexts import Cone, Cones, Function, functions_of
 from abc_toolkit.model import Architecture, prefix_of, teacher_forced
 from abc_toolkit.positions import NoPE, PositionMethod
+from abc_toolkit.proof.enumeration import Kind, Prediction, Reading, kinds_of
+from abc_toolkit.proof.receptive_field import ReceptiveField, ReceptiveFields
+from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import (
     Addition,
     Division,
@@ -25,7 +27,7 @@ from abc_toolkit.tasks import (
     Successor,
     Task,
 )
-from abc_toolkit.tasks.base import DigitTask, LocalRule
+from abc_toolkit.tasks.base import DigitTask
 from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import EOS
 
@@ -76,10 +78,10 @@ ENCODER = (
 )
 
 
-def rule_of(task: Task) -> LocalRule:
+def rule_of(task: DigitTask) -> TabledRule:
     rule = task.local_rule()
     assert rule is not None
-    return rule
+    return TabledRule(task, rule)
 
 
 def window(task: Task, rules: Sequence[Rule], encoder: int = 0) -> Window:
@@ -93,18 +95,25 @@ def make(task: Task, rules: Sequence[Rule], inner: PositionMethod | None = None,
     return EncoderDecoder(len(task.vocabulary), sizes, position).eval()
 
 
-def functions(task: DigitTask, window: Window, inner: PositionMethod | None = None) -> list[Function]:
-    """The functions of a window's predictions in the training shapes."""
-    cones = [(shape, Cones(window, task.layout(shape), inner or NoPE())) for shape in task.training_shapes()]
-    return functions_of(
-        task, rule_of(task), [(shape, own.of(query)) for shape, own in cones for query in range(len(own.layout.target))]
-    )
+def predictions(task: DigitTask, model: EncoderDecoder, rule: TabledRule | None = None) -> Iterator[Prediction]:
+    """Every prediction of the training shapes."""
+    rule = rule_of(task) if rule is None else rule
+    for shape in task.training_shapes():
+        reading = Reading(rule, task.layout(shape))
+        fields = ReceptiveFields(model.position.window, reading.layout, model.positioning)  # type: ignore[attr-defined]
+        for query in range(len(reading.layout.target)):
+            yield reading, task.sizes(shape), shape, fields.of(query)
 
 
-def leaves_of(cone: Cone, problems: Problems) -> Tensor:
-    """What stands at the leaves of a cone in some problems, `[problem, leaf]`."""
+def kinds(task: DigitTask, model: EncoderDecoder) -> list[Kind]:
+    """The kinds of a model's predictions in the training shapes."""
+    return kinds_of(task, predictions(task, model))
+
+
+def leaves_of(field: ReceptiveField, problems: Problems) -> Tensor:
+    """What stands at the leaves of a receptive field in some problems, `[problem, leaf]`."""
     strings = {"source": problems.source, "prefix": prefix_of(problems.target)}
-    return torch.stack([strings[string][:, number] for string, number in cone.leaves], dim=1)
+    return torch.stack([strings[string][:, number] for string, number in field.leaves], dim=1)
 
 
 @lru_cache
@@ -149,5 +158,5 @@ def _learnt(name: str, inner: PositionMethod | None) -> EncoderDecoder:
 
 
 def learnt(name: str, inner: PositionMethod | None = None) -> tuple[DigitTask, EncoderDecoder]:
-    """A small model that has learnt all of its contexts; trained once a session."""
+    """A small model that has learnt all of its assignments; trained once a session."""
     return RULES[name][0], copy.deepcopy(_learnt(name, inner))
