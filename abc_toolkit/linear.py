@@ -68,7 +68,7 @@ class Linear:
         if other.terms:
             one, other = other, one
         if other.terms:
-            raise NotLinearError(f"{self!r} times {factor!r} is no linear expression")
+            raise NotLinearError(f"{self.words()} times {other.words()} is no linear expression")
         return Linear(
             {symbol: own * other.constant for symbol, own in one.terms.items()}, one.constant * other.constant
         )
@@ -88,8 +88,8 @@ class Linear:
         return not self > other
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, int | Linear):
-            return NotImplemented
+        if type(other) is not int and not isinstance(other, Linear):
+            self._not_linear()  # it may equal a number of another kind, which is not told apart here
         return self <= other and self >= other
 
     __hash__ = None  # type: ignore[assignment]  # a set or a cache would tell equal values apart
@@ -102,7 +102,14 @@ class Linear:
     __divmod__ = __rdivmod__ = __iter__ = __len__ = _not_linear
 
     def __repr__(self) -> str:
-        return f"Linear({self.terms!r}, {self.constant})"
+        if _explorations:
+            self._not_linear()  # code that is explored could measure it
+        return self.words()
+
+    def words(self) -> str:
+        """The expression in words."""
+        parts = [f"{factor} {name}" for name, factor in sorted(self.terms.items())]
+        return " + ".join([*parts, str(self.constant)])
 
     def same_as(self, other: "Linear") -> bool:
         """Whether it is the same expression."""

@@ -22,10 +22,6 @@ class NoPE(PositionMethod):
     Source: Kazemnejad et al. 2023 (arXiv 2305.19466). Any length; every site; pointwise; no parameters.
     """
 
-    @property
-    def repeats_after(self) -> int | None:
-        return 1
-
 
 @dataclass(frozen=True)
 class Sinusoidal(PositionMethod):
@@ -91,10 +87,6 @@ class Cyclic(Sinusoidal):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, "model.position", ("period",), at_least=1)
-
-    @property
-    def repeats_after(self) -> int | None:
-        return self.period
 
     def values(self, positions: Positions, coordinate: Coordinate) -> Tensor:
         return super().values(positions, coordinate) % self.period

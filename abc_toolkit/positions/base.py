@@ -196,14 +196,6 @@ class PositionMethod:
     or draws positions says `build`.
     """
 
-    @property
-    def repeats_after(self) -> int | None:
-        """Places after which what it adds to embeddings repeats, if it does nothing else.
-
-        A proof for every length is possible beside it. `None` if it does not repeat, or does more.
-        """
-        return None
-
     def build(self, sizes: ModelSizes) -> ModelPosition:
         """What a model of these sizes runs.
 

@@ -1,6 +1,5 @@
 """Several methods as one."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -39,12 +38,6 @@ class Compose(PositionMethod):
         if not isinstance(self.methods, tuple) or not self.methods:
             raise UserError("Compose has no tuple of methods: give at least one method")
         check_methods(self, self.methods)
-
-    @property
-    def repeats_after(self) -> int | None:
-        periods = [method.repeats_after for method in self.methods]
-        known = [period for period in periods if period is not None]
-        return math.lcm(*known) if len(known) == len(periods) else None
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
         return _ComposedModel(self, sizes)

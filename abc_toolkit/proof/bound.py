@@ -179,10 +179,12 @@ class _Symbolic:
     Attributes:
         template: The token.
         values: An expression for each variable.
+        where: The line that opens it, in words.
     """
 
     template: _Template
     values: tuple[Linear, ...]
+    where: str = "the query"
 
     def coordinate(self, name: str) -> Linear | None:
         """One of its coordinates; `None` if it is not linear."""
@@ -552,7 +554,7 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
     found = []
     for chosen in _expanded(template, values, where):
         rest = [Linear.of(part.at(chosen)) for part in left_over]
-        token = _Symbolic(template, tuple(chosen[f"key {name}"] for name, _ in template.loops))
+        token = _Symbolic(template, tuple(chosen[f"key {name}"] for name, _ in template.loops), where)
         needed = [*token.ranges, *rest, *(-part for part in rest), *(_before(token, query) if causal else [])]
         if not _satisfiable([*facts.ranges, *query.ranges, *needed]):
             continue  # there is no such key at any length
@@ -628,7 +630,7 @@ def _add_order(one: _Symbolic, other: _Symbolic, facts: _Facts) -> None:
         if mine[: depth + 1] != theirs[: depth + 1]:
             return
         difference = value - against
-        facts.add(difference, "the window")
+        facts.add(difference, one.where if one.where == other.where else f"{one.where} beside {other.where}")
         if not difference.terms and difference.constant:
             return
 
@@ -639,6 +641,7 @@ def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequenc
     row = query.coordinate("row")
     assert row is not None
     events: list[Linear] = []
+    blamed: dict[tuple, str] = {}
     for name in (*rule.operands, *rule.constants, *rule.answers):
         read = rule.read(name)
         for leaf in (*leaves, query):
@@ -654,6 +657,7 @@ def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequenc
                     continue
             if name not in rule.constants:
                 events.append(place - read.shift)
+                blamed[_name_of(place - read.shift)] = leaf.where
         if name in rule.constants:
             continue
         for template in (*strings.source, *strings.target):
@@ -661,10 +665,20 @@ def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequenc
                 events += _ends_of(
                     template, rule.along, None if read.row is None else row - read.row, read.shift, facts
                 )
-    distinct = {tuple(sorted(event.plain().items())): event for event in events}
+    distinct = {_name_of(event): event for event in events}
     for number, event in enumerate(found := [Linear({}), *distinct.values()]):
         for other in found[number + 1 :]:
-            facts.add(event - other, where, of_rule=True)
+            facts.add(event - other, _blamed(blamed, event, other, where), of_rule=True)
+
+
+def _name_of(expression: Linear) -> tuple:
+    return tuple(sorted(expression.plain().items()))
+
+
+def _blamed(blamed: Mapping[tuple, str], one: Linear, other: Linear, otherwise: str) -> str:
+    """What reads at one of two places, in words: a line, if there is one."""
+    found = [blamed.get(_name_of(event), "the query") for event in (other, one)]
+    return next((where for where in found if where != "the query"), otherwise)
 
 
 def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, facts: _Facts) -> list[Linear]:
@@ -683,7 +697,11 @@ def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, fa
         for expression in solved[1]:
             facts.add(expression, where)
     place = Linear.of(template.coordinates[along].at({name: symbol(f"key {name}") for name, _ in template.loops}))
-    ends = [Linear.of(place.at(values)) - shift]
+    place = Linear.of(place.at(values))
+    moving = [abs(place.terms.get(f"key {name}", 0)) for name, _ in template.loops]
+    if sorted(moving)[:-1] != [0] * (len(moving) - 1) or max(moving, default=0) > 1:
+        raise CannotDecideError(f"the digits of {template.token.segment} do not stand at one place after the other")
+    ends = [place - shift]
     for name, count in template.loops:
         own = f"key {name}"
         if own in values:

@@ -115,6 +115,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "smallest_slack": float, "meaning": dict, "deviations": dict, "outside": float, "parts": list,
 }  # fmt: skip
 _MEASURED = ("deviations", "outside")
+_LARGEST = 10**300
 _CLOSE = 1e-6  # by how much, relative to its size, a figure may differ that is computed in float64
 
 
@@ -236,7 +237,17 @@ def read_certificate(text: str) -> dict[str, Any]:
     if not isinstance(data, dict) or "verdict" not in data:
         raise CertificateError("it is no certificate: it states no verdict")
     if data.get("schema") != SCHEMA:
-        raise CertificateError(f"it is of schema {data.get('schema')!r}, and this version reads schema {SCHEMA}")
+        schema = json.dumps(data.get("schema"))[:60]
+        raise CertificateError(f"it is of schema {schema}, and this version reads schema {SCHEMA}")
+    try:
+        _check_fields(data)
+    except RecursionError:
+        raise CertificateError("it is nested deeper than any certificate") from None
+    return data
+
+
+def _check_fields(data: Mapping[str, Any]) -> None:
+    """Checks that a certificate has the fields of its verdict, and no others."""
     wanted = dict(_FACTS)
     if data["verdict"] == "correct":
         wanted |= _TYPES
@@ -244,7 +255,7 @@ def read_certificate(text: str) -> dict[str, Any]:
         optional = ("tokens", "positions", "layout", "rule", "identities")
         wanted |= {name: (dict, list, type(None)) for name in optional}
     else:
-        raise CertificateError(f"its verdict is {data['verdict']!r}, which is none")
+        raise CertificateError(f"its verdict is {json.dumps(data['verdict'])[:60]}, which is none")
     for name, kind in wanted.items():
         if name not in data:
             raise CertificateError(f"its field {name} is missing")
@@ -254,8 +265,7 @@ def read_certificate(text: str) -> dict[str, Any]:
             raise CertificateError(f"its field {name} is {json.dumps(value)[:60]}, of a wrong type")
     unknown = sorted(set(data) - set(wanted))
     if unknown:
-        raise CertificateError(f"it has a field {unknown[0]}, which certificates have not")
-    return data
+        raise CertificateError(f"it has a field {json.dumps(unknown[0])[:60]}, which certificates have not")
 
 
 def _not_finite(value: Any) -> bool:
@@ -306,5 +316,5 @@ def _equal(stated: Any, found: Any) -> bool:
     if isinstance(stated, list) and isinstance(found, list):
         return len(stated) == len(found) and all(map(_equal, stated, found))
     if isinstance(found, float) and isinstance(stated, int | float) and not isinstance(stated, bool):
-        return abs(stated - found) <= _CLOSE * abs(found)
+        return math.isclose(stated, found, rel_tol=_CLOSE) if abs(stated) < _LARGEST else False
     return type(stated) is type(found) and stated == found

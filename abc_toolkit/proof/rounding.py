@@ -293,6 +293,17 @@ class BoundedModel:
             found.append(self._margins(last.x, last.which, required))
         return Margins(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
+    @torch.no_grad()
+    def logits(self, field: ReceptiveField, tokens: Tensor) -> Tensor:
+        """Logits `[assignment, num_tokens]` of a receptive field's prediction, in float64.
+
+        Args:
+            field: The receptive field.
+            tokens: Token ids of its leaves, `[assignment, leaf]`.
+        """
+        last = self._last(field, tokens)
+        return self.output(self.decoder_norm(last.x).value)[last.which]
+
     def _margins(self, x: Bounded, which: Tensor, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Margin, rounding and slack of each assignment."""
         weight, bias = self.output.weight, self.output.bias

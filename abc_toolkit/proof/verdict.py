@@ -39,6 +39,7 @@ MOST_PREDICTIONS = 50_000  # that are gone through, over all layouts; each takes
 _EXAMPLES = 5
 _TRIED = 64  # assignments of a kind in which the model is wrong, of which a problem is made that it does not solve
 _MEASURED = 128  # most tokens of the target of problems on which deviations are measured
+_EXACT = 1e-6  # by how much the model in float64 may differ: sines and cosines are in float32
 _PIECES = 256  # of the problems that are measured in long pieces
 
 
@@ -114,7 +115,7 @@ def _certified(basis: Basis, model: EncoderDecoder, progress: Progress) -> Certi
         largest_rounding=max(part.largest_rounding for part in parts),
         smallest_slack=min(part.smallest_slack for part in parts),
         meaning=meaning,
-        deviations=_deviations(basis, model, measured),
+        deviations=_deviations(basis, model, bounded, measured),
         outside=_outside(basis, model, measured),
     )
     if not certificate.largest_deviation <= certificate.largest_rounding:
@@ -322,8 +323,12 @@ def _text(task: DigitTask, own: Enumeration, assignment: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def _deviations(basis: Basis, model: EncoderDecoder, shape: Shape) -> dict[str, float]:
-    """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders."""
+def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shape: Shape) -> dict[str, float]:
+    """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders.
+
+    Raises:
+        CannotDecideError: If the model, in float64, is not what the proof took it to be.
+    """
     task, exact_model = basis.task, copy.deepcopy(model).double()
     layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
@@ -367,6 +372,10 @@ def _deviations(basis: Basis, model: EncoderDecoder, shape: Shape) -> dict[str, 
     fields = [every.of(query) for query in range(len(layout.target))]
     prefix = prefix_of(problems.target)
     leaves = [torch.cat([problems.source[:, list(f.sources[0])], prefix[:, list(f.streams[0])]], dim=1) for f in fields]
+    taken = torch.stack([bounded.logits(f, tokens) for f, tokens in zip(fields, leaves, strict=True)], dim=1)
+    off = float((taken - exact[id(problems)]).abs().max())
+    if not off <= _EXACT * (1 + float(taken.abs().max())):
+        raise CannotDecideError(f"the model computes other logits than this proof is of: they differ by {off:.2g}")
     logits = [receptive_field_logits(model, field, tokens) for field, tokens in zip(fields, leaves, strict=True)]
     alone_off = torch.stack(logits, dim=1) - exact[id(problems)]
     return found | {"gathered, the receptive field alone": float(alone_off.abs().max())}

@@ -228,12 +228,6 @@ def test_inside_a_calibrated_window(inner: tuple[PositionMethod, ...]) -> None:
     torch.testing.assert_close(outputs[0], outputs[1])
 
 
-def test_repeats_if_all_do() -> None:
-    assert Compose((Cyclic(period=4), Cyclic(period=6), NoPE())).repeats_after == 12
-    assert Compose((Cyclic(period=4), Sinusoidal())).repeats_after is None
-    assert Compose((Cyclic(period=4), ALiBi())).repeats_after is None
-
-
 def test_two_that_rotate_are_refused() -> None:
     turning = Affine(2.0, rotates=True)
     for methods in (
