@@ -136,7 +136,7 @@ def fits(value: Any, pattern: Any, name: str, remedy: str = "write the certifica
         for number, inside in enumerate(value):
             fits(inside, pattern[0], f"{name} {number}", remedy)
     elif type(value) not in (pattern if isinstance(pattern, tuple) else (pattern,)):  # `true` is no number
-        refuse(f"{name} is {str(value)[:40]!r}, of the wrong type", remedy)
+        refuse(f"{name} is {repr(value)[:40]}, of the wrong type", remedy)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -1551,7 +1551,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights, window = chosen.weights or beside / "weights.safetensors", chosen.window or beside / "window.json"
     try:
         check(chosen.certificate, weights, window, lambda heading, text: print(f"{heading:<17} {text}", flush=True))
-    except Outcome as outcome:
+    except (Outcome, RecursionError) as error:
+        outcome = error if isinstance(error, Outcome) else Outcome("a file is nested too deep: write it anew", 2)
         print(outcome.line, file=sys.stderr if outcome.status == 2 else sys.stdout)
         return outcome.status
     print("agrees")
