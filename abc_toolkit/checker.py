@@ -1355,7 +1355,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     kind, up = identity["kind"], rule.along == "place"
     if kind not in IDENTITIES:
         undecided(f"nothing is known of identities of the kind {kind!r}")
-    fits(identity, IDENTITIES[kind], f"identity {identity['statement']!r}")
+    fits({"answer": None} | identity, {"answer": TEXT} | IDENTITIES[kind], f"identity {identity['statement']!r}")
     terms = [*identity.get("takes", ()), *identity.get("gives", ())]
     carry = identity.get("order" if kind == "order" else "carry", [0] * rule.num_states)
     names = {rule.reads[i].name: i for i in rule.operands + rule.answers}
@@ -1378,7 +1378,9 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             digits = all(symbols[names[term["name"]]] < rule.base for term in identity["gives"])
             return balanced and digits and all(t["per_state"][state] == t["per_state"][then] for t in terms)
         if kind == "remainder":
-            return 0 <= carry[then] < (constants[0] if identity["bound"] == "constant" else identity["bound"])
+            bound = constants[0] if identity["bound"] == "constant" else identity["bound"]
+            answer = identity.get("answer")  # where one is named, it is the remainder
+            return 0 <= carry[then] < bound and (answer is None or symbols[names[answer]] == carry[then])
         if kind == "running":
             after = (carry[state] + symbols[names[identity["operand"]]]) % identity["modulus"]
             return symbols[names[identity["name"]]] == carry[then] == after

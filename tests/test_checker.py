@@ -1015,6 +1015,18 @@ def test_constants_are_the_same_along_a_run() -> None:
         ({"kind": "remainder", "carry": [0, 1, 2], "bound": 2}, "index", lambda s, a, b: [(2 * s + a) % 2, 0], True),
         ({"kind": "remainder", "carry": [0, 1, 2], "bound": 2}, "index", lambda s, a, b: [(2 * s + a) % 3, 0], False),
         (
+            {"kind": "remainder", "carry": [0, 1, 2], "bound": 2, "answer": "w"},
+            "index",
+            lambda s, a, b: [a, a],
+            True,
+        ),
+        (
+            {"kind": "remainder", "carry": [0, 1, 2], "bound": 2, "answer": "w"},
+            "index",
+            lambda s, a, b: [a, b],
+            False,
+        ),
+        (
             {"kind": "running", "name": "w", "operand": "b", "carry": [0, 1, 0], "modulus": 2},
             "place",
             lambda s, a, b: [s ^ b, s ^ b],
