@@ -41,6 +41,8 @@ COMPARED = ("assignments", "smallest_margin", "largest_rounding", "smallest_slac
 U = 2.0**-24  # rounding of float32
 EXP = 32 * 2.0**-23  # error of its exponential function
 SAFELY = 1 + 1e-6  # norms of matrices are rounded themselves
+HUGE = 2.0**120  # below this nothing overflows in float32
+TINY = 2.0**-100  # above what underflow takes away from a vector
 
 
 class Outcome(Exception):  # noqa: N818
@@ -390,7 +392,8 @@ def unique_rows(rows: np.ndarray) -> np.ndarray:
     keys = np.zeros(len(rows), np.int64)
     for column, span in zip(rows.T, spans, strict=True):
         keys = keys * span + column
-    keys = np.unique(keys)
+    keys.sort()
+    keys = keys[np.append(True, keys[1:] != keys[:-1])]
     result = np.empty((len(keys), rows.shape[1]), rows.dtype)
     for n in range(len(spans))[::-1]:
         keys, result[:, n] = np.divmod(keys, spans[n])
@@ -1129,6 +1132,32 @@ def norm(x: np.ndarray) -> np.ndarray:
     return np.sqrt((x * x).sum(axis=-1))
 
 
+def rounded(error: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """An error with that of underflow; infinite where a number on the way, at most `largest`, may overflow."""
+    return np.where(largest < HUGE, error + TINY, math.inf)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The vectors of one token of the problems, each distinct one once.
+
+    Attributes:
+        distinct: Vectors.
+        rows: Which of them each assignment has.
+    """
+
+    distinct: Bounded
+    rows: Any = ...
+
+    def all(self, function: Callable[[Bounded], Bounded] = lambda x: x) -> Bounded:
+        """What a function makes of the vector of each assignment."""
+        value, error = function(self.distinct)
+        return value[self.rows], error[self.rows]
+
+
+Streams = dict[int, Stream]  # by number
+
+
 class Model:
     """The model in float64, and how far float32 may be from it."""
 
@@ -1141,7 +1170,7 @@ class Model:
         if data["backbone"] != "encoder-decoder":
             undecided(f"the backbone {data['backbone']!r} is another model than the encoder-decoder")
         for table in positions:
-            good = table["coordinates"] and set(table["coordinates"]) <= set(COORDINATES) and table["base"] > 0
+            good = table["coordinates"] and set(table["coordinates"]) <= set(COORDINATES) and table["base"] >= 1
             if not good or not 0 < table["period"] < 10**6 or table["channels"] not in ("interleaved", "concatenated"):
                 refuse("positions: a table has no coordinate, base, period or order of channels that is known")
         self._check_positions(data["position"], positions)
@@ -1201,9 +1230,9 @@ class Model:
         """What the position tables take of a token's coordinates."""
         return tuple(token[name] % table["period"] for table in self.positions for name in table["coordinates"])
 
-    def embed(self, ids: np.ndarray, residues: tuple[int, ...]) -> Bounded:
-        """The embeddings of the tokens of a leaf, with its position vectors."""
-        x = self.weights["embedding.weight"][ids] * math.sqrt(self.dim)
+    def embed(self, residues: tuple[int, ...]) -> Bounded:
+        """The embeddings of all tokens, with the position vectors of a leaf."""
+        x = self.weights["embedding.weight"] * math.sqrt(self.dim)
         left, error = list(residues), 0.0
         for table in self.positions:
             frequencies = np.exp(-math.log(table["base"]) * np.arange(0, self.dim, 2) / self.dim)
@@ -1216,7 +1245,7 @@ class Model:
                 added = np.concatenate([added[0::2], added[1::2]])
             x = x + added
             error += U * math.sqrt(self.dim) * (8 + 4 * table["period"]) * count
-        return x, 4 * U * norm(x) + error
+        return x, rounded(4 * U * norm(x) + error, norm(x))
 
     def linear(self, name: str, x: Bounded, rows: slice = slice(None)) -> Bounded:
         """A linear layer, or some rows of it."""
@@ -1226,8 +1255,8 @@ class Model:
             self._norms[key] = stretch, entries, float(norm(bias))
         stretch, entries, moved = self._norms[key]
         value, e = x
-        error = stretch * e + gamma(weight.shape[1] + 2) * (entries * (norm(value) + e) + moved)
-        return value @ weight.T + bias, error
+        largest = entries * (norm(value) + e) + moved
+        return value @ weight.T + bias, rounded(stretch * e + gamma(weight.shape[1] + 2) * largest, largest)
 
     def layer_norm(self, name: str, x: Bounded) -> Bounded:
         """Layer normalisation."""
@@ -1241,9 +1270,10 @@ class Model:
         off = e / least + (rho + gamma(d + 4) + 4 * U) * size / least
         largest = abs(weight).max()
         error = largest * off + 3 * U * (largest * (norm(n) + off) + norm(bias))
-        return n * weight + bias, error
+        # Beyond a half, an error of the variance is no longer one of the quotient of the same size.
+        return n * weight + bias, rounded(error, np.where(rho < 0.5, size**2, math.inf))
 
-    def attention(self, name: str, x: Bounded, streams: dict[int, Bounded], heads: Any) -> Bounded:
+    def attention(self, name: str, x: Bounded, streams: Streams, heads: Any) -> Bounded:
         """Attention of one stream.
 
         Args:
@@ -1254,8 +1284,8 @@ class Model:
         """
         q, e_q = self.linear(f"{name}.query", x)
         read = {stream for open_ in heads for stream, _ in open_}
-        k = {n: self.linear(f"{name}.key_value", streams[n], slice(0, self.dim)) for n in read}
-        v = {n: self.linear(f"{name}.key_value", streams[n], slice(self.dim, None)) for n in read}
+        k = {n: streams[n].all(lambda y: self.linear(f"{name}.key_value", y, slice(0, self.dim))) for n in read}
+        v = {n: streams[n].all(lambda y: self.linear(f"{name}.key_value", y, slice(self.dim, None))) for n in read}
         width = self.dim // self.num_heads
         result, squares = np.zeros_like(q), np.zeros(len(q))
         for block, open_ in zip((slice(n, n + width) for n in range(0, self.dim, width)), heads, strict=True):
@@ -1266,14 +1296,15 @@ class Model:
                 logits.append((q[:, block] * k[n][0][:, block]).sum(axis=1) * width**-0.5 + bias)
                 size_q, size_k, e_k = norm(q[:, block]) + e_q, norm(k[n][0][:, block]) + k[n][1], k[n][1]
                 product = size_q * e_k + size_k * e_q + gamma(width + 4) * size_q * size_k
-                errors.append(product * width**-0.5 + 4 * U * (abs(logits[-1]) + abs(bias)))
+                product = product * width**-0.5 + 4 * U * (abs(logits[-1]) + abs(bias))
+                errors.append(rounded(product, size_q * size_k + abs(bias)))
             highest, error = np.max(logits, axis=0), np.max(errors, axis=0)
             weights = np.exp(logits - highest)
             weights /= weights.sum(axis=0)
             spread = highest - np.min(logits, axis=0) + 2 * error
             off = error + (count + 2) * (EXP + 2 * U * (spread + 2)) + 3 * gamma(count + 3)
             if count == 1:
-                off = 4 * U
+                off = np.where(error < math.inf, 4 * U, math.inf)
             largest = np.max([norm(v[n][0][:, block]) + v[n][1] for n, _ in open_], axis=0)
             error = (off + gamma(count + 2)) * largest
             for weight, (n, _) in zip(weights, open_, strict=True):
@@ -1285,29 +1316,29 @@ class Model:
     def add(self, x: Bounded, update: Bounded, name: str) -> Bounded:
         """The residual sum, normalised afterwards in post-norm."""
         value, before = x[0] + update[0], x[1] + update[1]
-        result = value, before + U * (norm(value) + before)
+        result = value, rounded(before + U * (norm(value) + before), norm(value) + before)
         return result if self.pre else self.layer_norm(name, result)
 
-    def layer(self, name: str, streams: dict[int, Bounded], memory: dict[int, Bounded], needed: Any) -> Any:
+    def layer(self, name: str, streams: Streams, memory: Streams, needed: Any) -> Streams:
         """The streams that are needed after a layer, by number."""
 
         def normed(part: str, x: Bounded) -> Bounded:
             return self.layer_norm(f"{name}.{part}_norm", x) if self.pre else x
 
-        inside = {n: normed("self", x) for n, x in streams.items()}
+        inside = {n: Stream(normed("self", stream.distinct), stream.rows) for n, stream in streams.items()}
         after = {}
         for n, own, cross in needed:
-            x = self.add(
-                streams[n], self.attention(f"{name}.self_attention", inside[n], inside, own), f"{name}.self_norm"
-            )
+            update = self.attention(f"{name}.self_attention", inside[n].all(), inside, own)
+            x = self.add(streams[n].all(), update, f"{name}.self_norm")
             if name.startswith("decoder"):
                 update = self.attention(f"{name}.cross_attention", normed("cross", x), memory, cross)
                 x = self.add(x, update, f"{name}.cross_norm")
             value, error = self.linear(f"{name}.feedforward.0", normed("feedforward", x))
             update = self.linear(f"{name}.feedforward.3", (np.maximum(value, 0), error))
-            after[n] = self.add(x, update, f"{name}.feedforward_norm")
+            after[n] = Stream(self.add(x, update, f"{name}.feedforward_norm"))
         return after
 
+    @np.errstate(all="ignore")  # what overflows leads nothing
     def margins(self, form: Form, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """By how much the required token leads each other one, and how far float32 may be from that.
 
@@ -1318,22 +1349,25 @@ class Model:
         Returns:
             Two arrays `[assignment, token]`; infinity and 0 for the required token.
         """
-        split = len(form.source_residues)
-        source = {n: self.embed(ids[:, n], residues) for n, residues in enumerate(form.source_residues)}
-        prefix = {n: self.embed(ids[:, split + n], residues) for n, residues in enumerate(form.prefix_residues)}
+        leaves = [
+            Stream(self.embed(residues), ids[:, n])
+            for n, residues in enumerate(form.source_residues + form.prefix_residues)
+        ]
+        source = dict(enumerate(leaves[: len(form.source_residues)]))
+        prefix = dict(enumerate(leaves[len(form.source_residues) :]))
         for number, needed in enumerate(form.encoder):
             source = self.layer(f"encoder.{number}", source, {}, needed)
         if self.pre and self.num_encoder_layers:
-            source = {n: self.layer_norm("encoder_norm", x) for n, x in source.items()}
+            source = {n: Stream(self.layer_norm("encoder_norm", stream.all())) for n, stream in source.items()}
         for number, needed in enumerate(form.decoder):
             prefix = self.layer(f"decoder.{number}", prefix, source, needed)
-        h, e = self.layer_norm("decoder_norm", prefix[form.read]) if self.pre else prefix[form.read]
+        h, e = prefix[form.read].all(lambda x: self.layer_norm("decoder_norm", x) if self.pre else x)
         weight, bias = self.weights["output.weight"], self.weights["output.bias"]
         logits, required, rows = h @ weight.T + bias, ids[:, -1], np.arange(len(ids))
         margins = logits[rows, required][:, None] - logits
         sizes, biases = norm(weight), abs(bias)
         pairs = (sizes[required][:, None] + sizes) * (norm(h) + e)[:, None] + biases[required][:, None] + biases
-        bounds = self.apart[required] * e[:, None] + gamma(self.dim + 3) * pairs
+        bounds = rounded(self.apart[required] * e[:, None] + gamma(self.dim + 3) * pairs, pairs)
         margins[rows, required], bounds[rows, required] = math.inf, 0
         return margins, bounds
 
@@ -1521,9 +1555,8 @@ def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str,
         every = unique_rows(np.concatenate([assignments(plan, rule) for plan in plans]))
         found["assignments"] += len(every)
         for ids in (every[start : start + BATCH] for start in range(0, len(every), BATCH)):
-            with np.errstate(all="ignore"):  # what overflows leads nothing
-                margins, rounding = model.margins(form, ids)
-                leads = (margins - rounding).min(axis=1)
+            margins, rounding = model.margins(form, ids)
+            leads = (margins - rounding).min(axis=1)
             worst = int(leads.argmin())
             if not leads[worst] > 0:
                 disagree(describe(ids[worst], margins[worst], leads[worst], plans, rule, tokens["symbols"]))
