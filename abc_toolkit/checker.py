@@ -970,15 +970,15 @@ class Layout:
         """Places at which each operand has a digit, seen from a row, and the last place of the rule's run."""
         if row not in self._places:
             there: list[set[int]] = [set() for _ in self.rule.reads]
-            for token in self.source + self.target:
-                for places, read in zip(there, self.rule.reads, strict=True):
+            for i, read in enumerate(self.rule.reads):
+                for token in self.target if read.role == "answer" else self.source + self.target:
                     place = token[self.rule.along] - read.shift
                     if (
                         read.role != "constant"
                         and place >= 0
                         and read.may_be(token["item"].segment, row - token["row"])
                     ):
-                        places.add(place)
+                        there[i].add(place)
             last = max((place for places in there for place in places), default=-1)
             self._places[row] = [there[i] for i in self.rule.operands], last
         return self._places[row]
