@@ -81,13 +81,22 @@ class BoundedLinear:
         self.norm = float(torch.linalg.matrix_norm(weight, 2)) * SLACK
         self.absolute = float(torch.linalg.matrix_norm(weight.abs(), 2)) * SLACK
         self.offset = float(bias.norm())
+        self.rows = weight.norm(dim=1)
 
-    def __call__(self, x: Bounded) -> Bounded:
-        """The layer, with `||W|| e + g(n + 2) (||abs W|| (||x|| + e) + ||b||)`."""
+    def local(self, x: Bounded) -> Tensor:
+        """What the layer's own rounding adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`."""
         total = self.absolute * x.size + self.offset
         # Beyond this a square may overflow; what underflows is below any number that counts.
-        local = growth(self.weight.shape[1] + 2) * total.where(total < LARGEST, torch.inf) + SMALLEST
-        return Bounded(functional.linear(x.value, self.weight, self.bias), self.norm * x.error + local)
+        return growth(self.weight.shape[1] + 2) * total.where(total < LARGEST, torch.inf) + SMALLEST
+
+    def local_each(self, x: Bounded) -> Tensor:
+        """How far each output may be off, by the input's error and the layer's own rounding, `[row, out]`."""
+        own = growth(self.weight.shape[1] + 2) * (self.rows * x.size[:, None] + self.bias.abs())
+        return self.rows * x.error[:, None] + own
+
+    def __call__(self, x: Bounded) -> Bounded:
+        """The layer, with `||W|| e` and its own rounding."""
+        return Bounded(functional.linear(x.value, self.weight, self.bias), self.norm * x.error + self.local(x))
 
 
 class BoundedNorm:
@@ -99,6 +108,37 @@ class BoundedNorm:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer if isinstance(layer, nn.LayerNorm) else None
+        self.largest = float(layer.weight.abs().max()) if isinstance(layer, nn.LayerNorm) else 1.0
+
+    def _scale(self, x: Bounded) -> tuple[Tensor, Tensor, Tensor]:
+        """The centred vector, its root `s`, and the least that this is for what rounding may make of the vector."""
+        assert self.layer is not None
+        dim, eps = x.value.shape[-1], self.layer.eps
+        centred = x.value - x.value.mean(dim=-1, keepdim=True)
+        length = centred.norm(dim=-1)
+        return centred, (length**2 / dim + eps).sqrt(), ((length - x.error).clamp(min=0) ** 2 / dim + eps).sqrt()
+
+    def lipschitz(self, x: Bounded) -> Tensor:
+        """By how much it moves vectors apart between `x` and what rounding may make of it, `[row]`."""
+        return self.largest / self._scale(x)[2]
+
+    def back(self, x: Bounded, outer: Tensor) -> Tensor:
+        """Its derivative at `x`, transposed, times vectors `[row, dim]`."""
+        assert self.layer is not None
+        centred, deviation, _ = self._scale(x)
+        normal, scaled = centred / deviation[:, None], self.layer.weight * outer
+        turned = scaled - normal * (normal * scaled).mean(dim=-1, keepdim=True)
+        turned = turned / deviation[:, None]
+        return turned - turned.mean(dim=-1, keepdim=True)
+
+    def turn(self, x: Bounded, length: Tensor) -> Tensor:
+        """By how much `back` of vectors of a length can differ between `x` and what rounding may make of it, `[row]`.
+
+        `c / s` is, but for a constant coordinate more, `c / ||c||` times `sqrt d`, whose second derivative has the norm
+        `2 / sqrt 3 sqrt d / ||c||^2`.
+        """
+        least = self._scale(x)[2]
+        return 2 / 3**0.5 * self.largest * length * x.error / (x.value.shape[-1] ** 0.5 * least**2)
 
     def __call__(self, x: Bounded) -> Bounded:
         """The layer.
@@ -110,16 +150,12 @@ class BoundedNorm:
         if layer is None:
             return x
         dim = x.value.shape[-1]
-        centred = x.value - x.value.mean(dim=-1, keepdim=True)
-        length = centred.norm(dim=-1)
-        deviation = (length**2 / dim + layer.eps).sqrt()
-        least = ((length - x.error).clamp(min=0) ** 2 / dim + layer.eps).sqrt()
+        centred, deviation, least = self._scale(x)
         normal = centred / deviation[:, None]
         variance = 4 * growth(dim + 8) * (x.size / least) ** 2 / dim + 8 * UNIT
         variance = variance.where(variance <= 0.25, torch.inf)  # a root of it is then within this share as well
         error = (x.error + (variance + growth(dim + 4) + 4 * UNIT) * x.size) / least
-        largest = float(layer.weight.abs().max())
-        error = largest * error + 3 * UNIT * (largest * (normal.norm(dim=-1) + error) + layer.bias.norm())
+        error = self.largest * error + 3 * UNIT * (self.largest * (normal.norm(dim=-1) + error) + layer.bias.norm())
         return Bounded(normal * layer.weight + layer.bias, error)
 
 
@@ -226,6 +262,10 @@ class _BoundedBlock:
         hidden = self.first(x)
         return self.last(Bounded(hidden.value.relu(), hidden.error))
 
+    def finish(self, x: Bounded) -> Bounded:
+        """The stream after the layer, of that after its attentions."""
+        return self.add(x, self.feedforward_norm, self.feedforward(self.normed(x, self.feedforward_norm)))
+
 
 @dataclass(frozen=True, eq=False)
 class _Stream:
@@ -289,8 +329,7 @@ class BoundedModel:
         found = []
         for part in kind.assignments.split(_AT_ONCE):
             tokens, required = enumeration.tokens(part)
-            last = self._last(enumeration.field, tokens)
-            found.append(self._margins(last.x, last.which, required))
+            found.append(self._margins(*self._last(enumeration.field, tokens), required))
         return Margins(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     @torch.no_grad()
@@ -301,13 +340,13 @@ class BoundedModel:
             field: The receptive field.
             tokens: Token ids of its leaves, `[assignment, leaf]`.
         """
-        last = self._last(field, tokens)
+        _, last = self._last(field, tokens)
         return self.output(self.decoder_norm(last.x).value)[last.which]
 
-    def _margins(self, x: Bounded, which: Tensor, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _margins(self, before: _Stream, last: _Stream, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Margin, rounding and slack of each assignment."""
         weight, bias = self.output.weight, self.output.bias
-        x, largest = self.decoder_norm(x)[which], weight.norm(dim=1)
+        x, largest = self.decoder_norm(last.x)[last.which], weight.norm(dim=1)
         logits = functional.linear(x.value, weight, bias)
         margins = logits.gather(1, required[:, None]) - logits
         apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")[required] * SLACK
@@ -316,21 +355,71 @@ class BoundedModel:
         rounding = apart * x.error[:, None] + growth(weight.shape[1] + 3) * local
         own = functional.one_hot(required, len(weight)).bool()
         rounding = rounding.masked_fill(own, 0)
+        row, other = (~own & ~(margins > rounding)).nonzero(as_tuple=True)
+        if len(row):
+            finer = self._refined(before.x[before.which[row]], required[row], other)
+            finer = finer + growth(weight.shape[1] + 3) * local[row, other]
+            rounding[row, other] = torch.minimum(rounding[row, other], finer.nan_to_num(nan=torch.inf))
         slack = (margins - rounding).masked_fill(own, torch.inf).amin(dim=1)
         return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack
 
-    def _last(self, field: ReceptiveField, tokens: Tensor) -> _Stream:
-        """The stream from which the prediction of a receptive field is read, before the last normalisation."""
+    def _refined(self, x: Bounded, required: Tensor, other: Tensor) -> Tensor:
+        """What errors up to the last normalisation can make of a difference of two logits, along its gradient, `[pair]`.
+
+        By the mean value theorem the difference moves by an averaged derivative times the error. The derivative is taken
+        at the exact vectors, and how far it turns on the way to the rounded ones is bounded: of the normalisations by
+        their second derivative, of the rectifier by the units that may open or close.
+
+        Args:
+            x: The stream before the last feed-forward block, `[pair]`.
+            required: One token of each pair.
+            other: The other.
+        """
+        block, last = self.decoder[-1], self.decoder_norm
+        if not block.pre:
+            return torch.full_like(x.error, torch.inf)
+        h = block.feedforward_norm(x)
+        p = block.first(h)
+        a = Bounded(p.value.relu(), p.error)
+        f = block.last(a)
+        y = x.plus(f)
+        own_h = h.error - block.feedforward_norm.lipschitz(x) * x.error
+        own_y = block.last.local(a) + UNIT * (y.value.norm(dim=-1) + x.error + f.error)
+        own_z = last(y).error - last.lipschitz(y) * y.error
+        outer = self.output.weight[required] - self.output.weight[other]
+        gradient, turned = last.back(y, outer), last.turn(y, outer.norm(dim=-1))
+        hidden = gradient @ block.last.weight
+        kept = hidden * (p.value > 0)
+        open_or_closed = p.value.abs() <= block.first.local_each(h)
+        turned_hidden = block.last.norm * turned + (hidden * open_or_closed).norm(dim=-1)
+        inner = kept @ block.first.weight
+        whole = gradient + block.feedforward_norm.back(x, inner)
+        length, turned_inner = inner.norm(dim=-1), block.first.norm * turned_hidden
+        turned_whole = turned + block.feedforward_norm.lipschitz(x) * turned_inner
+        turned_whole = turned_whole + block.feedforward_norm.turn(x, length)
+        return (
+            (whole.norm(dim=-1) + turned_whole) * x.error
+            + (length + turned_inner) * own_h
+            + (kept.norm(dim=-1) + turned_hidden) * block.first.local(h)
+            + (gradient.norm(dim=-1) + turned) * own_y
+            + outer.norm(dim=-1) * own_z
+        )
+
+    def _last(self, field: ReceptiveField, tokens: Tensor) -> tuple[_Stream, _Stream]:
+        """The stream from which a prediction is read, before the last feed-forward block, and after it."""
         layout, num_sources = field.layout, len(field.sources[0])
         encoded = self._embedded(layout.source, field.sources[0], tokens, 0)
         for layer, block in enumerate(self.encoder):
-            encoded = self._through(block, "encoder", layer, field, tokens, encoded, field.sources, ())
+            attended = self._through(block, "encoder", layer, field, tokens, encoded, field.sources, ())
+            encoded = [self._mapped(stream, block.finish) for stream in attended]
         if self.encoder:
             encoded = [self._mapped(stream, self.encoder_norm) for stream in encoded]
         streams = self._embedded(layout.target, field.streams[0], tokens, num_sources)
+        attended = streams
         for layer, block in enumerate(self.decoder):
-            streams = self._through(block, "decoder", layer, field, tokens, streams, field.streams, encoded)
-        return streams[0]
+            attended = self._through(block, "decoder", layer, field, tokens, streams, field.streams, encoded)
+            streams = [self._mapped(stream, block.finish) for stream in attended]
+        return attended[0], streams[0]
 
     def _embedded(self, positions: Positions, numbers: Sequence[int], tokens: Tensor, start: int) -> list[_Stream]:
         streams = []
@@ -352,7 +441,7 @@ class BoundedModel:
         needed: Sequence[Sequence[int]],
         encoded: Sequence[_Stream],
     ) -> list[_Stream]:
-        """The streams needed after a layer."""
+        """The streams needed after a layer, before its feed-forward block."""
         attention = block.self_attention
         reads: dict[Site, tuple[OpenKeys, list[tuple[_Stream, _Stream]]]] = {}
         normed = [self._mapped(stream, lambda x: block.normed(x, block.self_norm)) for stream in streams]
@@ -380,7 +469,6 @@ class BoundedModel:
             if cross is not None and block.cross_norm is not None:
                 update = cross(block.normed(x, block.cross_norm), fetched("cross"), reads["cross"][0], row)
                 x = block.add(x, block.cross_norm, update)
-            x = block.add(x, block.feedforward_norm, block.feedforward(block.normed(x, block.feedforward_norm)))
             after.append(_Stream(columns, x, which))
         return after
 
