@@ -181,8 +181,8 @@ def cases(function: Callable[..., T], arguments: Sequence[Linear], most: int = 6
 
     Yields:
         Expressions that are all at least 0 in this case, and what the function returns in it. Every choice of integers
-        is of exactly one case. An exception of the function other than `NotLinearError` ends the case it occurs in: it
-        is yielded in place of the result.
+        is of exactly one case. A `ValueError` of the function, such as a length that is too large, ends the case it
+        occurs in: it is yielded in place of the result.
 
     Raises:
         NotLinearError: If the function does what is not linear, or has more cases.
@@ -197,7 +197,7 @@ def cases(function: Callable[..., T], arguments: Sequence[Linear], most: int = 6
         result: Any
         try:
             result = function(*arguments)
-        except (NotLinearError, TypeError) as error:
+        except (NotLinearError, TypeError, AttributeError) as error:
             raise NotLinearError(f"it is no linear function of the lengths ({error})") from None
         except ValueError as error:  # such as a length beyond a fixed width
             result = error

@@ -22,7 +22,7 @@ other, directly or through others: what is never compared, such as rows and colu
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TypeVar
@@ -115,7 +115,7 @@ def bound_of(task: DigitTask, rule: TabledRule, window: Window, period: int) -> 
     least = dict(zip(size_symbols(task), task.least_sizes, strict=True))
     largest, constants = dict(least), 0
     for case in layout_cases(task):
-        strings = _Strings(case.description)
+        strings = _Strings(case.description, least)
         for query in strings.queries:
             facts = _Facts(_ranges(case, least, query))
             leaves = _follow(strings, window, query, facts)
@@ -210,7 +210,9 @@ class _Symbolic:
 class _Strings:
     """The tokens of a description, as queries and as keys."""
 
-    def __init__(self, description: LayoutDescription) -> None:
+    def __init__(self, description: LayoutDescription, taken: Iterable[str] = ()) -> None:
+        for items in (description.source, description.target):
+            _check_variables(items, set(taken))
         self.names = description.names
         self.source = list(self._templates(description.source, 0))
         target = list(self._templates(description.target, 0))
@@ -345,6 +347,15 @@ class _Strings:
             if total is not None:
                 coordinates["raw_from_end"] = total - 1 - raw
         return _Template(token, loops, path, coordinates)
+
+
+def _check_variables(items: Sequence[Item], taken: set[str]) -> None:
+    """Refuses repeats that count by a symbol that stands for something else."""
+    for item in items:
+        if isinstance(item, Repeat):
+            if item.variable in taken or not item.variable.isalpha() or item.variable.startswith("q"):
+                raise CannotDecideError(f"the layout counts by {item.variable!r}, which stands for something else")
+            _check_variables(item.items, taken | {item.variable})
 
 
 def _length(items: Sequence[Item]) -> Linear | None:

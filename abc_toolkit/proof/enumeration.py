@@ -65,7 +65,7 @@ class Reading:
             CannotDecideError: If two tokens are one to the rule.
         """
         if row not in self._present:
-            places = {name: self._places(name, row) for name in self.reads}
+            places = {name: self.places(name, row) for name in self.reads}
             for name in self.rule.constants:  # they are read at every place
                 del places[name]
             length = 1 + max((place for found in places.values() for place in found), default=-1)
@@ -74,8 +74,12 @@ class Reading:
             ]
         return self._present[row]
 
-    def _places(self, name: str, row: int) -> set[int]:
-        """The places at which the layout has a token that the rule knows by a name."""
+    def places(self, name: str, row: int) -> set[int]:
+        """The places at which the layout has a token that the rule knows by a name, as seen from a row.
+
+        Raises:
+            CannotDecideError: If two tokens are one to the rule.
+        """
         read, found = self.reads[name], []
         for positions in (self.layout.source, self.layout.target):
             fits = positions.within(read.segment)

@@ -47,7 +47,7 @@ class Meaning:
     longest: int
 
 
-def meaning_of(task: DigitTask, rule: TabledRule, readings: Iterable[Reading]) -> Meaning:
+def meaning_of(task: DigitTask, rule: TabledRule, readings: Sequence[Reading]) -> Meaning:
     """Checks the identities of a rule, its runs, and holds it to problems.
 
     Args:
@@ -61,7 +61,7 @@ def meaning_of(task: DigitTask, rule: TabledRule, readings: Iterable[Reading]) -
     held_to, longest = held(task, rule.rule)
     ends = _ends(rule, readings)
     for identity in rule.identities():
-        reason = broken(rule, identity, ends)
+        reason = broken(rule, identity, ends) or _shortened(rule, identity, readings)
         if reason is not None:
             raise CannotDecideError(f"the local rule of {task.name} does not keep '{identity.statement}': {reason}")
     return Meaning(tuple(identity.statement for identity in rule.identities()), _runs(rule), held_to, longest)
@@ -88,6 +88,18 @@ def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int,
                     states = set(after.flatten().tolist())
                 found |= {(constants, state) for state in states if rule.ends[state]}
     return found
+
+
+def _shortened(rule: TabledRule, identity: Identity, readings: Iterable[Reading]) -> str | None:
+    """Which answer, of those whose number an identity speaks of, lacks a place that the rule goes through."""
+    names = [own.name for own in identity.gives] if isinstance(identity, SumIdentity) else []
+    names += [identity.answer] if isinstance(identity, CopyIdentity) else []
+    for reading, name in product(readings, names):
+        target = reading.layout.target
+        for row in target.coordinates["row"][target.within(reading.reads[name].segment)].unique().tolist():
+            if len(reading.places(name, row)) < len(reading.present(row)):
+                return f"{name} has not a token at every place"
+    return None
 
 
 def _runs(rule: TabledRule) -> str:
@@ -133,6 +145,8 @@ def broken(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int,
             return f"a run {'ends' if rule.along == 'place' else 'begins'} in state {carrying}, which carries"
     if isinstance(identity, OrderIdentity) and any(identity.order[start] for start in rule.starts):
         return "a run does not begin with two equal numbers"
+    if isinstance(identity, RunningIdentity) and any(identity.carry[start] for start in rule.starts):
+        return "a run does not begin with nothing"
     return None
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from abc_toolkit.attention import Attention
+from abc_toolkit.calibration.window import Windowed
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions import Cyclic, OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
@@ -32,7 +33,7 @@ from abc_toolkit.transformer import Block, EncoderDecoder
 PRECISION = "float32, every product and sum rounded to nearest, in any order of summation"
 UNIT = 2.0**-24
 EXP = 32 * 2.0**-23
-LARGEST, SMALLEST = 1e15, 1e-30
+LARGEST, SMALLEST = 1e17, 1e-30  # what is below the latter underflows, and is added instead
 SLACK = 1 + 1e-6
 _AT_ONCE = 2**14
 
@@ -85,9 +86,7 @@ class BoundedLinear:
 
     def local(self, x: Bounded) -> Tensor:
         """What the layer's own rounding adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`."""
-        total = self.absolute * x.size + self.offset
-        # Beyond this a square may overflow; what underflows is below any number that counts.
-        return growth(self.weight.shape[1] + 2) * total.where(total < LARGEST, torch.inf) + SMALLEST
+        return growth(self.weight.shape[1] + 2) * (self.absolute * x.size + self.offset) + SMALLEST
 
     def local_each(self, x: Bounded) -> Tensor:
         """How far each output may be off, by the input's error and the layer's own rounding, `[row, out]`."""
@@ -221,7 +220,6 @@ class _BoundedAttention:
                 logits.append(logit)
             logit, error = torch.stack(logits, dim=1), torch.stack(errors, dim=1).amax(dim=1)
             weights = logit.softmax(dim=1)
-            error = error.where(logit.abs().amax(dim=1) < LARGEST, torch.inf)
             spread = logit.amax(dim=1) - logit.amin(dim=1) + 2 * error
             moved = error + (count + 2) * (EXP + 2 * UNIT * (spread + 2)) + 3 * growth(count + 3)
         error = (weights * error_of_values).sum(dim=1) + (moved + growth(count + 2)) * largest
@@ -309,9 +307,23 @@ class BoundedModel:
     """
 
     def __init__(self, model: EncoderDecoder, cyclic: Sequence[Cyclic] = ()) -> None:
-        for name, parameter in model.state_dict().items():
+        weights = model.state_dict()
+        for name, parameter in weights.items():
             if parameter.dtype != torch.float32 or not parameter.isfinite().all():
                 raise CannotDecideError(f"the weights {name} are no finite numbers in single precision")
+        # With weights up to M and widths up to d, a normalised vector has entries up to 2 M d, a projection of it up to
+        # 3 (M d)^2, what a block adds up to 4 (M d)^3, a stream after L layers of three blocks up to 13 L (M d)^3: its
+        # square must not overflow, for any token of any problem.
+        layers = len(model.encoder) + len(model.decoder)
+        largest = max(float(parameter.abs().max()) for parameter in weights.values())
+        widest = max(max(parameter.shape) for parameter in weights.values())
+        assert isinstance(model.position, Windowed)
+        biases = max((abs(rule.bias) for rule in model.position.window.rules), default=0.0)
+        if 13 * layers * (max(largest, 1) * widest) ** 3 > LARGEST or biases > LARGEST:
+            raise CannotDecideError(
+                f"weights or biases are so large, up to {max(largest, biases):.2g}, that numbers in single precision "
+                "may overflow"
+            )
         # Sines and cosines of angles up to the period, each within a few units, for each channel and coordinate.
         units = sum((8 + 4 * method.period) * len(method.coordinates) for method in cyclic)
         self.of_positions = UNIT * model.architecture.model_dim**0.5 * units
@@ -364,11 +376,11 @@ class BoundedModel:
         return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack
 
     def _refined(self, x: Bounded, required: Tensor, other: Tensor) -> Tensor:
-        """What errors up to the last normalisation can make of a difference of two logits, along its gradient, `[pair]`.
+        """What errors up to the last normalisation can make of a difference of two logits, by its gradient, `[pair]`.
 
-        By the mean value theorem the difference moves by an averaged derivative times the error. The derivative is taken
-        at the exact vectors, and how far it turns on the way to the rounded ones is bounded: of the normalisations by
-        their second derivative, of the rectifier by the units that may open or close.
+        By the mean value theorem the difference moves by an averaged derivative times the error. The derivative is
+        taken at the exact vectors, and how far it turns on the way to the rounded ones is bounded: of the
+        normalisations by their second derivative, of the rectifier by the units that may open or close.
 
         Args:
             x: The stream before the last feed-forward block, `[pair]`.

@@ -37,6 +37,8 @@ class TabledRule(LocalRule):
 
     def __init__(self, task: DigitTask, rule: LocalRule) -> None:
         self.rule, self.base = rule, task.base
+        if not rule.starts or not all(0 <= start < rule.num_states for start in rule.starts):
+            raise CannotDecideError(f"the local rule of {task.name} begins in no state of its own")
         self.operands, self.constants, self.answers = rule.operands, rule.constants, rule.answers  # type: ignore[misc]
         self.least_constant, self.along, self.starts = rule.least_constant, rule.along, rule.starts  # type: ignore[misc]
         self.num_states, self.rows = rule.num_states, rule.rows  # type: ignore[misc]

@@ -528,7 +528,8 @@ def fixed_width(length: int, width: int) -> int:
         ProblemError: If it is longer than that.
     """
     if length > width:
-        raise ProblemError(f"an operand of {length} digits does not fit the fixed width of {width}")
+        digits = f"{length} digits" if isinstance(length, int) else "some digits"  # of a symbol nothing can be shown
+        raise ProblemError(f"an operand of {digits} does not fit the fixed width of {width}")
     return width
 
 
