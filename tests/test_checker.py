@@ -950,6 +950,73 @@ def test_larger_sizes_than_the_bound_show_nothing_new(
     assert everything(bound) == everything({size: most + 2 for size, most in bound.items()})
 
 
+def facts_of(task: Json, lines: list[Json], item: int) -> tuple[set[str], set[str]]:
+    """What the prediction of an item of the target rests on, each with a sign such that the first symbol is added."""
+    sizes = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4}
+    architecture = sizes | {"model_dim": 4, "feedforward_dim": 2, "norm": "post", "backbone": "encoder-decoder"}
+    architecture["position"] = {"class_path": "NoPE"}
+    rule, family = checker.Rule(task["rule"], 5), checker.Family(task["layout"], 5)
+    model = checker.Model(architecture, [], 5, random_tensors(5, 4, 2, (0, 1), False, 4))
+    window = checker.Window(sizes | {"rules": lines}, architecture)
+    target = list(checker.flat(family.cases[0].target))
+    found = checker.Prediction(family, 0, target[item], model, window, rule)
+
+    def listed(facts: set[checker.Expr]) -> set[str]:
+        signed = (min(fact, checker.Expr().minus(fact), key=lambda e: [-n for s, n in e.terms if s]) for fact in facts)
+        return {str(fact).replace("?query ", "q") for fact in signed if fact.symbols}
+
+    return listed(found.facts), listed(found.run_facts)
+
+
+def test_what_a_prediction_rests_on() -> None:
+    # Of an answer: the case, the rounds of the query and of the key before it, and whether there is one.
+    facts, run_facts = facts_of(PARITY, PARITY["lines"], 0)
+    assert facts == {"-1 + 1 s0", "1 q0", "1 + 1 q0 + -1 s0", "-1 + 1 q0", "1 q0 + -1 s0"}
+    # The places of the query, of the token before, and of the first and last of all.
+    assert run_facts == {"1 q0", "-1 + 1 q0", "-1 + 1 s0", "1 + 1 q0 + -1 s0", "1 q0 + -1 s0"}
+    # Of the end: it reads the last answer, and no digit.
+    facts, run_facts = facts_of(PARITY, PARITY["lines"], 1)
+    assert facts == {"-1 + 1 s0"}
+    assert run_facts == {"-1 + 1 s0"}
+    # Two leaves of one number whose order the sizes tell, and a fixed place.
+    lines = [line("cross", 0, "operand 1", ("place", 3, None)), line("cross", 1, "operand 1", ("index", 2, None))]
+    facts, run_facts = facts_of(PARITY, lines, 1)
+    assert facts == {"-1 + 1 s0", "-4 + 1 s0", "-3 + 1 s0", "-6 + 1 s0"}
+    assert run_facts == {"-1 + 1 s0", "-4 + 1 s0", "-3 + 1 s0", "-6 + 1 s0"}
+    # In a table, rows and columns are told apart.
+    lines = [line("decoder", 0, "answer", BELOW, own()), line("cross", 0, "operand 1", BESIDE, own())]
+    facts, run_facts = facts_of(ROWS, lines, 0)
+    assert {fact for fact in facts if "s1" in fact} == {"-1 + 1 s1", "1 + 1 q0 + -1 s1", "1 q0 + -1 s1"}
+    assert {"1 q0", "-1 + 1 q0", "1 q1"} <= facts
+    assert not any(one in fact and two in fact for fact in facts for one in ("s0", "q1") for two in ("s1", "q0"))
+    assert run_facts == {"1 q1", "-1 + 1 q1", "-1 + 1 s0", "1 + 1 q1 + -1 s0", "1 q1 + -1 s0"}
+
+
+def test_runs_are_counted_through() -> None:
+    # The answer tells whether the number of digits so far is one more than a multiple of three.
+    table = [[[(s + 1) % 3, int(s == 0)]] * 2 for s in range(3)]
+    reads = [read("operand 1", "operand"), read("answer", "answer")]
+    rule, family = checker.Rule(transducer(reads, table), 4), checker.Family(PARITY["layout"], 4)
+    certificate = certificate_of(PARITY, 4)
+    model = checker.Model(certificate["architecture"], [], 4, random_tensors(4, 32, 64, (0, 1), True, 0))
+    window = checker.Window(
+        {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4, "rules": []}, certificate["architecture"]
+    )
+    for size in range(1, 12):
+        built = checker.Layout(family.cases[0], {"s0": size}, model, window, rule)
+        for n in range(size):
+            leaves, _ = built.receptive_field(n)
+            found = checker.assignments(checker.plan_of(built, n, leaves, rule), rule)
+            written = [(2 + ((n - 1) % 3 == 0), 2 + (n % 3 == 0))] if n else [(0, 3)]
+            assert [tuple(row) for row in found.tolist()] == written
+
+
+def test_runs_count_where_they_may_end() -> None:
+    rule = checker.Rule(ADDITION["rule"], 5)
+    plan = checker.Plan((((True, True), (0, 1, 2), 1),), (("told", (0, 0)), ("told", (0, 1))), ("told", (0, 2)))
+    assert checker.assignments(plan, rule).tolist() == [[2, 2, 2], [2, 3, 3], [3, 2, 3]]  # 1 + 1 has a carry
+
+
 def test_constants_are_the_same_along_a_run() -> None:
     # A number times one digit, in base 3: the digit is a leaf or not, and unnamed leaves hold what they like.
     table = [[[[(d * c + s) // 3, (d * c + s) % 3] for c in (0, 1, 2)] for d in (0, 1, 2)] for s in (0, 1)]
