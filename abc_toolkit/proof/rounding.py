@@ -367,7 +367,7 @@ class BoundedModel:
         rounding = apart * x.error[:, None] + growth(weight.shape[1] + 3) * local
         own = functional.one_hot(required, len(weight)).bool()
         rounding = rounding.masked_fill(own, 0)
-        row, other = (~own & ~(margins > rounding)).nonzero(as_tuple=True)
+        row, other = (~own & ~(margins > 2 * rounding)).nonzero(as_tuple=True)
         if len(row):
             finer = self._refined(before.x[before.which[row]], required[row], other)
             finer = finer + growth(weight.shape[1] + 3) * local[row, other]
