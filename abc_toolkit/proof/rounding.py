@@ -371,7 +371,7 @@ class BoundedModel:
         if len(row):
             finer = self._refined(before.x[before.which[row]], required[row], other)
             finer = finer + growth(weight.shape[1] + 3) * local[row, other]
-            rounding[row, other] = torch.minimum(rounding[row, other], finer.nan_to_num(nan=torch.inf))
+            rounding[row, other] = torch.minimum(rounding[row, other], finer.where(~finer.isnan(), torch.inf))
         slack = (margins - rounding).masked_fill(own, torch.inf).amin(dim=1)
         return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack
 
