@@ -950,16 +950,18 @@ def test_larger_sizes_than_the_bound_show_nothing_new(
     assert everything(bound) == everything({size: most + 2 for size, most in bound.items()})
 
 
-def facts_of(task: Json, lines: list[Json], item: int) -> tuple[set[str], set[str]]:
+def facts_of(task: Json, lines: list[Json], item: int, layers: int = 1, case: int = 0) -> tuple[set[str], set[str]]:
     """What the prediction of an item of the target rests on, each with a sign such that the first symbol is added."""
-    sizes = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4}
+    sizes = {"num_encoder_layers": 0, "num_decoder_layers": layers, "num_heads": 4}
     architecture = sizes | {"model_dim": 4, "feedforward_dim": 2, "norm": "post", "backbone": "encoder-decoder"}
     architecture["position"] = {"class_path": "NoPE"}
     rule, family = checker.Rule(task["rule"], 5), checker.Family(task["layout"], 5)
-    model = checker.Model(architecture, [], 5, random_tensors(5, 4, 2, (0, 1), False, 4))
-    window = checker.Window(sizes | {"rules": lines}, architecture)
-    target = list(checker.flat(family.cases[0].target))
-    found = checker.Prediction(family, 0, target[item], model, window, rule)
+    model = checker.Model(architecture, [], 5, random_tensors(5, 4, 2, (0, layers), False, 4))
+    window = checker.Window(
+        sizes | {"rules": [line | {"layer": n} for line in lines for n in range(layers)]}, architecture
+    )
+    target = list(checker.flat(family.cases[case].target))
+    found = checker.Prediction(family, case, target[item], model, window, rule)
 
     def listed(facts: set[checker.Expr]) -> set[str]:
         signed = (min(fact, checker.Expr().minus(fact), key=lambda e: [-n for s, n in e.terms if s]) for fact in facts)
@@ -992,11 +994,61 @@ def test_what_a_prediction_rests_on() -> None:
     assert run_facts == {"1 q1", "-1 + 1 q1", "-1 + 1 s0", "1 + 1 q1 + -1 s0", "1 q1 + -1 s0"}
 
 
-def test_runs_are_counted_through() -> None:
+def test_what_else_a_prediction_may_rest_on() -> None:
+    # An earlier case must not hold in place of this one.
+    assert "1 s0 + -1 s1" in facts_of({**ADDITION, "layout": TWO_CASES}, [], 0, case=1)[0]
+    # What is after the query is no key, whatever the window says.
+    assert facts_of(PARITY, [line("decoder", 0, "answer", own(-1))], 0) == facts_of(PARITY, [], 0)
+    # Whether a key at a fixed place is before the query, and before the token that was written last.
+    facts, _ = facts_of(PARITY, [line("decoder", 0, "answer", ("place", 2, None))], 0)
+    assert {"-2 + 1 q0", "-3 + 1 q0", "-3 + 1 s0"} <= facts
+    # In two layers, a key two places before the query has read one three places before it.
+    lines = [line("decoder", 0, "answer", own(2))]
+    assert "-3 + 1 q0" not in facts_of(PARITY, lines, 0)[0]
+    assert "-3 + 1 q0" in facts_of(PARITY, lines, 0, layers=2)[0]
+    # Whether a fixed row is the query's own.
+    assert "-3 + 1 q0" in facts_of(ROWS, [line("cross", 0, "operand 1", ("row", 3, None), own())], 0)[0]
+
+
+COUNTING = transducer(
     # The answer tells whether the number of digits so far is one more than a multiple of three.
-    table = [[[(s + 1) % 3, int(s == 0)]] * 2 for s in range(3)]
-    reads = [read("operand 1", "operand"), read("answer", "answer")]
-    rule, family = checker.Rule(transducer(reads, table), 4), checker.Family(PARITY["layout"], 4)
+    [read("operand 1", "operand"), read("answer", "answer")],
+    [[[(s + 1) % 3, int(s == 0)]] * 2 for s in range(3)],
+)
+
+
+def test_all_periods_count() -> None:
+    architecture = certificate_of(PARITY, 4)["architecture"]
+    architecture["position"] = {"class_path": "Cyclic", "init_args": {"period": 2}}
+    tables = [{"coordinates": ["place"], "base": 10.0, "period": 2, "channels": "interleaved"}]
+    model = checker.Model(architecture, tables, 4, random_tensors(4, 32, 64, (0, 1), True, 0))
+    window = checker.Window(
+        {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4, "rules": []}, architecture
+    )
+    family = checker.Family(PARITY["layout"], 4)
+    assert checker.bound_of_sizes(family, model, window, checker.Rule(COUNTING, 4)) == {"s0": 2 * (3 + 2 * 3)}
+
+
+def test_digits_are_there_in_rows_that_fit() -> None:
+    architecture = certificate_of(PARITY, 5)["architecture"]
+    model = checker.Model(architecture, [], 5, random_tensors(5, 32, 64, (0, 1), True, 0))
+    window = checker.Window(
+        {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4, "rules": []}, architecture
+    )
+    rule, family = checker.Rule(ROWS["rule"], 5), checker.Family(ROWS["layout"], 5)
+    built = checker.Layout(family.cases[0], {"s0": 2, "s1": 3}, model, window, rule)
+    there = {0, 1}
+    assert [built.places(row) for row in range(5)] == [
+        ([there, set()], 1),
+        ([there, there], 1),
+        ([there, there], 1),
+        ([set(), there], 1),
+        ([set(), set()], -1),
+    ]
+
+
+def test_runs_are_counted_through() -> None:
+    rule, family = checker.Rule(COUNTING, 4), checker.Family(PARITY["layout"], 4)
     certificate = certificate_of(PARITY, 4)
     model = checker.Model(certificate["architecture"], [], 4, random_tensors(4, 32, 64, (0, 1), True, 0))
     window = checker.Window(
