@@ -434,6 +434,15 @@ def test_lines_that_open_at_a_length_raise_the_bound_to_it(far: int, conditions:
     assert str(far) in bound.culprit
 
 
+@pytest.mark.parametrize("far", [9, 1000])
+def test_lines_to_tokens_that_the_rule_does_not_read_count_too(far: int) -> None:
+    """An operand that does not matter: whether there is such a token is a fact of its own."""
+    task = Machine(2, 2, second="idle")
+    for condition, size in ((Condition("place", far), "s1"), (Condition("place", far, "place"), "s0")):
+        bound = bound_of(task, ruled(task), window_of(line("cross", "operand 2", condition)), 1)
+        assert bound.sizes[size] > far
+
+
 # What cannot be decided.
 
 OWN = Condition("place", 0, "place")
