@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -11,6 +12,8 @@ from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, ModelPosition, OpenKeys, Site
 
 Leaf = tuple[str, int]  # "source" or "prefix", and the token's number in that string
+Described = tuple[str, dict[str, int]]  # segment and coordinates of a token
+Keys = tuple[tuple[tuple[tuple[int, float], ...], ...], ...]  # open keys and biases, by head and query
 
 
 class CannotDecideError(Exception):
@@ -26,7 +29,8 @@ class ReceptiveField:
         query: Which target token is predicted.
         streams: Tokens whose decoder stream is needed, before each layer and after the last, `[query]` at the end.
         sources: The same of the encoder; the last are the keys of cross-attention.
-        tables: Open keys of the tokens needed after each layer, by site and layer, numbered within those before it.
+        keys: By site and layer, for each head and each token needed after the layer, the open keys, numbered within
+            those before it, with their biases.
         added: What positions add to the embedding of each leaf, as bytes; empty where nothing is added.
     """
 
@@ -34,7 +38,7 @@ class ReceptiveField:
     query: int
     streams: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[int, ...], ...]
-    tables: Mapping[tuple[Site, int], OpenKeys]
+    keys: Mapping[tuple[Site, int], Keys]
     added: tuple[bytes, ...]
 
     @cached_property
@@ -43,45 +47,53 @@ class ReceptiveField:
         return (*(("source", i) for i in self.sources[0]), *(("prefix", i) for i in self.streams[0]))
 
     @cached_property
-    def tokens(self) -> list[tuple[str, dict[str, int]]]:
+    def tokens(self) -> list[Described]:
         """Segment and coordinates of each."""
         strings = {"source": self.layout.source, "prefix": self.layout.prefix}
-        return [_token(strings[string], number) for string, number in self.leaves]
+        return [_described(strings[string])[number] for string, number in self.leaves]
+
+    @property
+    def predicted(self) -> Described:
+        """Segment and coordinates of the token that is predicted."""
+        return _described(self.layout.target)[self.query]
 
     @cached_property
-    def predicted(self) -> tuple[str, dict[str, int]]:
-        """Segment and coordinates of the token that is predicted."""
-        return _token(self.layout.target, self.query)
+    def tables(self) -> dict[tuple[Site, int], OpenKeys]:
+        """The open keys as attention takes them."""
+        return {where: _table(heads) for where, heads in self.keys.items()}
 
     @cached_property
     def kind(self) -> tuple:
-        """What the model sees beside the values of the tokens; receptive fields of one kind are one function of them.
-
-        Only keys that are open count, in the order of their numbers: empty slots of a table add exactly nothing.
-        """
-        tables = tuple((key, _open(table)) for key, table in sorted(self.tables.items()))
+        """What the model sees beside the values of the tokens: of one kind, it is one function of them."""
         inner = tuple(
             tuple(part[i].index(token) for token in part[i + 1])
             for part in (self.streams, self.sources)
             for i in range(len(part) - 1)
         )
-        return tables, inner, self.added, len(self.sources[0]), len(self.streams[0])
+        return tuple(sorted(self.keys.items())), inner, self.added, len(self.sources[0]), len(self.streams[0])
 
 
-def _open(table: OpenKeys) -> tuple:
-    """The open keys of a table with their biases: a tuple for each head and query."""
-    return tuple(
-        tuple(
-            tuple(sorted((key, bias) for key, bias in zip(keys, biases, strict=True) if bias > -torch.inf))
-            for keys, biases in zip(*rows, strict=True)
-        )
-        for rows in zip(table.index.tolist(), table.bias.tolist(), strict=True)
-    )
+def _table(heads: Keys) -> OpenKeys:
+    num_slots = max([1, *(len(keys) for head in heads for keys in head)])
+    shape = (len(heads), len(heads[0]), num_slots)
+    index, bias = torch.zeros(shape, dtype=torch.long), torch.full(shape, -torch.inf)
+    for head, rows in enumerate(heads):
+        for row, keys in enumerate(rows):
+            for slot, (key, own) in enumerate(keys):
+                index[head, row, slot], bias[head, row, slot] = key, own
+    return OpenKeys(index, bias)
 
 
-def _token(positions: Positions, number: int) -> tuple[str, dict[str, int]]:
-    coordinates = {name: int(values[number]) for name, values in positions.coordinates.items()}
-    return positions.names[coordinates["segment"]], coordinates
+_known: WeakKeyDictionary[Positions, list[Described]] = WeakKeyDictionary()
+
+
+def _described(positions: Positions) -> list[Described]:
+    """Segment and coordinates of each token of a string."""
+    if positions not in _known:
+        columns = {name: values.tolist() for name, values in positions.coordinates.items()}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        _known[positions] = [(positions.names[row["segment"]], row) for row in rows]
+    return _known[positions]
 
 
 class ReceptiveFields:
@@ -97,21 +109,21 @@ class ReceptiveFields:
         self.window = window
         self.layout = layout
         self.added = [_added(positioning, positions) for positions in (layout.source, layout.target)]
-        self.tables: dict[tuple[Site, int], OpenKeys] = {}
-        self._keys: dict[tuple[Site, int], list[set[int]]] = {}
+        self._open: dict[tuple[Site, int], list[list[tuple[tuple[int, float], ...]]]] = {}
         for site in SITES:
             for layer in range(window.layers(site)):
                 table = window.open_keys(site, layer, *site_positions(site, layout))
                 assert table is not None
-                self.tables[site, layer] = table
-                index, is_open = table.index.transpose(0, 1).flatten(1), table.bias.transpose(0, 1).flatten(1)
-                pairs = zip(index.tolist(), (is_open > -torch.inf).tolist(), strict=True)
-                self._keys[site, layer] = [
-                    {k for k, o in zip(keys, opened, strict=True) if o} for keys, opened in pairs
+                self._open[site, layer] = [
+                    [
+                        tuple(sorted((k, b) for k, b in zip(keys, biases, strict=True) if b > -torch.inf))
+                        for keys, biases in zip(*rows, strict=True)
+                    ]
+                    for rows in zip(table.index.tolist(), table.bias.tolist(), strict=True)
                 ]
 
     def _read(self, site: Site, layer: int, queries: Sequence[int]) -> set[int]:
-        return set().union(*(self._keys[site, layer][query] for query in queries))
+        return {key for head in self._open[site, layer] for query in queries for key, _ in head[query]}
 
     def of(self, query: int) -> ReceptiveField:
         """The receptive field of one prediction."""
@@ -123,22 +135,22 @@ class ReceptiveFields:
         sources = [tuple(sorted(read))]
         for layer in reversed(range(self.window.num_encoder_layers)):
             sources.insert(0, tuple(sorted({*sources[0], *self._read("encoder", layer, sources[0])})))
-        tables: dict[tuple[Site, int], OpenKeys] = {}
+        keys: dict[tuple[Site, int], Keys] = {}
         for layer in range(self.window.num_encoder_layers):
-            tables["encoder", layer] = self._within("encoder", layer, sources[layer + 1], sources[layer])
+            keys["encoder", layer] = self._within("encoder", layer, sources[layer + 1], sources[layer])
         for layer in range(self.window.num_decoder_layers):
-            tables["decoder", layer] = self._within("decoder", layer, streams[layer + 1], streams[layer])
-            tables["cross", layer] = self._within("cross", layer, streams[layer + 1], sources[-1])
+            keys["decoder", layer] = self._within("decoder", layer, streams[layer + 1], streams[layer])
+            keys["cross", layer] = self._within("cross", layer, streams[layer + 1], sources[-1])
         added = (*(self.added[0][i] for i in sources[0]), *(self.added[1][i] for i in streams[0]))
-        return ReceptiveField(self.layout, query, tuple(streams), tuple(sources), tables, added)
+        return ReceptiveField(self.layout, query, tuple(streams), tuple(sources), keys, added)
 
-    def _within(self, site: Site, layer: int, queries: Sequence[int], keys: Sequence[int]) -> OpenKeys:
-        """The rows of some queries, with keys numbered among some."""
-        table = self.tables[site, layer]
-        number = torch.zeros(int(table.index.max()) + 1 + max(keys, default=0), dtype=torch.long)
-        number[list(keys)] = torch.arange(len(keys))
-        bias = table.bias[:, list(queries)]
-        return OpenKeys(number[table.index[:, list(queries)]] * (bias > -torch.inf), bias)
+    def _within(self, site: Site, layer: int, queries: Sequence[int], keys: Sequence[int]) -> Keys:
+        """The open keys of some queries, numbered among some."""
+        number = {key: place for place, key in enumerate(keys)}
+        return tuple(
+            tuple(tuple((number[key], bias) for key, bias in head[query]) for query in queries)
+            for head in self._open[site, layer]
+        )
 
 
 @torch.no_grad()
