@@ -1319,24 +1319,90 @@ class Model:
         result = value, rounded(before + U * (norm(value) + before), norm(value) + before)
         return result if self.pre else self.layer_norm(name, result)
 
+    def normed(self, name: str, part: str, x: Bounded) -> Bounded:
+        """What a part of a layer reads."""
+        return self.layer_norm(f"{name}.{part}_norm", x) if self.pre else x
+
     def layer(self, name: str, streams: Streams, memory: Streams, needed: Any) -> Streams:
         """The streams that are needed after a layer, by number."""
+        attended = self.attended(name, streams, memory, needed)
+        return {n: Stream(self.feedforward(name, stream.all())) for n, stream in attended.items()}
 
-        def normed(part: str, x: Bounded) -> Bounded:
-            return self.layer_norm(f"{name}.{part}_norm", x) if self.pre else x
+    def feedforward(self, name: str, x: Bounded) -> Bounded:
+        """The stream after a layer's feed-forward block."""
+        value, error = self.linear(f"{name}.feedforward.0", self.normed(name, "feedforward", x))
+        update = self.linear(f"{name}.feedforward.3", (np.maximum(value, 0), error))
+        return self.add(x, update, f"{name}.feedforward_norm")
 
-        inside = {n: Stream(normed("self", stream.distinct), stream.rows) for n, stream in streams.items()}
+    def attended(self, name: str, streams: Streams, memory: Streams, needed: Any) -> Streams:
+        """The streams that are needed after a layer, before its feed-forward block."""
+        inside = {n: Stream(self.normed(name, "self", stream.distinct), stream.rows) for n, stream in streams.items()}
         after = {}
         for n, own, cross in needed:
             update = self.attention(f"{name}.self_attention", inside[n].all(), inside, own)
             x = self.add(streams[n].all(), update, f"{name}.self_norm")
             if name.startswith("decoder"):
-                update = self.attention(f"{name}.cross_attention", normed("cross", x), memory, cross)
+                update = self.attention(f"{name}.cross_attention", self.normed(name, "cross", x), memory, cross)
                 x = self.add(x, update, f"{name}.cross_norm")
-            value, error = self.linear(f"{name}.feedforward.0", normed("feedforward", x))
-            update = self.linear(f"{name}.feedforward.3", (np.maximum(value, 0), error))
-            after[n] = Stream(self.add(x, update, f"{name}.feedforward_norm"))
+            after[n] = Stream(x)
         return after
+
+    def slope(self, name: str, x: Bounded, outer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The derivative of a layer normalisation.
+
+        Returns:
+            The transposed derivative at `x` times vectors; by how much that can turn, per length of these, up to what
+            float32 makes of `x`; and by how much the layer moves vectors apart on the way there.
+        """
+        weight, (value, e), d = self.weights[f"{name}.weight"], x, self.dim
+        c = value - value.mean(axis=1, keepdims=True)
+        s = np.sqrt((c * c).sum(axis=1, keepdims=True) / d + 1e-5)
+        least = np.sqrt(np.maximum(norm(c) - e, 0) ** 2 / d + 1e-5)
+        u, n, largest = weight * outer, c / s, abs(weight).max()
+        back = (u - n * (n * u).mean(axis=1, keepdims=True)) / s
+        back -= back.mean(axis=1, keepdims=True)
+        return back, 2 / math.sqrt(3) * largest * e / (math.sqrt(d) * least**2), largest / least
+
+    def refined(self, x: Bounded, required: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """A finer bound of how far float32 may be from a difference of logits, along its gradient.
+
+        The derivative is taken at the exact vectors. How far it turns on the way to the rounded ones is bounded: of the
+        normalisations by their second derivative, of the rectifier by the units that may open or close.
+
+        Args:
+            x: The stream before the last feed-forward block, a row for each pair.
+            required: One token of each pair.
+            other: The other.
+        """
+        name = f"decoder.{self.num_decoder_layers - 1}"
+        norms = f"{name}.feedforward_norm", "decoder_norm"
+        first, last = (self.weights[f"{name}.feedforward.{n}.weight"] for n in (0, 3))
+        bias, output = self.weights[f"{name}.feedforward.0.bias"], self.weights["output.weight"]
+        h = self.layer_norm(norms[0], x)
+        p = self.linear(f"{name}.feedforward.0", h)
+        a = np.maximum(p[0], 0), p[1]
+        f = self.linear(f"{name}.feedforward.3", a)
+        y = self.add(x, f, norms[0])
+        z = self.layer_norm(norms[1], y)
+        stretch = [self._norms[f"{name}.feedforward.{n}{slice(None)}"][0] for n in (0, 3)]
+        v = output[required] - output[other]
+        g, turn_y, spread_y = self.slope(norms[1], y, v)
+        turned = turn_y * norm(v)
+        q = g @ last
+        rows = norm(first)
+        each = rows * h[1][:, None] + gamma(self.dim + 2) * (rows * (norm(h[0]) + h[1])[:, None] + abs(bias))
+        c = q * (p[0] > 0)
+        turned_hidden = stretch[1] * turned + norm(q * (abs(p[0]) <= each))
+        k = c @ first
+        back, turn_x, spread_x = self.slope(norms[0], x, k)
+        turned_whole = turned + spread_x * stretch[0] * turned_hidden + turn_x * norm(k)
+        return (
+            (norm(g + back) + turned_whole) * x[1]
+            + (norm(k) + stretch[0] * turned_hidden) * (h[1] - spread_x * x[1])
+            + (norm(c) + turned_hidden) * (p[1] - stretch[0] * h[1])
+            + (norm(g) + turned) * (f[1] - stretch[1] * a[1] + U * (norm(y[0]) + x[1] + f[1]))
+            + norm(v) * (z[1] - spread_y * y[1])
+        )
 
     @np.errstate(all="ignore")  # what overflows leads nothing
     def margins(self, form: Form, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -1359,8 +1425,10 @@ class Model:
             source = self.layer(f"encoder.{number}", source, {}, needed)
         if self.pre and self.num_encoder_layers:
             source = {n: Stream(self.layer_norm("encoder_norm", stream.all())) for n, stream in source.items()}
+        before = prefix
         for number, needed in enumerate(form.decoder):
-            prefix = self.layer(f"decoder.{number}", prefix, source, needed)
+            before = self.attended(f"decoder.{number}", prefix, source, needed)
+            prefix = {n: Stream(self.feedforward(f"decoder.{number}", x.all())) for n, x in before.items()}
         h, e = prefix[form.read].all(lambda x: self.layer_norm("decoder_norm", x) if self.pre else x)
         weight, bias = self.weights["output.weight"], self.weights["output.bias"]
         logits, required, rows = h @ weight.T + bias, ids[:, -1], np.arange(len(ids))
@@ -1369,6 +1437,12 @@ class Model:
         pairs = (sizes[required][:, None] + sizes) * (norm(h) + e)[:, None] + biases[required][:, None] + biases
         bounds = rounded(self.apart[required] * e[:, None] + gamma(self.dim + 3) * pairs, pairs)
         margins[rows, required], bounds[rows, required] = math.inf, 0
+        row, other = np.nonzero(margins <= 2 * bounds)
+        if self.pre and len(row):
+            value, error = before[form.read].all()
+            finer = self.refined((value[row], error[row]), required[row], other)
+            finer = finer + gamma(self.dim + 3) * pairs[row, other]
+            bounds[row, other] = np.fmin(bounds[row, other], finer)
         return margins, bounds
 
 
