@@ -346,6 +346,8 @@ def retrain(
     settings = {"model": sizes, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite)
     summary = _training_summary("The model inside the window", result.trained, stopping)
+    if place.certificate_is_stale():
+        summary += " The certificate in the run is stale: it is of other weights or another window."
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
     return result
 
