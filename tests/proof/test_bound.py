@@ -441,6 +441,9 @@ def test_lines_to_tokens_that_the_rule_does_not_read_count_too(far: int) -> None
     for condition, size in ((Condition("place", far), "s1"), (Condition("place", far, "place"), "s0")):
         bound = bound_of(task, ruled(task), window_of(line("cross", "operand 2", condition)), 1)
         assert bound.sizes[size] > far
+    # A token at a fixed place and one at a distance are the same where the distance is as long again.
+    lines = [line("cross", "operand 2", own) for own in (Condition("place", far), Condition("place", far, "place"))]
+    assert bound_of(task, ruled(task), window_of(*lines), 1).constants >= 2 * far
 
 
 # What cannot be decided.

@@ -296,6 +296,30 @@ def test_a_running_sum_begins_at_zero() -> None:
     assert broken(tabled(other), replace(RUNNING, carry=(1, 0))) is not None
 
 
+def test_what_is_carried_is_below_its_bound() -> None:
+    table = tabled(PARITY)
+    assert broken(table, CarryIdentity("", "answer", (0, 1), 2)) is None
+    assert broken(table, CarryIdentity("", "answer", (0, 1), 1)) is not None
+    assert broken(table, CarryIdentity("", "answer", (1, 0), 2)) is not None
+    assert broken(table, CarryIdentity("", "answer", (0, 1), "constant")) is not None  # which is 1 where there is none
+
+
+def test_what_a_sum_gives_are_digits() -> None:
+    """A sign that counts as the digit after the last is none."""
+    table = TabledRule(Addition(base=2), Steps((0, 0), (0, 2)))
+    doubled = SumIdentity("2 A = W", (Share("operand 1", (2,)),), (share("answer", 1),), (0,))
+    assert broken(table, doubled) is not None
+
+
+def test_shares_stay_along_a_run() -> None:
+    """A sign that changes from place to place is no sign of the whole number."""
+    flipping = Steps((1, 1, 0, 0), (0, 1, 0, 1))
+    shares = [Share(name, (1, -1)) for name in ("operand 1", "answer")]
+    assert broken(tabled(flipping), SumIdentity("", (shares[0],), (shares[1],), (0, 0))) is not None
+    same = [share(name, 2) for name in ("operand 1", "answer")]
+    assert broken(tabled(flipping), SumIdentity("", (same[0],), (same[1],), (0, 0))) is None
+
+
 def test_a_comparison_begins_with_equal_numbers() -> None:
     task = Comparison(base=2)
     rule = rule_of(task)

@@ -343,6 +343,18 @@ def test_a_normalisation_in_any_order(dim: int, mean: float, spread: float) -> N
         assert (np.linalg.norm(rounded - found.value.numpy(), axis=1) <= found.error.numpy()).all()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+@torch.no_grad()
+def test_a_normalisation_of_what_is_far_off(share: float) -> None:
+    """Turned as far as an error of a share of the length can turn: the derivative grows on the way."""
+    own = torch.nn.LayerNorm(4).double()
+    x, across = (torch.tensor([parts]).double() for parts in ([1.0, -1, 0, 0], [0.0, 0, 1, -1]))
+    turned = (1 - share**2) * x + share * (1 - share**2) ** 0.5 * across
+    error = (turned - x).norm(dim=-1)
+    torch.testing.assert_close(error, share * x.norm(dim=-1))
+    assert float((own(turned) - own(x)).norm()) <= float(BoundedNorm(own)(Bounded(x, error)).error)
+
+
 def test_a_bound_grows_with_the_terms_of_a_sum() -> None:
     assert [growth(n) for n in (1, 2, 100)] == pytest.approx([UNIT, 2 * UNIT, 100 * UNIT], rel=1e-4)
     assert all(growth(n) > n * UNIT for n in (1, 5, 1000))
@@ -409,8 +421,9 @@ def test_weights_so_large_that_numbers_may_overflow(norm: str, largest: float) -
         assert (lead(rounded.astype(np.float64), required)[finite] >= slack[finite]).all(), name
 
 
+@pytest.mark.parametrize(("strength", "margin"), [(1000.0, 5e-3), (100.0, 4e-4)])
 @torch.no_grad()
-def test_a_unit_that_acts_on_rounding_noise_leaves_no_slack() -> None:
+def test_a_unit_that_acts_on_rounding_noise_leaves_no_slack(strength: float, margin: float) -> None:
     """A hidden unit whose input cancels to nothing in one assignment, and whose output is large."""
     setting = Setting(open_keys=0)
     model, kinds = built(setting)
@@ -429,16 +442,17 @@ def test_a_unit_that_acts_on_rounding_noise_leaves_no_slack() -> None:
     exact = float((weight.double() * h).sum())
     own = int(required[0])
     first, last = model.decoder[0].feedforward[0], model.decoder[0].feedforward[3]
+    first.bias.fill_(-100)  # nor do the others, so that nothing hides what this unit does
     first.weight[0] = weight
     first.bias[0] = float(np.nextafter(np.float32(-exact), np.float32(-np.inf)))  # exactly, it never acts
     last.weight[:, 0] = 0
     logits = logits_of(model, field, tokens[:1].numpy(), Arithmetic(np.float64))[0]
-    model.output.bias[own] += float(max(np.delete(logits, own)) - logits[own]) + 0.005
+    model.output.bias[own] += float(max(np.delete(logits, own)) - logits[own]) + margin
     before = BoundedModel(model).margins(kind)
-    assert float(before.margin[0]) > 0.004
+    assert float(before.margin[0]) > 0.9 * margin
     assert float(before.slack[0]) > 0
     against = (model.output.weight - model.output.weight[own]).sum(dim=0)
-    last.weight[:, 0] = 1000 * against / against.norm()
+    last.weight[:, 0] = strength * against / against.norm()
     after = BoundedModel(model).margins(kind)
     assert float(after.margin[0]) > 0
     assert not float(after.slack[0]) > 0
