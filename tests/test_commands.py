@@ -17,7 +17,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import Decode
 from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE, Sinusoidal
-from abc_toolkit.run import PHASES, PROGRESS, Run
+from abc_toolkit.run import PIPELINE, PROGRESS, Run
 from abc_toolkit.tasks import Parity
 from abc_toolkit.training import TrainerSettings
 
@@ -43,7 +43,7 @@ def _count(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, bool,
 
         return run
 
-    monkeypatch.setattr(commands, "COMMANDS", {name: phase(name) for name in PHASES})
+    monkeypatch.setattr(commands, "COMMANDS", {name: phase(name) for name in PIPELINE})
     monkeypatch.setattr(commands, "_check_task", lambda *_: None)
     return done
 
@@ -52,13 +52,13 @@ def _count(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, bool,
     ("state", "expected"),
     [
         # fit was interrupted
-        ("fit*", [("fit", True, False), *((phase, False, True) for phase in PHASES[1:])]),
+        ("fit*", [("fit", True, False), *((phase, False, True) for phase in PIPELINE[1:])]),
         # retrain was interrupted
         ("fit calibrate retrain*", [("retrain", True, False), ("evaluate", False, True)]),
         # as before, in a run that was being overwritten: what is there of retrain and evaluate is older
         ("retrain evaluate fit calibrate retrain*", [("retrain", True, False), ("evaluate", False, True)]),
         # calibrate was killed in a run that was being overwritten
-        ("calibrate retrain evaluate fit", [(phase, False, True) for phase in PHASES[1:]]),
+        ("calibrate retrain evaluate fit", [(phase, False, True) for phase in PIPELINE[1:]]),
     ],
 )
 def test_a_run_is_resumed_where_it_stopped(
@@ -75,12 +75,12 @@ def test_a_run_is_resumed_where_it_stopped(
         commands.run_all(Parity(), run=tmp_path)
     commands.run_all(Parity(), run=tmp_path, resume=True)
     assert done == expected
-    assert all(run.up_to_date(phase) for phase in PHASES)
+    assert all(run.up_to_date(phase) for phase in PIPELINE)
     with pytest.raises(UserError, match="nothing to resume"):
         commands.run_all(Parity(), run=tmp_path, resume=True)
     done.clear()
     commands.run_all(Parity(), run=tmp_path, overwrite=True)
-    assert done == [(phase, False, True) for phase in PHASES]
+    assert done == [(phase, False, True) for phase in PIPELINE]
 
 
 def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> None:

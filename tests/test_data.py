@@ -229,12 +229,12 @@ def test_a_batch_follows_from_seed_and_step(task: Task) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 10, 64])
-def test_lessons_take_their_share_of_the_batches_of_their_shape(batch_size: int) -> None:
+def test_hard_examples_take_their_share_of_the_batches_of_their_shape(batch_size: int) -> None:
     task = Successor(max_length=3)
-    lessons = [task.problems((n,), [torch.tensor([[1] * n, [2] * n, [5] * n])]) for n in (1, 3)]
+    hard = [task.problems((n,), [torch.tensor([[1] * n, [2] * n, [5] * n])]) for n in (1, 3)]
     plain, taught = batches(task, batch_size=batch_size), batches(task, batch_size=batch_size)
-    assert plain.lessons == ()
-    taught.lessons = tuple(lessons)
+    assert plain.hard_examples == ()
+    taught.hard_examples = tuple(hard)
     share = math.ceil(batch_size / 4)
     seen = set()
     for step in range(60):
@@ -251,26 +251,26 @@ def test_lessons_take_their_share_of_the_batches_of_their_shape(batch_size: int)
     assert seen == {"1", "2", "5", "111", "222", "555"}
 
 
-def test_a_batch_with_lessons_follows_from_seed_and_step_and_them() -> None:
+def test_a_batch_with_hard_examples_follows_from_seed_and_step_and_them() -> None:
     task = Successor(max_length=1)
-    lesson, other = (task.problems((1,), [torch.arange(first, first + 5)[:, None]]) for first in (0, 5))
+    hard, other = (task.problems((1,), [torch.arange(first, first + 5)[:, None]]) for first in (0, 5))
 
-    def taught(lesson: Problems, seed: int = 0, rank: int = 0) -> TrainingBatches:
+    def taught(hard: Problems, seed: int = 0, rank: int = 0) -> TrainingBatches:
         served = batches(task, seed, rank, step=3)
-        served.lessons = (lesson,)
+        served.hard_examples = (hard,)
         return served
 
     state = torch.get_rng_state()
-    numbered = [taught(lesson).batch(step) for step in range(3, 9)]
-    assert all(map(same, numbered, taught(lesson)))
+    numbered = [taught(hard).batch(step) for step in range(3, 9)]
+    assert all(map(same, numbered, taught(hard)))
     assert torch.equal(torch.get_rng_state(), state)
-    kept = lesson.source.clone()
+    kept = hard.source.clone()
     for step, batch in enumerate(numbered, 3):
         assert not same(batch, taught(other).batch(step))
-        assert not same(batch, taught(lesson, seed=1).batch(step))
-        assert not same(batch, taught(lesson, rank=1).batch(step))
+        assert not same(batch, taught(hard, seed=1).batch(step))
+        assert not same(batch, taught(hard, rank=1).batch(step))
     assert len({tuple(batch.source[:16, 0].tolist()) for batch in numbered}) == len(numbered)
-    assert torch.equal(lesson.source, kept)
+    assert torch.equal(hard.source, kept)
 
 
 def test_the_step_is_asked_for_when_an_epoch_starts() -> None:

@@ -297,17 +297,18 @@ def test_training_marks_the_threshold_and_where_it_is_reached() -> None:
     assert "vanilla" in words(figure)
 
 
-def test_training_shows_in_how_many_contexts_the_model_is_weak(tmp_path: Path) -> None:
+def test_training_shows_in_how_many_assignments_the_model_is_weak(tmp_path: Path) -> None:
     validation = [dict(point) for point in RECORD["validation"]]
-    validation[2] |= {"weak": 1200, "smallest_gap": -3.0}
-    validation[3] |= {"weak": 0, "smallest_gap": 2.0}
+    validation[2] |= {"weak": 1200, "smallest_margin": -3.0}
+    validation[3] |= {"weak": 0, "smallest_margin": 2.0}
     record = {**RECORD, "phase": "retrain", "validation": validation}
     figures.training(tmp_path / "training.png", record)
-    *_, contexts = figures._draw_training(record).axes
-    curves = {line.get_label(): line for line in contexts.lines}
+    *_, assignments = figures._draw_training(record).axes
+    curves = {line.get_label(): line for line in assignments.lines}
     assert curves["wrong, or right by little"].get_xydata().tolist() == [[300, 1200], [400, 0]]
-    assert contexts.get_ylim()[0] < 0
-    assert contexts.get_xlabel() == "training step"
+    assert assignments.get_ylim()[0] < 0
+    assert assignments.get_xlabel() == "training step"
+    assert assignments.get_ylabel() == "assignments"
     assert len(figures._draw_training(RECORD).axes) == 2
 
 

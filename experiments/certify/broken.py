@@ -20,10 +20,10 @@ import torch
 from torch.nn import functional
 
 from abc_toolkit.calibration.window import Condition, Rule, Window
-from abc_toolkit.certify import certify
 from abc_toolkit.files import save_json, save_text
 from abc_toolkit.model import teacher_forced
-from abc_toolkit.run import WINDOW, Run, save_weights
+from abc_toolkit.proof import certify
+from abc_toolkit.run import CERTIFICATE, WINDOW, Run, save_weights
 from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import EOS
 
@@ -37,14 +37,14 @@ def abc(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def perturbed(model: EncoderDecoder, place: Run) -> None:
-    """Noise on one matrix, little by little, until the model fails in the first contexts."""
+    """Noise on one matrix, little by little, until the model fails in the first assignments."""
     weight = model.decoder[-1].feedforward[3].weight
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * weight.std()
     own, low, high = weight.data.clone(), 0.0, 4.0
     while high - low > 0.01:
         middle = (low + high) / 2
         weight.data = own + middle * noise
-        low, high = (middle, high) if certify(place.task("fit"), model).verdict == "correct" else (low, middle)
+        low, high = (low, middle) if certify(place.task("fit"), model).verdict == "wrong" else (middle, high)
     weight.data = own + high * noise
 
 
@@ -118,9 +118,10 @@ def too_wide(window: Window) -> Window:
 
 
 ONE_STEP = ("--trainer.max_steps", 1)
-RAW = Rule("cross", 0, 0, None, (Condition("raw", 5, "raw"),))
+FAR = Rule("cross", 0, 0, None, (Condition("place", 10**6),))
+TURNED = Rule("cross", 0, 0, None, (Condition("place", 0, "index"),))
 CASES: dict[str, Callable[[Run], None]] = {
-    "noise on a weight, until the first contexts fail": changed(perturbed),
+    "noise on a weight, until the first assignments fail": changed(perturbed),
     "training stopped after 200 steps": retrained("--trainer.max_steps", 200),
     "operand 2 closed at its own place": retrained("--trainer.max_steps", 600, window=without("operand 2", 0)),
     "operand 1 closed one place below": retrained("--trainer.max_steps", 600, window=without("operand 1", 1)),
@@ -128,7 +129,8 @@ CASES: dict[str, Callable[[Run], None]] = {
     "an open head in cross-attention": retrained(*ONE_STEP, window=with_line(Rule("cross", 0, 0))),
     "an open head in self-attention": retrained(*ONE_STEP, window=with_line(Rule("decoder", 0, 3, "answer"))),
     "an open head in the encoder": retrained(*ONE_STEP, "--model.num_encoder_layers", 1, window=with_encoder),
-    "a line of the raw matrix": retrained(*ONE_STEP, window=with_line(RAW)),
+    "a line that moves away as the length grows": retrained(*ONE_STEP, window=with_line(TURNED)),
+    "a line that opens far away": retrained(*ONE_STEP, window=with_line(FAR)),
     "positions beside the window": retrained(*ONE_STEP, "--model.position", "Sinusoidal"),
     "too wide a window": retrained(*ONE_STEP, window=too_wide),
 }
@@ -149,7 +151,7 @@ def main() -> None:
             shutil.copytree(settings.run / phase, place.path / phase)
         make(place)
         status = abc("certify", "--run", place.path).returncode
-        certificate = json.loads((place.path / "certificate.json").read_text())
+        certificate = json.loads((place.folder("certify") / CERTIFICATE).read_text())
         result = {"case": name, "status": status} | {key: certificate[key] for key in ("verdict", "reason", "problem")}
         if certificate["problem"] is not None:
             solved = abc("solve", "--run", place.path, certificate["problem"], "--check")

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-from abc_toolkit.commands import CERTIFICATE
 from abc_toolkit.evaluation import evaluate_models, parse_sizes
 from abc_toolkit.files import save_json
-from abc_toolkit.run import Run
+from abc_toolkit.run import CERTIFICATE, Run
 from abc_toolkit.tasks.base import SETS
 
 HERE = Path(__file__).parent
@@ -35,7 +34,8 @@ FAR = {
     "multiplication_nxm": "20x20,100x100,3x200,200x3",
 }
 KEPT = (
-    "verdict", "reason", "contexts", "beyond_training", "examples", "functions", "smallest_gap", "deviations", "outside"
+    "verdict", "reason", "bound", "kinds", "assignments", "beyond_training", "examples", "smallest_margin",
+    "largest_rounding", "smallest_slack", "meaning", "deviations", "outside"
 )  # fmt: skip
 
 
@@ -57,8 +57,7 @@ def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
         return result | {"error": finished.stderr.strip().splitlines()[-1]}
     place = Run(folder)
     certified, result["certify_seconds"] = abc("certify", "--run", folder, "--overwrite")
-    certificate = json.loads((folder / CERTIFICATE).read_text())
-    certificate["functions"] = len(certificate.pop("parts", ()))
+    certificate = json.loads((place.folder("certify") / CERTIFICATE).read_text())
     result["certificate"] = {"status": certified.returncode} | {key: certificate.get(key) for key in KEPT}
     result["phases"] = {phase: place.record(phase)["results"] for phase in ("fit", "calibrate", "retrain")}
     result["versions"] = place.record("retrain")["versions"]

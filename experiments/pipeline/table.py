@@ -117,9 +117,9 @@ def certificates(results: list[dict]) -> str:
         return low if low == high else f"{low} to {high}"
 
     lines = [
-        "| task | correct at every length | retraining steps | contexts | that occur in no training shape "
-        "| smallest gap | largest deviation | `abc certify`, median |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | correct at every length | retraining steps | assignments | that occur in no training shape "
+        "| smallest margin | left of it by rounding | largest deviation | `abc certify`, median |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(result["task"] for result in results):
         own = [result for result in results if result["task"] == task]
@@ -127,8 +127,9 @@ def certificates(results: list[dict]) -> str:
         steps = [result["phases"]["retrain"]["steps"] for result in own if "phases" in result]
         deviations = [max(certificate["deviations"].values()) for certificate in right]
         seconds = [result["certify_seconds"] for result in own if "certify_seconds" in result]
-        cells = [f"{len(right)} of {len(own)}", span(steps), span([c["contexts"] for c in right])]
-        cells += [span([c["beyond_training"] for c in right]), span([c["smallest_gap"] for c in right], ".2g")]
+        cells = [f"{len(right)} of {len(own)}", span(steps), span([c["assignments"] for c in right])]
+        cells += [span([c["beyond_training"] for c in right]), span([c["smallest_margin"] for c in right], ".2g")]
+        cells += [span([c["smallest_slack"] for c in right], ".2g")]
         cells += [span(deviations, ".0e"), f"{statistics.median(seconds):.0f} s" if seconds else "-"]
         lines.append(f"| {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

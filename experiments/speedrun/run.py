@@ -68,7 +68,7 @@ def attempt(recipe: str, seed: int) -> dict[str, Any]:
             result[phase] = time.perf_counter() - start
             if phase in ("fit", "retrain"):
                 result[f"{phase}_steps"] = done.trained.steps
-    return result | {"verdict": done.verdict, "contexts": done.contexts, "smallest_gap": done.smallest_gap}
+    return result | {"verdict": done.verdict, "assignments": done.assignments, "smallest_margin": done.smallest_margin}
 
 
 def main() -> None:

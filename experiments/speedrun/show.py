@@ -24,8 +24,8 @@ def main() -> None:
         *PARTS,
         "steps of fit",
         "of retrain",
-        "contexts",
-        "smallest gap",
+        "assignments",
+        "smallest margin",
     ]
     lines = [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     for recipe in dict.fromkeys(result["recipe"] for result in results):
@@ -36,8 +36,8 @@ def main() -> None:
             cells.append(span([result["seconds"] for result in done]))
             cells += [f"{statistics.median(result[part] for result in done):.1f}" for part in PARTS]
             cells += [span([result[f"{part}_steps"] for result in done]) for part in ("fit", "retrain")]
-            cells += [span([result["contexts"] for result in done])]
-            cells.append(f"{min(result['smallest_gap'] for result in done):.2g}")
+            cells += [span([result["assignments"] for result in done])]
+            cells.append(f"{min(result['smallest_margin'] for result in done):.2g}")
         lines.append(f"| {' | '.join(cells)} |")
     text = LOG.read_text()
     before, _, rest = text.partition(MARKS[0])

@@ -5,18 +5,22 @@ import copy
 import dataclasses
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_toolkit.layout import COORDINATES
+from abc_toolkit.layout import COORDINATES, Layout
+from abc_toolkit.linear import NotLinearError, cases, symbol
+from abc_toolkit.proof.enumeration import Reading
+from abc_toolkit.proof.meaning import HELD_TO, meaning_of
+from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import ProblemError, Shape, Task
-from abc_toolkit.tasks.base import SETS, TRAINING, UNIFORM
+from abc_toolkit.tasks.base import SETS, TRAINING, UNEQUAL, UNIFORM, DigitTask
 from abc_toolkit.vocabulary import EOS
 
 LENGTHS = (1, 2, 9)
@@ -86,6 +90,60 @@ def operands(task: Task, shape: Shape, source: str) -> list[tuple[str, list[int]
     return found
 
 
+Row = tuple[str, int, int, int, int]
+
+
+def written_out(items: list[dict[str, Any]], values: Mapping[str, int]) -> Iterator[Row]:
+    """Segment, place, index, row and column of the tokens of a description in JSON, one by one.
+
+    Args:
+        items: What it holds.
+        values: The values of its symbols.
+    """
+
+    def number(expression: Mapping[str, int]) -> int:
+        return sum(factor * (values[name] if name else 1) for name, factor in expression.items())
+
+    for item in items:
+        if "segment" in item:
+            place, index, row, column = (number(item[name]) for name in ("place", "index", "row", "column"))
+            yield item["segment"], place, index, row, column
+            continue
+        for turn in range(number(item["repeat"])):
+            yield from written_out(item["items"], {**values, item["variable"]: turn})
+
+
+def described(plain: Mapping[str, Any], values: Mapping[str, int]) -> list[list[Row]]:
+    """The tokens of source, target and prefix that a description in JSON says."""
+    source, target = (list(written_out(plain[name], values)) for name in ("source", "target"))
+    (start,) = written_out([plain["start"]], values)
+    return [source, target, [start, *target[:-1]]]
+
+
+def rows_of(layout: Layout) -> list[list[Row]]:
+    """The same of the source, the target and the prefix of a layout, as its tensors say it."""
+    found = []
+    for positions in (layout.source, layout.target, layout.prefix):
+        columns = [positions.coordinates[name].tolist() for name in ("segment", "place", "index", "row", "column")]
+        found.append([(positions.names[segment], *others) for segment, *others in zip(*columns, strict=True)])
+        assert positions.coordinates["raw"].tolist() == list(range(len(positions)))
+        assert positions.coordinates["raw_from_end"].tolist() == list(range(len(positions)))[::-1]
+    return found
+
+
+def far_shapes(task: Task) -> list[Shape]:
+    """Training shapes and some far beyond; none beyond a fixed width."""
+    found, g = list(task.training_shapes()), generator()
+    for length in (*LENGTHS, 4 * task.max_length, 40):
+        for name in (UNIFORM, UNEQUAL):
+            with contextlib.suppress(ProblemError):
+                for shape in task.evaluation_shapes(length, name, g):
+                    if sum(task.num_tokens(shape)) < 4000:
+                        task.layout(shape)
+                        found.append(shape)
+    return list(dict.fromkeys(found))
+
+
 def refuse(task: Task, text: str) -> str:
     """The message with which a task refuses a text: one line."""
     with pytest.raises(ProblemError) as error:
@@ -140,6 +198,66 @@ class TaskContract:
                 values = [digits.index(character) for character in operand]
                 assert sum(v * task.base**p for v, p in zip(values, place, strict=True)) == int(operand, task.base)
                 assert index == list(range(len(operand)))
+
+    def test_layouts_are_what_the_description_says(self, case: TaskCase) -> None:
+        task = case.task
+        assert isinstance(task, DigitTask)
+        for shape in far_shapes(task):
+            sizes = task.sizes(shape)
+            assert all(size >= least for size, least in zip(sizes, task.least_sizes, strict=True)), shape
+            plain = task.describe_layout(sizes).plain()
+            assert described(plain, {}) == rows_of(task.layout(shape)), shape
+            assert len(plain["segments"]) == len(set(plain["segments"]))
+
+    def test_the_description_of_every_length_is_that_of_each(self, case: TaskCase) -> None:
+        """Run on symbols, it is of all lengths at once; a task with a local rule must allow that, for a proof."""
+        task = case.task
+        assert isinstance(task, DigitTask)
+        names = [f"s{number}" for number in range(len(task.least_sizes))]
+        try:
+            found = list(cases(lambda *sizes: task.describe_layout(sizes), [symbol(name) for name in names]))
+        except NotLinearError:
+            assert task.local_rule() is None
+            return
+        for shape in far_shapes(task):
+            sizes = dict(zip(names, task.sizes(shape), strict=True))
+            (own,) = (own for where, own in found if all(expression.at(sizes) >= 0 for expression in where))
+            assert not isinstance(own, Exception), shape
+            assert described(own.plain(), sizes) == rows_of(task.layout(shape)), shape
+
+    def test_each_token_can_be_what_stands_there(self, case: TaskCase) -> None:
+        task = case.task
+        assert isinstance(task, DigitTask)
+        for shape in task.training_shapes():
+            problems, layout = task.sample(generator(), 50, shape), task.layout(shape)
+            for positions, tokens in ((layout.source, problems.source), (layout.target, problems.target)):
+                for number, segment in enumerate(positions.segment.tolist()):
+                    assert set(tokens[:, number].tolist()) <= set(task.values(positions.names[segment]))
+        for segment, character in task.literals.items():
+            assert task.values(segment) == tuple(task.vocabulary.encode(character).tolist())
+
+    def test_the_local_rule_means_what_it_says(self, case: TaskCase) -> None:
+        """It reads every token that it writes by one name, keeps its identities, and agrees with the oracle."""
+        task, rule = case.task, case.task.local_rule()
+        if rule is None:
+            return
+        assert isinstance(task, DigitTask)
+        tabled = TabledRule(task, rule)
+        readings = [Reading(tabled, task.layout(shape)) for shape in task.training_shapes()]
+        names = (*rule.operands, *rule.constants, *rule.answers)
+        assert {tabled.read(name).segment for name in names} <= set(
+            task.layout(task.training_shapes()[-1]).source.names
+        )
+        for reading in readings:
+            for segment, place, index, row, _ in rows_of(reading.layout)[1]:
+                where = {"place": place, "index": index, "row": row}
+                named = reading.written(segment, where)
+                assert named is not None or len(task.values(segment)) == 1, segment
+                assert named is None or named[1] < len(reading.present(row))
+        meaning = meaning_of(task, tabled, readings)  # refuses what does not hold
+        assert meaning.proved == tuple(identity.statement for identity in rule.identities())
+        assert meaning.held_to >= HELD_TO
+        assert meaning.longest >= task.max_length
 
     @pytest.mark.parametrize("set_name", SETS)
     def test_tokens_are_counted(self, case: TaskCase, set_name: str) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from abc_toolkit.calibration.sufficiency import Evidence
 from abc_toolkit.calibration.window import Window
-from abc_toolkit.certify import certify
 from abc_toolkit.errors import UserError
 from abc_toolkit.model import teacher_forced
+from abc_toolkit.proof import certify
 from abc_toolkit.tasks import Addition, Multiplication, ProblemError
 from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
 from tests import small_windows
@@ -348,10 +348,10 @@ def test_a_proof_goes_through_with_pairs() -> None:
     assert isinstance(task, Addition)
     plain, pairs = (certify(own, model) for own in (task, replace(task, interleaved=True)))
     assert (plain.verdict, pairs.verdict) == ("correct", "correct"), pairs.reason
-    assert pairs.contexts == plain.contexts
-    assert pairs.smallest_gap == pytest.approx(plain.smallest_gap, rel=1e-4)
+    assert pairs.assignments == plain.assignments
+    assert pairs.smallest_margin == pytest.approx(plain.smallest_margin, rel=1e-4)
     with torch.no_grad():
-        model.output.bias[3] += 2 * pairs.smallest_gap + 1
+        model.output.bias[3] += 2 * pairs.smallest_margin + 1
     refuted = certify(replace(task, interleaved=True), model)
     assert refuted.verdict == "wrong"
     assert refuted.problem is not None
@@ -380,14 +380,14 @@ def test_carry_chains_in_other_bases(base: int) -> None:
 
 def test_a_proof_goes_through_in_base_2() -> None:
     _, rules = small_windows.RULES["addition without a decoder"]
-    contexts = []
+    counts = []
     for base in (2, 3):
         task = Addition(max_length=2, base=base)
-        functions = small_windows.functions(task, small_windows.window(task, rules))
-        contexts.append(sum(len(function.contexts) for function in functions))
+        kinds = small_windows.kinds(task, small_windows.make(task, rules))
+        counts.append(sum(len(kind.assignments) for kind in kinds))
         problems = small_windows.every_problem(task, (2, 2))
-        for context in functions[-1].contexts:
-            problem = functions[-1].met(context)[0].problem(context)
+        for assignment in kinds[-1].assignments:
+            problem = kinds[-1].met(assignment)[0].problem(assignment)
             assert problem.shape != (2, 2) or (problems.source == problem.source).all(dim=1).any()
-    # A carry read off the two digits below: the number of contexts goes with the fourth power of the base.
-    assert contexts[0] < contexts[1] < (3 / 2) ** 4 * contexts[0]
+    # A carry read off the two digits below: the number of assignments goes with the fourth power of the base.
+    assert counts[0] < counts[1] < (3 / 2) ** 4 * counts[0]

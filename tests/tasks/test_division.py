@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from abc_toolkit.calibration.sufficiency import Evidence
-from abc_toolkit.certify import _checked_rule
 from abc_toolkit.errors import UserError
+from abc_toolkit.proof.meaning import HELD_TO, held
 from abc_toolkit.tasks import Division
 from abc_toolkit.tasks.base import CARRY, TRAINING, UNEQUAL, UNIFORM, ZEROS
 from tests import small_windows
@@ -144,9 +144,9 @@ def test_training_holds_every_kind() -> None:
 
 
 @pytest.mark.parametrize("base", [2, 10, 16])
-def test_the_rule_is_held_against_every_problem_with_a_divisor(base: int) -> None:
+def test_the_rule_is_held_to_problems_with_a_divisor(base: int) -> None:
     task = Division(max_length=2, base=base)
-    assert _checked_rule(task, small_windows.rule_of(task)) == (base - 1) * (base + base**2)
+    assert held(task, small_windows.rule_of(task)) >= (HELD_TO, 20)
 
 
 def test_each_line_of_a_small_window_is_needed() -> None:

@@ -1,7 +1,6 @@
 import contextlib
 import itertools
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,14 +8,13 @@ from hypothesis import strategies as st
 from abc_toolkit.calibration import Places, Window
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.window import Condition, Rule, Windowed
-from abc_toolkit.certify import _checked_rule
-from abc_toolkit.contexts import CannotDecideError
-from abc_toolkit.examination import Examination
-from abc_toolkit.model import prefix_of
+from abc_toolkit.coverage import Coverage
+from abc_toolkit.model import Architecture, prefix_of
 from abc_toolkit.positions import NoPE
+from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.tasks import LongMultiplication
 from abc_toolkit.tasks.base import CARRY, SETS, ZEROS
-from abc_toolkit.tasks.long_multiplication import Rows
+from abc_toolkit.transformer import EncoderDecoder
 from tests.contracts.task_contract import Example, TaskCase, TaskContract, generator
 
 TASK = LongMultiplication(max_length=3)
@@ -118,40 +116,48 @@ WINDOW = (
 )
 
 
-def test_the_rule_writes_what_the_oracle_does() -> None:
-    assert _checked_rule(TASK, Rows()) == sum(
-        TASK.num_problems(shape) for shape in TASK.training_shapes() if TASK.num_problems(shape) <= 20_000
-    )
+def covered(rules: tuple[Rule, ...]) -> Coverage:
+    sizes = Architecture(num_encoder_layers=0, num_decoder_layers=1, model_dim=32, num_heads=4, feedforward_dim=64)
+    window = Window("LongMultiplication", 0, 1, 4, rules, {})
+    return Coverage(TASK, EncoderDecoder(len(TASK.vocabulary), sizes, Windowed(window, NoPE())))
 
 
-def test_every_context_of_a_table_is_gone_through() -> None:
+def test_every_assignment_of_a_table_is_gone_through() -> None:
     """A digit or a carry follows from a digit of either operand, one above and the carry: no more is enumerated."""
-    window = Window("LongMultiplication", 0, 1, 4, WINDOW, {})
-    examination = Examination(TASK, Windowed(window, NoPE()))
-    counts = {function.enumeration.describe(): len(function.contexts) for function in examination.functions}
+    coverage = covered(WINDOW)
+    counts = {kind.enumeration.describe(): len(kind.assignments) for kind in coverage.kinds}
     carries = sum(digit + 1 for digit in range(10))  # they are no more than the digit of the row
     inner = "from operand 1 place 1, operand 2 place 1, digit place 2, carry place 0"
     assert counts[f"at digit place 1 of 2x2, {inner}"] == 100 * carries == 100 * 55
     assert counts["at digit place 0 of 1x1, from operand 1 place 0, operand 2 place 0, start place 0"] == 100
-    for function in examination.functions:
-        for context in function.contexts[:: max(1, len(function.contexts) // 3)]:
-            tokens, required = function.enumeration.tokens(context[None])
-            for enumeration in function.met(context):
+    for kind in coverage.kinds:
+        for assignment in kind.assignments[:: max(1, len(kind.assignments) // 3)]:
+            tokens, required = kind.enumeration.tokens(assignment[None])
+            for enumeration in kind.met(assignment):
                 with contextlib.suppress(CannotDecideError):
-                    problem = enumeration.problem(context)
+                    problem = enumeration.problem(assignment)
                     strings = {"source": problem.source[0], "prefix": prefix_of(problem.target)[0]}
-                    found = [int(strings[string][number]) for string, number in enumeration.cone.leaves]
+                    found = [int(strings[string][number]) for string, number in enumeration.field.leaves]
                     assert found == tokens[0].tolist()
-                    assert problem.target[0, enumeration.cone.query] == required
+                    assert problem.target[0, enumeration.field.query] == required
                     break
             else:
-                raise AssertionError("no problem with this context")
+                raise AssertionError("no problem with this assignment")
 
 
-def test_a_row_that_is_not_the_one_above_is_nothing_to_the_rule() -> None:
-    rules = (*WINDOW, Rule("decoder", 0, 3, "digit", (Condition("row", 2, "row"), Condition("column", 0, "column"))))
-    with pytest.raises(CannotDecideError, match="a token of digit that the local rule does not know of"):
-        Examination(TASK, Windowed(Window("LongMultiplication", 0, 1, 4, rules, {}), NoPE()))
+def test_a_row_that_is_not_the_one_above_may_hold_anything() -> None:
+    """The rule does not name it, so every symbol is tried there, whatever the others are."""
+    conditions = (Condition("row", 2, "row"), Condition("column", 0, "column"))
+    counts = []
+    for rules in (WINDOW, (*WINDOW, Rule("decoder", 0, 3, "digit", conditions))):
+        parts = [part for kind in covered(rules).kinds for part in kind.parts]
+        counts.append({(own.shape, own.field.query): len(assignments) for own, assignments in parts})
+    assert counts[0].keys() == counts[1].keys()
+    grown = {key for key, count in counts[1].items() if count != counts[0][key]}
+    assert all(counts[1][key] == len(TASK.symbols) * counts[0][key] for key in grown)
+    rows = {key: int(TASK.layout(key[0]).target.coordinates["row"][key[1]]) for key in counts[0]}
+    assert {rows[key] for key in grown} == {2, 3}  # at the end the row is that after the last
+    assert {rows[key] for key in counts[0].keys() - grown} >= {0, 1}
 
 
 def test_lines_of_rows_and_columns_are_found() -> None:

@@ -6,17 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_toolkit.calibration import Window
-from abc_toolkit.calibration.window import Condition, Rule, Windowed
-from abc_toolkit.certify import _checked_rule
-from abc_toolkit.contexts import CannotDecideError
-from abc_toolkit.examination import Examination
+from abc_toolkit.calibration.window import Condition, Rule
+from abc_toolkit.coverage import Coverage
 from abc_toolkit.model import prefix_of
-from abc_toolkit.positions import NoPE
+from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.tasks import MultiOperandAddition
 from abc_toolkit.tasks.base import CARRY, SETS, UNEQUAL, UNIFORM, ZEROS, pad
-from abc_toolkit.tasks.multi_operand_addition import RunningSums
 from abc_toolkit.vocabulary import NUM_SPECIAL
+from tests import small_windows
 from tests.contracts.task_contract import Example, TaskCase, TaskContract, generator
 
 TASK = MultiOperandAddition(max_length=3)
@@ -139,52 +136,55 @@ WINDOW = (
 )
 
 
-def test_the_rule_writes_what_the_oracle_does() -> None:
-    assert _checked_rule(TASK, RunningSums()) == 10 + 100 + 1000 + 100  # one number of up to three digits, two of one
-
-
-def test_every_context_of_a_table_is_gone_through() -> None:
+def test_every_assignment_of_a_table_is_gone_through() -> None:
     """Two digits and the two one place below, the sum there: of its two carries each digit of the three allows one."""
-    window = Window("MultiOperandAddition", 0, 1, 2, WINDOW, {})
-    examination = Examination(TASK, Windowed(window, NoPE()))
-    largest = max(examination.functions, key=lambda function: len(function.contexts))
-    assert len(largest.contexts) == 100 * 100 * 2
+    coverage = Coverage(TASK, small_windows.make(TASK, WINDOW))
+    largest = max(coverage.kinds, key=lambda kind: len(kind.assignments))
+    assert len(largest.assignments) == 100 * 100 * 2
     checked = 0
-    for function in examination.functions:
-        for context in function.contexts[:: max(1, len(function.contexts) // 5)]:
-            tokens, required = function.enumeration.tokens(context[None])
-            for enumeration in function.met(context):
+    for kind in coverage.kinds:
+        for assignment in kind.assignments[:: max(1, len(kind.assignments) // 5)]:
+            tokens, required = kind.enumeration.tokens(assignment[None])
+            for enumeration in kind.met(assignment):
                 with contextlib.suppress(CannotDecideError):
-                    problem = enumeration.problem(context)
+                    problem = enumeration.problem(assignment)
                     text = TASK.vocabulary.decode(problem.source[0])
                     assert TASK.parse(text) == (problem.shape, text)
                     assert TASK.vocabulary.decode(problem.target[0]) == TASK.solve(text)
                     strings = {"source": problem.source[0], "prefix": prefix_of(problem.target)[0]}
-                    found = [int(strings[string][number]) for string, number in enumeration.cone.leaves]
+                    found = [int(strings[string][number]) for string, number in enumeration.field.leaves]
                     assert found == tokens[0].tolist()
-                    assert problem.target[0, enumeration.cone.query] == required
+                    assert problem.target[0, enumeration.field.query] == required
                     checked += 1
                     break
     assert checked > 10
 
 
-def test_a_row_that_is_not_the_one_above_is_nothing_to_the_rule() -> None:
-    two_above = (Condition("row", 2, "row"), Condition("column", 0, "column"))
-    window = Window("MultiOperandAddition", 0, 1, 2, (*WINDOW, Rule("decoder", 0, 1, "sum", two_above)), {})
-    with pytest.raises(CannotDecideError, match="a token of sum that the local rule does not know of"):
-        Examination(TASK, Windowed(window, NoPE()))
+def test_a_row_that_is_not_the_one_above_may_hold_anything() -> None:
+    """The rule does not name it, so every symbol is tried there, whatever the others are."""
+    conditions = (Condition("row", 2, "row"), Condition("column", 0, "column"))
+    counts = []
+    for rules in (WINDOW, (*WINDOW, Rule("decoder", 0, 1, "sum", conditions))):
+        parts = [part for kind in Coverage(TASK, small_windows.make(TASK, rules)).kinds for part in kind.parts]
+        counts.append({(own.shape, own.field.query): len(assignments) for own, assignments in parts})
+    assert counts[0].keys() == counts[1].keys()
+    grown = {key for key, count in counts[1].items() if count != counts[0][key]}
+    assert all(counts[1][key] == len(TASK.symbols) * counts[0][key] for key in grown)
+    rows = {key: int(TASK.layout(key[0]).target.coordinates["row"][key[1]]) for key in counts[0]}
+    assert {rows[key] for key in grown} == {2, 3}  # at the end the row is that after the last
+    assert {rows[key] for key in counts[0].keys() - grown} >= {0, 1}
 
 
-def test_a_row_that_overflows_is_no_context() -> None:
+def test_a_row_that_overflows_is_no_assignment() -> None:
     """At a comma the highest digits of operand and row above are seen, which carry nothing."""
-    examination = Examination(TASK, Windowed(Window("MultiOperandAddition", 0, 1, 2, WINDOW, {}), NoPE()))
+    coverage = Coverage(TASK, small_windows.make(TASK, WINDOW))
     seen = set()
-    for function in examination.functions:
-        segment, asked = function.enumeration.cone.asked
+    for kind in coverage.kinds:
+        segment, asked = kind.enumeration.field.predicted
         if segment == "comma" and asked["row"]:
-            tokens, _ = function.enumeration.tokens(function.contexts)
-            names = [name for name, _ in function.enumeration.cone.tokens]
-            rows = [token["row"] for _, token in function.enumeration.cone.tokens]
+            tokens, _ = kind.enumeration.tokens(kind.assignments)
+            names = [name for name, _ in kind.enumeration.field.tokens]
+            rows = [token["row"] for _, token in kind.enumeration.field.tokens]
             operand = tokens[:, names.index("operand")] - NUM_SPECIAL
             above = tokens[:, [*zip(names, rows, strict=True)].index(("sum", asked["row"] - 1))] - NUM_SPECIAL
             seen |= set(zip(operand.tolist(), above.tolist(), strict=True))
