@@ -447,6 +447,7 @@ class Rule:
         values = range(self.least_constant, self.base)
         self.constant_values = list(itertools.product(values, repeat=len(self.constants)))
         self.ended: dict[tuple[int, ...], set[int]] = {}  # filled as runs are gone through
+        self.gaps: set[int] = set()  # answers that are not written at every place, filled as layouts are gone through
         self._ways: dict[Any, np.ndarray] = {}
         self._cycles: dict[tuple[bool, ...], tuple[int, int]] = {}
 
@@ -970,16 +971,15 @@ class Layout:
         """Places at which each operand has a digit, seen from a row, and the last place of the rule's run."""
         if row not in self._places:
             there: list[set[int]] = [set() for _ in self.rule.reads]
-            for i, read in enumerate(self.rule.reads):
+            for places, read in zip(there, self.rule.reads, strict=True):
                 for token in self.target if read.role == "answer" else self.source + self.target:
-                    place = token[self.rule.along] - read.shift
-                    if (
-                        read.role != "constant"
-                        and place >= 0
-                        and read.may_be(token["item"].segment, row - token["row"])
-                    ):
-                        there[i].add(place)
-            last = max((place for places in there for place in places), default=-1)
+                    place = 0 if read.role == "constant" else token[self.rule.along] - read.shift
+                    if place >= 0 and read.may_be(token["item"].segment, row - token["row"]):
+                        if place in places:
+                            undecided(f"two tokens are {read.name!r} at place {place} ({named(self.sizes)})")
+                        places.add(place)
+            last = max((place for i in self.rule.operands + self.rule.answers for place in there[i]), default=-1)
+            self.rule.gaps |= {i for i in self.rule.answers if there[i] and len(there[i]) <= last}
             self._places[row] = [there[i] for i in self.rule.operands], last
         return self._places[row]
 
@@ -1266,12 +1266,13 @@ class Model:
         n = c / np.sqrt((c * c).sum(axis=1, keepdims=True) / d + eps)
         least = np.sqrt(np.maximum(norm(c) - e, 0) ** 2 / d + eps)
         size = norm(value) + e
-        rho = 4 * gamma(d + 8) * size**2 / d / least**2 + 8 * U
+        drift = 4 * gamma(d + 8) * size**2 / d / least**2  # of the variance
+        rho = drift + 8 * U
         off = e / least + (rho + gamma(d + 4) + 4 * U) * size / least
         largest = abs(weight).max()
         error = largest * off + 3 * U * (largest * (norm(n) + off) + norm(bias))
-        # Beyond a half, an error of the variance is no longer one of the quotient of the same size.
-        return n * weight + bias, rounded(error, np.where(rho < 0.5, size**2, math.inf))
+        # A large error of the variance is no longer one of the quotient of the same size.
+        return n * weight + bias, rounded(error, np.where(drift <= 0.25, size**2, math.inf))
 
     def attention(self, name: str, x: Bounded, streams: Streams, heads: Any) -> Bounded:
         """Attention of one stream.
@@ -1438,7 +1439,7 @@ class Model:
         bounds = rounded(self.apart[required] * e[:, None] + gamma(self.dim + 3) * pairs, pairs)
         margins[rows, required], bounds[rows, required] = math.inf, 0
         row, other = np.nonzero(margins <= 2 * bounds)
-        if self.pre and len(row):
+        if self.pre and self.num_decoder_layers and len(row):
             value, error = before[form.read].all()
             finer = self.refined((value[row], error[row]), required[row], other)
             finer = finer + gamma(self.dim + 3) * pairs[row, other]
@@ -1452,7 +1453,7 @@ TERMS: Any = [{"name": str, "per_state": [int], "times_constant": bool}]
 IDENTITIES: Any = {
     "linear": {"takes": TERMS, "gives": TERMS, "carry": [int]},
     "remainder": {"carry": [int], "bound": (int, str)},
-    "running": {"name": str, "operand": str, "carry": [int], "modulus": int},
+    "running": {"answer": str, "operand": str, "carry": [int], "modulus": int},
     "order": {"operands": [str], "order": [int], "answer": TEXT, "symbols": [int]},
     "copy": {"operand": str, "answer": str},
 }
@@ -1467,7 +1468,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     terms = [*identity.get("takes", ()), *identity.get("gives", ())]
     carry = identity.get("order" if kind == "order" else "carry", [0] * rule.num_states)
     names = {rule.reads[i].name: i for i in rule.operands + rule.answers}
-    used = [*identity.get("operands", ()), *(identity.get(key) for key in ("name", "operand", "answer"))]
+    used = [*identity.get("operands", ()), identity.get("operand"), identity.get("answer")]
     used = [name for name in [*used, *(term["name"] for term in terms)] if name is not None]
     scales = (kind == "remainder" and identity["bound"] == "constant") or any(term["times_constant"] for term in terms)
     lengths = {len(each) for each in (carry, *(term["per_state"] for term in terms))}
@@ -1491,7 +1492,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             return 0 <= carry[then] < bound and (answer is None or symbols[names[answer]] == carry[then])
         if kind == "running":
             after = (carry[state] + symbols[names[identity["operand"]]]) % identity["modulus"]
-            return symbols[names[identity["name"]]] == carry[then] == after
+            return symbols[names[identity["answer"]]] == carry[then] == after
         if kind == "order":
             a, b = (symbols[names[name]] for name in identity["operands"])
             sign = (a > b) - (a < b)
@@ -1504,7 +1505,11 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
         refuse(f"identity {identity['statement']!r}: it has no modulus or bound")
     if kind == "order" and (len(identity["operands"]), len(identity["symbols"])) != (2, 3):
         refuse(f"identity {identity['statement']!r}: an order is of two operands and has three symbols")
-    if (kind == "order" or (kind == "linear" and not up)) and any(carry[state] for state in rule.starts):
+    if kind in ("linear", "copy"):
+        written = [term["name"] for term in identity["gives"]] if kind == "linear" else [identity["answer"]]
+        if any(names[name] in rule.gaps for name in written):
+            return "a place at which nothing is written"
+    if (kind in ("order", "running") or (kind == "linear" and not up)) and any(carry[state] for state in rule.starts):
         return "a start of the run"
     for constants in rule.constant_values:
         if kind == "linear" and up and any(carry[state] for state in rule.ended.get(constants, ())):

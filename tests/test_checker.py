@@ -71,7 +71,7 @@ PARITY = {
         {
             "kind": "running",
             "statement": "each bit is the parity up to it",
-            "name": "answer",
+            "answer": "answer",
             "operand": "operand 1",
             "carry": [0, 1],
             "modulus": 2,
@@ -724,6 +724,11 @@ def shifted(certificate: Json) -> None:
     certificate["bound"]["sizes"]["s0"] = 30
 
 
+def doubled(certificate: Json) -> None:
+    case = certificate["layout"]["cases"][0]
+    case["source"] = [*case["source"], *case["source"]]
+
+
 def rope(certificate: Json) -> None:
     certificate["architecture"]["position"] = {"class_path": "abc_toolkit.positions.RoPE", "init_args": {}}
 
@@ -731,6 +736,7 @@ def rope(certificate: Json) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        (doubled, "two tokens are 'operand 1' at place 0 (s0 = 1)"),
         (rope, "the position method RoPE comes to no table that repeats itself"),
         (put("mamba", "architecture", "backbone"), "the backbone 'mamba' is another model"),
         (put([1, 2], *IN_TARGET, 0, "items", 0, "values"), "nothing says which token of 'end' is required"),
@@ -1146,13 +1152,13 @@ def test_constants_are_the_same_along_a_run() -> None:
             False,
         ),
         (
-            {"kind": "running", "name": "w", "operand": "b", "carry": [0, 1, 0], "modulus": 2},
+            {"kind": "running", "answer": "w", "operand": "b", "carry": [0, 1, 0], "modulus": 2},
             "place",
             lambda s, a, b: [s ^ b, s ^ b],
             True,
         ),
         (
-            {"kind": "running", "name": "w", "operand": "a", "carry": [0, 1, 0], "modulus": 2},
+            {"kind": "running", "answer": "w", "operand": "a", "carry": [0, 1, 0], "modulus": 2},
             "place",
             lambda s, a, b: [s ^ b, s ^ b],
             False,
@@ -1169,6 +1175,29 @@ def test_identities(identity: Json, along: str, table: Callable[[int, int, int],
         terms = [{"name": name, "per_state": [times] * 3, "times_constant": False} for name, times in identity[side]]
         identity |= {side: terms}
     assert (checker.identity_fails(identity, rule) is None) == holds
+
+
+def test_a_running_sum_starts_at_nothing() -> None:
+    rule = checker.Rule(PARITY["rule"] | {"starts": [1]}, 4)
+    assert checker.identity_fails(PARITY["identities"][0], rule) == "a start of the run"
+
+
+def test_a_number_is_written_whole() -> None:
+    # The sum lacks its last digit: of what it is then, the identity says nothing.
+    short = layout(
+        [digits("operand 1", N, False), item("operator", [4]), digits("operand 2", N, False)],
+        [digits("answer", N | {"": -1}), item("end", [1], N, -1)],
+        (2,),
+    )
+    certificate = certificate_of(ADDITION, 5)
+    model = checker.Model(certificate["architecture"], [], 5, random_tensors(5, 32, 64, (0, 1), True, 0))
+    sizes = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4}
+    window = checker.Window(sizes | {"rules": []}, certificate["architecture"])
+    for described, fails in ((ADDITION["layout"], None), (short, "a place at which nothing is written")):
+        rule = checker.Rule(ADDITION["rule"], 5)
+        built = checker.Layout(checker.Family(described, 5).cases[0], {"s0": 3}, model, window, rule)
+        built.places(0)
+        assert checker.identity_fails(ADDITION["identities"][0], rule) == fails
 
 
 def test_a_sum_whose_runs_end_with_a_carry_is_none(made: Made) -> None:
