@@ -176,9 +176,10 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
     if certificate.reason:
         table.add_row("reason", certificate.reason)
     if certificate.meaning is not None:
-        sizes = ", ".join(f"{name} to {value}" for name, value in certificate.bound.items())
+        sizes = " and ".join(map(str, certificate.bound.values()))
         table.add_row(
-            "layouts gone through", f"{certificate.layouts:,} ({sizes}); longer ones bring nothing new: derived"
+            "layouts gone through",
+            f"{certificate.layouts:,} (sizes up to {sizes}); longer ones bring nothing new: derived",
         )
         beyond = f"{certificate.beyond_training:,}" if certificate.beyond_training else "all"
         where = "do not occur" if certificate.beyond_training else "occur"

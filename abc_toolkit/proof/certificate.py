@@ -285,7 +285,7 @@ def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
         return f"its argument is version {stated['argument']}, and this is version {ARGUMENT}"
     for name in facts["hashes"]:
         if stated["hashes"].get(name) != facts["hashes"][name]:
-            return f"its {name} is another"
+            return f"the hash of its {name} is another"
     for name, version in facts["versions"].items():
         if stated["versions"].get(name) != version:
             return f"it was made with {name} {stated['versions'].get(name)}, and this is {version}"
