@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.model import Architecture
@@ -31,7 +31,7 @@ from tests.proof.adversary import (
     views_of,
 )
 
-SECONDS = 20  # for each certificate, on a slow machine
+SECONDS = 30  # of a processor, for each certificate, on a slow machine
 Made = tuple[DigitTask, EncoderDecoder]
 ADDITION = Addition(max_length=3, base=2)
 
@@ -181,13 +181,13 @@ def dropping(max_length: int = 3) -> Made:
 
 
 def idle(wrong: int | None) -> Made:
-    """Copies a number whose neighbour is a digit that does not matter, but for one that makes it go wrong."""
-    task = Machine(3, 10, 1, (0,) * 10, tuple(range(10)), second="idle digit")
+    """Copies a number beside a digit that does not matter, but for one that makes it go wrong."""
+    task = Machine(3, 6, 1, (0,) * 6, tuple(range(6)), second="idle digit")
     lines = [*sufficient_lines(task), Rule("cross", 0, 0, "operand 2", (Condition("place", 0),))]
     generator = Generator().manual_seed(0)
     window = Window("Machine", 0, 1, 4, tuple(own(lines)), {})
     model = fresh(generator, task, Architecture(0, 1, 32, 4, 4), Windowed(window, NoPE()), 0.0, 1.0)
-    problems = [task.sample(generator, 2000, (n,), "uniform") for n in (1, 2, 3)]
+    problems = [task.sample(generator, 3000, (n,), "uniform") for n in (1, 2, 3)]
     for part in problems:
         if wrong is not None:
             part.target[:, 0][part.source[:, -1] == wrong + 2] = 2
@@ -196,16 +196,10 @@ def idle(wrong: int | None) -> Made:
     return task, table.float()
 
 
-def idle_unseen() -> Made:
-    """Wrong for a digit that no single sample of a shape shows."""
-    task, _ = idle(None)
-    shown = {int(task.sample(Generator(), 1, (n,)).source[0, -1]) - 2 for n in range(1, 30)}
-    return idle(min(set(range(10)) - shown))
-
-
-def idle_shown() -> Made:
-    """Wrong for a digit that a sample shows: there is a problem to name."""
-    return idle(int(idle(None)[0].sample(Generator(), 1, (1,)).source[0, -1]) - 2)
+def shown() -> list[int]:
+    """The digits of no matter that single samples of short shapes show."""
+    task = Machine(3, 6, 1, (0,) * 6, tuple(range(6)), second="idle digit")
+    return [int(task.sample(Generator(), 1, (n,)).source[0, -1]) - 2 for n in range(1, 15)]
 
 
 # 8. What takes long.
@@ -243,8 +237,8 @@ WRONG: dict[str, Callable[[], Made]] = {
     "4, infinity": lambda: not_a_number("decoder.0.feedforward.3.weight", torch.inf, 0),
     "5, dropped carries": dropping,
     "5, dropped carries, one digit": lambda: dropping(max_length=1),
-    "6, idle, not sampled": idle_unseen,
-    "6, idle, sampled": idle_shown,
+    "6, idle, not sampled": lambda: idle(min(set(range(6)) - set(shown()))),
+    "6, idle, sampled": lambda: idle(shown()[0]),
     "8, opens at 30": lambda: with_line(Condition("place", 30, "place")),
     "8, opens at 100": lambda: with_line(Condition("place", 100, "place")),
     "8, opens at a million": lambda: with_line(Condition("place", 10**6, "place")),
@@ -265,13 +259,13 @@ REFUSED: dict[str, Callable[[], Made]] = {
 
 
 def check_within_seconds(start: float) -> None:
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_model_is_not_certified(name: str) -> None:
     task, model = WRONG[name]()
-    start = time.perf_counter()
+    start = time.process_time()
     certificate = certify(task, model)
     check_within_seconds(start)
     assert certificate.verdict in ("wrong", "undecided"), certificate
@@ -285,7 +279,7 @@ def test_a_wrong_model_is_not_certified(name: str) -> None:
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_model_is_decided(name: str) -> None:
     task, model = RIGHT[name]()
-    start = time.perf_counter()
+    start = time.process_time()
     certificate = certify(task, model)
     check_within_seconds(start)
     assert (certificate.verdict, certificate.reason) == ("correct", "")
