@@ -7,6 +7,7 @@ from pathlib import Path
 README = Path(__file__).parent.parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results.json"
 LENGTHS = Path(__file__).parent / "results.md"
+PROOFS = Path(__file__).parent.parent / "certify" / "certificates.json"
 RESULTS_MARKS = "<!-- results: made by experiments/pipeline/table.py -->", "<!-- end of results -->"
 SHAPES = "<!-- shapes: made by experiments/pipeline/table.py -->", "<!-- end of shapes -->"
 CERTIFIED = "<!-- certificates: made by experiments/pipeline/table.py -->", "<!-- end of certificates -->"
@@ -109,29 +110,41 @@ def shapes(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def certificates(results: list[dict]) -> str:
-    """The table of certificates in Markdown, a row for each task; from least to most over seeds, or the median."""
+def certificates(results: list[dict], proofs: list[dict]) -> str:
+    """The table of certificates in Markdown, a row for each task; from least to most over seeds, or the median.
+
+    Args:
+        results: What the runs measured.
+        proofs: What certifier and checker said of them, made by `experiments/certify/recertify.py`.
+    """
 
     def span(values: list[float], form: str = ",.0f") -> str:
         low, high = f"{min(values):{form}}", f"{max(values):{form}}"
         return low if low == high else f"{low} to {high}"
 
+    by_run = {proof["run"]: proof for proof in proofs}
     lines = [
-        "| task | correct at every length | retraining steps | assignments | that occur in no training shape "
-        "| smallest margin | left of it by rounding | largest deviation | `abc certify`, median |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | correct at every length | the checker agrees | retraining steps | assignments | that occur in no "
+        "training shape | smallest margin | left of it by rounding, at least | largest deviation measured "
+        "| `abc certify`, checker, median |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(result["task"] for result in results):
         own = [result for result in results if result["task"] == task]
-        right = [r["certificate"] for r in own if r.get("certificate", {}).get("verdict") == "correct"]
+        runs = [by_run.get(f"{task.replace(' ', '')}-{result['seed']}") for result in own]
+        there = [proof for proof in runs if proof is not None]
+        right = [proof for proof in there if proof["verdict"] == "correct"]
+        if not there:
+            continue
+        agreed = sum(proof["checker"] == 0 for proof in there)
         steps = [result["phases"]["retrain"]["steps"] for result in own if "phases" in result]
-        deviations = [max(certificate["deviations"].values()) for certificate in right]
-        seconds = [result["certify_seconds"] for result in own if "certify_seconds" in result]
-        cells = [f"{len(right)} of {len(own)}", span(steps), span([c["assignments"] for c in right])]
-        cells += [span([c["beyond_training"] for c in right]), span([c["smallest_margin"] for c in right], ".2g")]
-        cells += [span([c["smallest_slack"] for c in right], ".2g")]
-        cells += [span(deviations, ".0e"), f"{statistics.median(seconds):.0f} s" if seconds else "-"]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
+        cells = [task, f"{len(right)} of {len(there)}", f"{agreed} of {len(there)}", span(steps)]
+        cells += [span([proof[name] for proof in right]) for name in ("assignments", "beyond_training")]
+        cells += [span([proof[name] for proof in right], ".2g") for name in ("smallest_margin", "smallest_slack")]
+        cells.append(span([max(proof["deviations"].values()) for proof in right], ".0e"))
+        times = [statistics.median(proof[name] for proof in there) for name in ("seconds", "checker_seconds")]
+        cells.append(", ".join(f"{seconds:.0f} s" for seconds in times))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -157,7 +170,7 @@ def main() -> None:
         text += "\n\nRuns that failed: " + "; ".join(failed) + "."
     readme = between(README.read_text(), RESULTS_MARKS, text)
     readme = between(readme, SHAPES, shapes(results))
-    README.write_text(between(readme, CERTIFIED, certificates(results)))
+    README.write_text(between(readme, CERTIFIED, certificates(results, json.loads(PROOFS.read_text()))))
     LENGTHS.write_text(
         "# The shipped configurations, length by length\n\n"
         "Made by `python experiments/pipeline/table.py` of `results.json`. Exact match in %: the same number for all "
