@@ -245,6 +245,28 @@ def test_kinds_are_functions_of_leaves_over_several_layouts() -> None:
         assert len(set(forms.values())) == len(forms)
 
 
+def test_kinds_tell_which_streams_go_on() -> None:
+    """Two predictions with the same open keys by number, in which another stream is read in the second layer."""
+    fifth, third, fourth = Condition("raw", 4), Condition("index", 2), Condition("index", 3)
+    rules = (
+        Rule("decoder", 1, 0, None, (fifth,), query_segment="end"),
+        Rule("decoder", 0, 0, "answer", (fourth,)),
+        Rule("decoder", 0, 1, "answer", (third,), query_segment="end"),
+    )
+    window = Window("", 0, 2, HEADS, rules, {})
+    kinds = []
+    for width in (5, 6):
+        layout = Addition().layout((width, width))
+        field = ReceptiveFields(window, layout).of(width + 1)
+        check(window, layout, field)
+        kinds.append((field, expected(window, layout, width + 1).form()))
+    (one, form), (other, other_form) = kinds
+    assert one.streams == ((3, 4, 6), (4, 6), (6,))
+    assert other.streams == ((4, 5, 7), (4, 7), (7,))
+    assert form[0] != other_form[0] or form[1:] != other_form[1:]
+    assert one.kind != other.kind
+
+
 # What positions add.
 
 
@@ -275,7 +297,9 @@ def test_vectors_are_those_of_the_built_positions(methods: list[Cyclic]) -> None
     dim = 20
     inner = methods[0] if len(methods) == 1 else Compose((*methods, NoPE()))
     positioning = inner.build(ModelSizes(dim, HEADS, 0, 1))
-    rules = [Rule("cross", 0, 0, None, (Condition("place", 0, "place"),)), Rule("decoder", 0, 0, None, ())]
+    # Such that most predictions differ in what is added alone.
+    own = Condition("place", 0, "place"), Condition("raw", 0, "raw")
+    rules = [Rule("cross", 0, 0, "operand 1", own[:1]), Rule("decoder", 0, 0, None, own[1:])]
     window = Window("", 0, 1, HEADS, tuple(rules), {})
     for name in ("unpadded", "long multiplication"):
         task, shape = LAYOUTS[name]
