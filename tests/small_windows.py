@@ -70,7 +70,7 @@ RULES: dict[str, tuple[DigitTask, tuple[Rule, ...]]] = {
         tuple(cross(i - 1, c, f"operand {i}", layer) for layer, c in enumerate((BELOW, OWN)) for i in (1, 2)),
     ),
 }
-LEARNT = {"parity": 700, "successor": 1600, "addition without a decoder": 600}  # steps
+LEARNT = {"parity": 300, "successor": 800, "addition without a decoder": 600}  # steps
 # What an encoder's layer reads, below the others.
 ENCODER = (
     Rule("encoder", 0, 0, "operand 1", (Condition("place", 1, "place"),)),

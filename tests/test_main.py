@@ -21,13 +21,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from abc_toolkit import commands
-from abc_toolkit.certify import Certificate, Part
-from abc_toolkit.run import PHASES
+from abc_toolkit.proof.certificate import Certificate, Part
+from abc_toolkit.run import PHASES, PIPELINE
 from abc_toolkit.tasks import Parity
 from abc_toolkit.tasks.base import DigitTask
 
 Abc = Callable[..., tuple[int, str, str]]
-COMMANDS = ("run", *PHASES, "solve", "certify")
+COMMANDS = ("run", *PHASES, "solve")
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 PARITY = ("--task", "Parity", "--task.max_length", "3")
 TINY = (
@@ -75,7 +75,7 @@ def test_four_commands_in_an_empty_folder_with_no_argument(
     assert all(set(row) == set(keys.split()) for row in rows)
     assert {row["length"] for row in rows} == {30}
     assert {row["weights"] for row in rows} == {"fit", "retrain"}
-    for phase in PHASES:
+    for phase in PIPELINE:
         record = json.loads(Path("runs/parity", phase, "record.json").read_text())
         assert record["seed"] == (0 if phase == "evaluate" else 3)
         assert set(record["versions"]) == {"abc_toolkit", "torch", "lightning", "python"}
@@ -176,7 +176,7 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
     before = {phase: (pipeline / phase / "weights.safetensors").read_bytes() for phase in ("fit", "retrain")}
     results = (pipeline / "evaluate" / "results.json").read_text()
     window = (pipeline / "calibrate" / "window.json").read_text()
-    for phase in PHASES:
+    for phase in PIPELINE:
         words = (phase, "--run", str(pipeline), "--config", str(pipeline / phase / "config.yaml"), "--overwrite")
         status, _, err = abc(*words)
         assert status == 0, err
@@ -508,41 +508,131 @@ def test_output_that_nobody_reads_or_that_does_not_fit(pipeline: Path) -> None:
 
 def test_a_certificate_is_made_and_verified(abc: Abc, pipeline: Path) -> None:
     status, out, err = abc("certify")
-    path = pipeline / "certificate.json"
+    path = pipeline / "certify" / "certificate.json"
     certificate = json.loads(path.read_text())
     # Three bits show it too little to be right at every length, or just enough: the verdict and the status agree.
     assert status == {"correct": 0, "wrong": 1}[certificate["verdict"]], err
     assert str(path) in err
     assert ("correct at every length" in out) == (status == 0)
-    assert certificate["schema"] == 2
-    how = {"task", "weights", "path", "precision", "device", "given", "argument", "versions", "seconds", "window"}
-    assert set(certificate) - how - {"schema"} <= {field.name for field in fields(Certificate)}
-    assert how < set(certificate)
-    assert certificate["window"] == json.loads((pipeline / "retrain" / "window.json").read_text())
+    assert (certificate["schema"], certificate["argument"]) == (3, 1)
+    retrained = pipeline / "retrain"
+    for name, file in (("weights", "weights.safetensors"), ("window", "window.json")):
+        assert certificate["hashes"][name] == hashlib.sha256((retrained / file).read_bytes()).hexdigest()
+    for name in ("architecture", "task", "tokens", "positions", "layout", "rule", "identities"):
+        text = json.dumps(certificate[name], sort_keys=True, separators=(",", ":"))
+        assert certificate["hashes"][name] == hashlib.sha256(text.encode()).hexdigest()
+    assert set(certificate["versions"]) > {"torch"}
+    assert certificate["task"]["class_path"].endswith(".Parity")
+    assert certificate["task"]["init_args"] == {"max_length": 3, "form": "scratchpad"}
+    record = json.loads((path.parent / "record.json").read_text())
+    assert (record["phase"], record["results"]["verdict"]) == ("certify", certificate["verdict"])
+    figures = {field.name for field in fields(Certificate)} - {"verdict", "reason", "problem", "tokens"}
+    assert (figures < set(certificate)) == (status == 0)
     if not status:
-        assert certificate["contexts"] == sum(part["contexts"] for part in certificate["parts"])
-        assert f"{certificate['contexts']:,}; " in out
+        assert certificate["assignments"] == sum(part["assignments"] for part in certificate["parts"])
+        assert f"{certificate['assignments']:,} of {certificate['kinds']} kinds" in out
         assert all(set(part) == {field.name for field in fields(Part)} for part in certificate["parts"])
-        assert certificate["smallest_gap"] > 2 * max(certificate["deviations"].values())
-    if status:
+        assert certificate["smallest_slack"] > 0
+        assert certificate["largest_rounding"] > max(certificate["deviations"].values())
+        assert certificate["meaning"]["held_to"] >= 10_000
+    else:
         assert abc("solve", "--check", certificate["problem"])[1].endswith("\twrong\n")
     before = path.read_bytes()
     _refused(abc("certify"), "certificate.json is there already.*--overwrite.*--verify")
     assert abc("certify", "--verify", str(path))[0] == status
+    assert path.read_bytes() == before
     assert abc("certify", "--overwrite")[0] == status
-    assert json.loads(path.read_text()) | {"seconds": 0} == json.loads(before) | {"seconds": 0}
-    for change, reason in (
-        ({"schema": 1}, "no certificate of schema 2"),
-        ({"schema": 3}, "no certificate of schema 2"),
-        ({"weights": "ab"}, "its weights is not that of"),
-        ({"task": {}}, "its task is not that of"),
-        ({"verdict": "correct" if status else "wrong"}, "does not hold"),
-        *([] if status else [({"smallest_gap": gap}, "does not hold") for gap in (None, "9", 0.0)]),
-    ):
-        Path("other.json").write_text(json.dumps(certificate | change))
-        _refused(abc("certify", "--verify", "other.json"), reason)
-    Path("other.json").write_text("{")
-    _refused(abc("certify", "--verify", "other.json"), "--verify other.json cannot be read")
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def certified(abc: Abc, pipeline: Path) -> dict[str, Any]:
+    """The certificate of a run's model."""
+    assert abc("certify", "--run", str(pipeline))[0] in (0, 1)
+    return json.loads((pipeline / "certify" / "certificate.json").read_text())
+
+
+def _forgeries(certificate: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Other certificates, with what is said of them."""
+    hashes, verdict = certificate["hashes"], certificate["verdict"]
+    changes: dict[str, tuple[dict[str, Any], str]] = {
+        "the schema before": ({"schema": 2}, "cannot be checked: it is of schema 2, and this version reads schema 3"),
+        "one to come": ({"schema": 4}, "cannot be checked: it is of schema 4"),
+        "another argument": ({"argument": 0}, "is not of this run: its argument is version 0, and this is version 1"),
+        "other weights": (
+            {"hashes": hashes | {"weights": "ab"}},
+            "is not of this run: the hash of its weights is another",
+        ),
+        "another window": (
+            {"hashes": hashes | {"window": "ab"}},
+            "is not of this run: the hash of its window is another",
+        ),
+        "another rule": ({"hashes": hashes | {"rule": "ab"}}, "does not hold: the hash of its rule is another"),
+        "another version": (
+            {"versions": certificate["versions"] | {"torch": "0.1"}},
+            "is not of this run: it was made with torch 0.1",
+        ),
+        "another task": ({"task": {}}, "does not hold: task is {}"),
+        "another reason": ({"reason": "none"}, 'does not hold: reason is "none"'),
+        "fewer assumptions": ({"assumptions": []}, r"does not hold: assumptions is \[\]"),
+        "a field that nobody knows": ({"more": 1}, "cannot be checked: it has a field more"),
+        "a verdict that is none": ({"verdict": "right"}, "cannot be checked: its verdict is 'right'"),
+        "a table of another rule": ({"rule": certificate["rule"] | {"ends": [True, False]}}, "does not hold: rule is"),
+    }
+    if verdict == "correct":
+        for name in ("longest", "assignments", "smallest_margin", "largest_rounding", "smallest_slack", "layouts"):
+            changes[f"more {name}"] = ({name: 2 * certificate[name]}, f"does not hold: {name} is ")
+        far = {"one batch": 2 * certificate["largest_rounding"]}
+        changes |= {
+            "no margin": ({"smallest_margin": None}, "cannot be checked: its field smallest_margin is null"),
+            "a margin in words": ({"smallest_margin": "9"}, "cannot be checked: its field smallest_margin is"),
+            "no deviations": ({"deviations": {}}, "does not hold: deviations are not within the bound of rounding"),
+            "a large deviation": (
+                {"deviations": certificate["deviations"] | far},
+                "does not hold: deviations are not within the bound of rounding",
+            ),
+            "another bound": ({"bound": {"sizes": {"s0": 10**9}}}, "does not hold: bound is"),
+        }
+    found = {name: (json.dumps(certificate | change), reason) for name, (change, reason) in changes.items()}
+    without = {name: value for name, value in certificate.items() if name != "identities"}
+    found["a field that is missing"] = (json.dumps(without), "cannot be checked: its field identities is missing")
+    found["not a number"] = (
+        json.dumps(certificate | {"argument": float("nan")}),
+        "cannot be checked: it holds NaN, which is no number",
+    )
+    found["half of it"] = (json.dumps(certificate)[:1000], r"cannot be checked: it is not JSON \(")
+    found["nothing in it"] = ("{}", "cannot be checked: it is no certificate: it states no verdict")
+    found["a list"] = ("[]", "cannot be checked: it is no certificate: it states no verdict")
+    return found
+
+
+def test_other_certificates_are_refused_in_one_line(abc: Abc, pipeline: Path, certified: dict[str, Any]) -> None:
+    for name, (text, reason) in _forgeries(certified).items():
+        Path("other.json").write_text(text)
+        refused = abc("certify", "--verify", "other.json")
+        assert refused[0] == 2, name
+        _refused(refused, f"--verify other.json {reason}.*; certify the run anew")
+    Path("other.json").write_bytes(b"\xff\xfe")
+    _refused(abc("certify", "--verify", "other.json"), "--verify other.json cannot be checked: ")
+    _refused(abc("certify", "--verify", "."), "--verify . cannot be checked: Is a directory")
     _refused(abc("certify", "--verify", "nowhere.json"), "nowhere.json")
-    shutil.rmtree(pipeline / "retrain")
+
+
+def test_a_certificate_of_what_a_run_no_longer_holds_is_stale(
+    abc: Abc, pipeline: Path, certified: dict[str, Any]
+) -> None:
+    path, retrained = pipeline / "certify" / "certificate.json", pipeline / "retrain"
+    window = json.loads((retrained / "window.json").read_text())
+    (retrained / "window.json").write_text(json.dumps(window, indent=3))
+    _refused(abc("certify"), "certificate.json is stale, of other weights or another window.*: add --overwrite")
+    _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its window is another")
+    assert abc("certify", "--overwrite")[0] in (0, 1)
+    assert json.loads(path.read_text())["verdict"] == certified["verdict"]
+    weights = load_file(retrained / "weights.safetensors")
+    weights["output.bias"] += 0.5
+    save_file(weights, retrained / "weights.safetensors")
+    _refused(abc("certify"), "certificate.json is stale")
+    _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its weights is another")
+    shutil.rmtree(retrained)
     _refused(abc("certify", "--overwrite"), "no finished 'retrain'")
+    assert path.exists()

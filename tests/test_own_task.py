@@ -49,7 +49,7 @@ def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]]) -> 
     assert {row["exact_match"] for row in rows if row["weights"] == "retrain"} == {1.0}
     status, _, err = abc("certify")
     assert status == 0, err
-    assert json.loads(Path("runs/doubling/certificate.json").read_text())["verdict"] == "correct"
+    assert json.loads(Path("runs/doubling/certify/certificate.json").read_text())["verdict"] == "correct"
     assert abc("solve", "--check", "5", "9" * 20) == (0, f"10\tright\n1{'9' * 19}8\tright\n", "")
 
 

@@ -1,12 +1,15 @@
 """Bars as they are seen on a terminal, and elsewhere not at all."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.progress import Progress
 
 from abc_toolkit import report
+from abc_toolkit.proof import Certificate
+from abc_toolkit.proof.meaning import Meaning
 
 
 @pytest.fixture
@@ -69,3 +72,60 @@ def test_nothing_is_shown_where_there_is_no_terminal(capsys: pytest.CaptureFixtu
         count(3)
     assert list(report.track([1, 2], "averaging")) == [1, 2]
     assert capsys.readouterr() == ("", "")
+
+
+MEANING = Meaning(("operand 1 + operand 2 = answer",), "it begins in one state", 10484, 60)
+CERTIFICATE = Certificate(
+    "correct",
+    bound={"s0": 21, "s1": 15},
+    layouts=315,
+    kinds=4,
+    assignments=20302,
+    beyond_training=10000,
+    smallest_margin=2.81,
+    narrowest="at place 1 of 2x2",
+    largest_rounding=0.31,
+    smallest_slack=2.5,
+    meaning=MEANING,
+    deviations={"one batch": 1e-6, "batches of one": 3e-6},
+    outside=0.0,
+)
+
+
+@pytest.fixture
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.mark.usefixtures("_wide")
+def test_a_certificate_shows_what_it_rests_on(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_certificate(CERTIFICATE, "addition")
+    out, err = capsys.readouterr()
+    words = " ".join(out.split())
+    for shown in (
+        "addition: correct at every length",
+        "315 (s0 to 21, s1 to 15)",
+        "20,302 of 4 kinds; 10,000 do not occur in training shapes",
+        "2.81, at place 1 of 2x2",
+        "0.31, in float32 and any order of summation; it leaves a margin of 2.5",
+        "3e-06 over paths, pieces and batches",
+        "operand 1 + operand 2 = answer",
+        "10,484 problems of up to 60 digits",
+    ):
+        assert shown in words, shown
+    assert err == ""
+    report.print_certificate(replace(CERTIFICATE, meaning=replace(MEANING, proved=()), beyond_training=0), "addition")
+    words = " ".join(capsys.readouterr().out.split())
+    assert "nothing: the task gives no identity" in words
+    assert "all occur in training shapes" in words
+
+
+@pytest.mark.parametrize("verdict", ["wrong", "undecided"])
+@pytest.mark.usefixtures("_wide")
+def test_a_verdict_is_shown_with_its_reason_alone(verdict: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_certificate(Certificate(verdict, "it is so", "1+1"), "addition")
+    out = capsys.readouterr().out
+    assert "it is so" in out
+    assert "correct at every length" not in out
+    for word in ("margin", "rounding", "nan", "assignments"):
+        assert word not in out

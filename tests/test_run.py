@@ -8,7 +8,7 @@ from abc_toolkit.calibration import Places
 from abc_toolkit.errors import UserError
 from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE, PositionMethod, Sinusoidal
-from abc_toolkit.run import PROGRESS, RECORD, WEIGHTS, Run, describe, device_for, rebuild
+from abc_toolkit.run import CERTIFICATE, PROGRESS, RECORD, WEIGHTS, WINDOW, Run, describe, device_for, rebuild
 from abc_toolkit.tasks import Addition, Parity, Task
 
 
@@ -189,3 +189,35 @@ def test_a_run_whose_fit_was_interrupted_is_named(tmp_path, monkeypatch):
     (partial / PROGRESS).touch()
     with pytest.raises(UserError, match="parity holds an interrupted fit: finish it with 'abc fit --resume'"):
         Run.newest(None, "fit")
+
+
+def test_a_certificate_is_of_the_weights_and_the_window_that_it_names(pipeline: Path) -> None:
+    run = Run(pipeline)
+    assert not run.certificate_is_stale()  # there is none
+    folder = pipeline / "certify"
+    folder.mkdir()
+    (folder / RECORD).write_text("{}")
+    own = run.certified_hashes()
+    assert set(own) == {"weights", "window"}
+    for text, stale in (
+        (json.dumps({"hashes": own}), False),
+        (json.dumps({"hashes": own | {"more": 1}}), False),
+        (json.dumps({"hashes": own | {"weights": own["window"]}}), True),
+        (json.dumps({"hashes": {"weights": own["weights"]}}), True),
+        (json.dumps({"weights": own["weights"]}), True),
+        (json.dumps({"hashes": None}), True),
+        ("[]", True),
+        ("{", True),
+    ):
+        (folder / CERTIFICATE).write_text(text)
+        assert run.certificate_is_stale() == stale, text
+    (folder / CERTIFICATE).unlink()
+    assert run.certificate_is_stale()
+    (folder / CERTIFICATE).write_text(json.dumps({"hashes": own}))
+    for name in (WEIGHTS, WINDOW):
+        path = pipeline / "retrain" / name
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        assert run.certificate_is_stale()
+        path.write_bytes(before)
+    assert not run.certificate_is_stale()

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from abc_toolkit import commands
 from abc_toolkit.calibration import Rule, Window
 from abc_toolkit.commands import ArchitectureChanges, Until, fit, retrain
+from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, TrainingBatches
 from abc_toolkit.errors import UserError
-from abc_toolkit.examination import THIN, Examination
 from abc_toolkit.model import Architecture
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.run import PROGRESS, WEIGHTS, Run
@@ -151,7 +151,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> list[TrainingModule]:
     return made
 
 
-def test_a_model_is_tried_on_every_context_until_it_is_weak_in_none(
+def test_a_model_is_tried_on_every_assignment_until_it_is_weak_in_none(
     pipeline: Path, modules: list[TrainingModule], capsys: pytest.CaptureFixture[str]
 ) -> None:
     stopping = Stopping(exact_match=1.0, loss=0.0, decay_steps=40)
@@ -161,15 +161,15 @@ def test_a_model_is_tried_on_every_context_until_it_is_weak_in_none(
     result = retrain(**settings, until="certified", overwrite=True)
     trained = result.trained
     assert (trained.weak, trained.reached) == (0, True)
-    assert trained.smallest_gap is not None
-    assert trained.smallest_gap >= THIN
+    assert trained.smallest_margin is not None
+    assert trained.smallest_margin >= THIN
     assert trained.steps < 1500
     assert "does everything that it can meet at these lengths" in capsys.readouterr().err
     record = json.loads((pipeline / "retrain" / "record.json").read_text())
     assert record["results"]["weak"] == 0
     assert record["until"] == "certified"
     history = json.loads((pipeline / "retrain" / "training.json").read_text())["validation"]
-    assert history[-1]["smallest_gap"] == trained.smallest_gap
+    assert history[-1]["smallest_margin"] == trained.smallest_margin
     # It is tried from the first validation on at which all problems are solved; the loss, which is never met, is not
     # asked for. Every try but the last finds it weak.
     first = next(number for number, own in enumerate(history) if own["exact_match"] == 1)
@@ -180,8 +180,8 @@ def test_a_model_is_tried_on_every_context_until_it_is_weak_in_none(
     assert module.decay_to == LAST_RATE
     # What is saved is what was tried.
     saved = Run(pipeline).load_model("retrain")
-    found = Examination(TASK, saved.position).of(saved, torch.Generator().manual_seed(0))
-    assert (found.weak, found.smallest_gap) == (0, pytest.approx(trained.smallest_gap, abs=1e-4))
+    found = Coverage(TASK, saved).of(saved, torch.Generator().manual_seed(0))
+    assert (found.weak, found.smallest_margin) == (0, pytest.approx(trained.smallest_margin, abs=1e-4))
 
 
 def test_a_training_that_stays_weak_goes_on_and_says_so(
@@ -193,43 +193,44 @@ def test_a_training_that_stays_weak_goes_on_and_says_so(
     assert (trained.steps, trained.reached, modules[0].decay_from) == (30, False, 10)
     assert modules[0].decay_to == LAST_RATE
     assert trained.weak
-    assert trained.smallest_gap is not None
-    assert trained.smallest_gap < THIN
+    assert trained.smallest_margin is not None
+    assert trained.smallest_margin < THIN
     saved = Run(pipeline).load_model("retrain")
-    found = Examination(TASK, saved.position).of(saved, torch.Generator().manual_seed(0))
-    assert (found.weak, found.smallest_gap) == (trained.weak, pytest.approx(trained.smallest_gap, abs=1e-4))
-    assert f"In {trained.weak} contexts it is wrong or leads by less than 1: train longer" in capsys.readouterr().err
+    found = Coverage(TASK, saved).of(saved, torch.Generator().manual_seed(0))
+    assert (found.weak, found.smallest_margin) == (trained.weak, pytest.approx(trained.smallest_margin, abs=1e-4))
+    words = f"In {trained.weak} assignments it is wrong or leads by less than 1: train longer"
+    assert words in capsys.readouterr().err
     trained = retrain(**settings, until="validated").trained
-    assert (trained.steps, trained.reached, trained.weak, trained.smallest_gap) == (23, True, None, None)
+    assert (trained.steps, trained.reached, trained.weak, trained.smallest_margin) == (23, True, None, None)
     assert modules[1].decay_to == 0
-    assert "contexts" not in capsys.readouterr().err
+    assert "assignments" not in capsys.readouterr().err
 
 
 def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "overwrite": True, "until": "certified"}
-    own_of, own_batch, lessons, served = Examination.of, TrainingBatches.batch, [()], []
+    own_of, own_batch, hard, served = Coverage.of, TrainingBatches.batch, [()], []
 
-    def examine(*arguments: Any) -> Any:
+    def cover(*arguments: Any) -> Any:
         found = own_of(*arguments)
-        lessons.append(found.problems)
+        hard.append(found.hard_examples)
         return found
 
     def batch(self: TrainingBatches, step: int) -> Any:
-        served.append((step, self.lessons))
+        served.append((step, self.hard_examples))
         return own_batch(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Examination, "of", examine)
+        patch.setattr(Coverage, "of", cover)
         patch.setattr(TrainingBatches, "batch", batch)
         retrain(**settings)
     taught = _weights(pipeline, "retrain")
-    assert len(lessons) == 4
-    assert all(lessons[1:])
+    assert len(hard) == 4
+    assert all(hard[1:])
     assert dict(served).keys() >= set(range(30))
     for step, held in dict(served).items():
         if step < 30:
-            assert held is lessons[step // 10], step
-    monkeypatch.setattr(Examination, "of", lambda *arguments: replace(own_of(*arguments), problems=()))
+            assert held is hard[step // 10], step
+    monkeypatch.setattr(Coverage, "of", lambda *arguments: replace(own_of(*arguments), hard_examples=()))
     retrain(**settings)
     assert _weights(pipeline, "retrain") != taught
 
@@ -245,7 +246,7 @@ def test_a_window_that_cannot_be_decided_is_trained_in_by_validation(
     listed = sorted(os.listdir(pipeline))
     settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "window": path, "overwrite": True}
     reason = r"the line 'operand 1, all of it' \(cross layer 0 head 1\) is open to more tokens, the longer the problem"
-    with pytest.raises(UserError, match=rf"^--until certified cannot be: {reason}; take --until validated$"):
+    with pytest.raises(UserError, match=rf"^--until certified is not available: {reason}; take --until validated$"):
         retrain(**settings, until="certified")
     assert {name: _weights(pipeline, name) for name in ("fit", "retrain")} == before
     assert sorted(os.listdir(pipeline)) == listed

@@ -7,7 +7,7 @@ import torch
 from abc_toolkit.calibration import Paper, Places
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of, spread_out
-from abc_toolkit.calibration.sufficiency import Evidence, cones, views
+from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES
@@ -324,7 +324,7 @@ def test_a_window_that_lacks_a_line_is_not_narrowed() -> None:
 
 @pytest.mark.parametrize("task", [Addition(max_length=3), Successor(max_length=4), Parity(max_length=5)])
 @pytest.mark.parametrize("seed", range(3))
-def test_narrowing_keeps_a_window_sufficient_and_its_cones_within(task: Task, seed: int) -> None:
+def test_narrowing_keeps_a_window_sufficient_and_its_receptive_fields_within(task: Task, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     operands = [name for name in task.layout(task.training_shapes()[0]).source.names if name.startswith("operand ")]
     candidates = [cross(h, c, s, n) for h in (0, 1) for c in (OWN, BELOW, FIRST) for s in operands for n in (0, 1)]
@@ -340,15 +340,17 @@ def test_narrowing_keeps_a_window_sufficient_and_its_cones_within(task: Task, se
     for shape in task.training_shapes():
         layout = task.layout(shape)
         for narrow, wide in zip(
-            cones(found.window, layout), cones(found.window.with_rules(drawn), layout), strict=True
+            receptive_fields(found.window, layout),
+            receptive_fields(found.window.with_rules(drawn), layout),
+            strict=True,
         ):
             assert (narrow <= wide).all()
     # Nothing more can be closed in one head: a line either is needed or shows no further token.
     layout = task.layout(task.training_shapes()[-1])
-    size = sum(int(cone.sum()) for cone in cones(found.window, layout))
+    size = sum(int(field.sum()) for field in receptive_fields(found.window, layout))
     for rule in found.window.rules:
         less = found.window.with_rules([other for other in found.window.rules if other != rule])
-        smaller = sum(int(cone.sum()) for cone in cones(less, layout)) < size
+        smaller = sum(int(field.sum()) for field in receptive_fields(less, layout)) < size
         assert not smaller or evidence.conflicts(less)
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from abc_toolkit.calibration.sufficiency import Conflict, Evidence, cones, solved, views
+from abc_toolkit.calibration.sufficiency import Conflict, Evidence, receptive_fields, solved, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, site_positions
 from abc_toolkit.layout import Layout
 from abc_toolkit.model import Architecture, teacher_forced
@@ -205,16 +205,16 @@ def test_first_predictions(rules: list[Rule], texts: tuple[str, str], alike: boo
 # Later tokens see other digits, and no line brings those back.
 @example(window(Rule("cross", 0, 0, "operand 1", OWN), Rule("decoder", 1, 0), decoder=2))
 @given(windows())
-def test_cone_is_what_a_prediction_can_depend_on(own: Window) -> None:
-    # A token that is like no other changes the views of just those in whose cone it is, under one and the same prefix.
+def test_receptive_field_is_what_a_prediction_can_depend_on(own: Window) -> None:
+    # A token that is like no other changes the views of just those in whose receptive field it is, under one prefix.
     batch = next(batch for batch in BATCHES if batch.shape == (2, 1))
     layout = TASK.layout(batch.shape)
-    (cone, _), before = cones(own, layout), views(own, batch, layout)
+    (field, _), before = receptive_fields(own, layout), views(own, batch, layout)
     for position in range(len(layout.source)):
         source = batch.source.clone()
         source[:, position] = 4
         changed = views(own, Problems(batch.shape, source, batch.target), layout) != before
-        assert torch.equal(changed, cone[:, position].expand_as(changed))
+        assert torch.equal(changed, field[:, position].expand_as(changed))
 
 
 # Windows that are known to be sufficient, and not.
@@ -313,7 +313,7 @@ def test_evidence_is_the_training_problems(monkeypatch: pytest.MonkeyPatch) -> N
     again = evidence(task)
     rules = window(cross(0, "operand 1"))
     assert len(own.conflicts(rules)) == len(again.conflicts(rules)) > 0
-    # Problems that are altered outside the cone give rare contexts another to be compared with.
+    # Problems that are altered outside the receptive field give rare assignments another to be compared with.
     few = Evidence(Successor(max_length=12), torch.Generator().manual_seed(0), num_problems=2, num_pairs=128)
     rules = window(*(cross(n, "operand 1", (Condition("place", 2 * n, "place"),)) for n in range(4)))
     found = len(few.conflicts(rules))

@@ -17,10 +17,22 @@ from abc_toolkit.proof.enumeration import Enumeration, Reading, kinds_of
 from abc_toolkit.proof.forward import margins, receptive_field_logits
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField, ReceptiveFields
 from abc_toolkit.proof.table import TabledRule, all_of
-from abc_toolkit.tasks import Addition, LongMultiplication, Parity, Problems, Shape, Subtraction, Successor, Task
-from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.tasks import (
+    Addition,
+    LongMultiplication,
+    MultiOperandAddition,
+    Parity,
+    Problems,
+    Shape,
+    Subtraction,
+    Successor,
+    Task,
+)
+from abc_toolkit.tasks.base import DigitTask, LocalRule, Read
+from abc_toolkit.tasks.copying import Written
 from abc_toolkit.tasks.subtraction import Borrowing
 from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
+from abc_toolkit.vocabulary import EOS
 from tests.small_windows import (
     BELOW,
     ENCODER,
@@ -278,6 +290,85 @@ def test_a_rule_may_have_more_states_than_there_are_tokens() -> None:
         more = Enumeration(task, Reading(rule, own.field.layout), (3, 3), (3, 3), own.field)
         for found, expected in zip(more.tokens(more.assignments()), own.tokens(own.assignments()), strict=True):
             assert torch.equal(found, expected)
+
+
+class First(Written):
+    """Copies the first operand, and names no other."""
+
+
+@dataclass(frozen=True)
+class Ignoring(Addition):
+    """Two operands, of which the second does not matter."""
+
+    def local_rule(self) -> LocalRule:
+        return First()
+
+    def answer_length(self, shape: Shape) -> int:
+        return self.widths(shape)[0]
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        return operands[0]
+
+    def solve(self, source: str) -> str:
+        return source.split("+")[0][::-1]
+
+
+def test_what_the_rule_does_not_name_runs_through_all_that_can_stand_there() -> None:
+    task = Ignoring(max_length=2)
+    rules = (cross(0), cross(1, segment="operand 2"), cross(1, segment="operator", conditions=(), layer=1))
+    seen = set()
+    for query, own in enumerate(enumerations(task, rules, (2, 2))):
+        problems = every_problem(task, (2, 2))
+        tokens, required = own.tokens(own.assignments())
+        found = torch.cat([tokens, required[:, None]], dim=1).tolist()
+        leaves = leaves_of(own.field, problems)
+        occurs = torch.cat([leaves, problems.target[:, query : query + 1]], dim=1)
+        free = [column for column, (segment, _) in enumerate(own.field.tokens) if segment == "operand 2"]
+        assert set(own.free) >= set(free)
+        assert len(found) == len(set(map(tuple, found)))
+        assert set(map(tuple, found)) == set(map(tuple, occurs.tolist()))
+        for column in free:
+            assert set(tokens[:, column].tolist()) == set(task.vocabulary.encode("0123456789").tolist())
+        seen |= {segment for segment, _ in own.field.tokens}
+        for assignment in own.assignments()[::29]:
+            for drawing in (None, torch.Generator().manual_seed(0)):
+                check_holds(own, assignment, own.problem(assignment, drawing))
+    assert seen == {"operand 1", "operand 2", "operator", "start", "answer"}
+
+
+class Silent(Written):
+    """A rule that does not say what is written."""
+
+
+class Twofold(Written):
+    """A rule that takes two operands for one."""
+
+    def read(self, name: str) -> Read:
+        return Read("operand", row=None) if name == "operand 1" else super().read(name)
+
+
+def test_a_rule_that_does_not_say_what_to_predict_or_where_it_reads_is_refused() -> None:
+    task, rules = RULES["successor"]
+    fields = ReceptiveFields(window(task, rules), task.layout((2,)))
+    reading = Reading(TabledRule(task, Silent(("nothing",))), fields.layout)
+    with pytest.raises(CannotDecideError, match="the local rule of successor does not say what stands in answer"):
+        Enumeration(task, reading, (2,), (2,), fields.of(0))
+    assert Enumeration(task, reading, (2,), (2,), fields.of(3)).required == EOS
+    table = MultiOperandAddition(max_length=2)
+    twofold = Reading(TabledRule(table, Twofold(("sum",))), table.layout((1, 2)))
+    with pytest.raises(CannotDecideError, match="knows several tokens of operand by one name and place"):
+        twofold.present(0)
+
+
+def test_sizes_that_no_problem_has_make_none() -> None:
+    task, rules = RULES["successor"]
+    (own, *_) = enumerations(task, rules, (2,))
+    none = Enumeration(task, Reading(own.rule, own.field.layout), (2,), None, own.field)
+    assert torch.equal(none.assignments(), own.assignments())
+    with pytest.raises(
+        CannotDecideError, match="no problem has the sizes of at place 0 of 2, from operand 1 place 0 = "
+    ):
+        none.problem(none.assignments()[0])
 
 
 def test_a_receptive_field_of_too_many_tokens_is_refused() -> None:
