@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.model import Architecture
@@ -20,6 +21,7 @@ from abc_toolkit.proof.rounding import UNIT, Bounded, BoundedLinear, BoundedMode
 from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import Addition
 from abc_toolkit.transformer import EncoderDecoder
+from tests.small_windows import RULES, make
 
 TASK = Addition(max_length=2, base=2)
 SHAPE = (2, 2)
@@ -464,3 +466,43 @@ def test_a_unit_that_acts_on_rounding_noise_leaves_no_slack(strength: float, mar
         leads.append(float(lead(rounded, required[:1])[0]))
     assert min(leads) < 0
     assert min(leads) >= float(after.slack[0])
+
+
+@torch.no_grad()
+def test_the_finer_bound_counts_units_that_open_on_the_way() -> None:
+    """Hidden units just closed, with large weights behind them, open for what rounding may make of the stream."""
+    task, rules = RULES["parity"]
+    model = make(task, rules)
+    last = model.decoder[-1]
+    stream = 300 * torch.randn(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    first, second = last.feedforward[0], last.feedforward[3]
+    assert isinstance(first, torch.nn.Linear)
+    assert isinstance(second, torch.nn.Linear)
+    first.bias.sub_(first(last.feedforward_norm(stream.float()))[0] + 1e-6)
+    second.weight.mul_(3000)
+    bounded = BoundedModel(model)
+    block, error = bounded.decoder[-1], 0.1
+    required, other = torch.tensor([2]), torch.tensor([3])
+
+    def difference(x: Tensor) -> Tensor:
+        none = torch.zeros(len(x), dtype=torch.float64)
+        h = bounded.decoder_norm(block.finish(Bounded(x, none))).value
+        return h @ (bounded.output.weight[2] - bounded.output.weight[3])
+
+    # The way in which most of them open, as far as they count for the difference.
+    exact = Bounded(stream, torch.zeros(1, dtype=torch.float64))
+    after = block.finish(exact)
+    outer = (bounded.output.weight[2] - bounded.output.weight[3])[None]
+    counts = bounded.decoder_norm.back(after, outer) @ block.last.weight
+    ways = [torch.relu(sign * counts) * sign @ block.first.weight for sign in (1, -1)]
+    steps = torch.cat([block.feedforward_norm.back(exact, way) for way in (*ways, counts @ block.first.weight)])
+    steps = error * torch.cat([steps, -steps]) / torch.cat([steps, steps]).norm(dim=1, keepdim=True)
+    moved = float((difference(stream + steps) - difference(stream)).abs().max())
+    finer = bounded._refined(Bounded(stream, torch.tensor([error], dtype=torch.float64)), required, other)
+    assert 0 < moved <= float(finer)
+    shut = Bounded(stream, torch.tensor([error], dtype=torch.float64))
+    kept, block.first.local_each = block.first.local_each, lambda x: torch.zeros_like(block.first(x).value)
+    try:  # without them it would be too small
+        assert float(bounded._refined(shut, required, other)) < moved
+    finally:
+        block.first.local_each = kept
