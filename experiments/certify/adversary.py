@@ -1,7 +1,7 @@
 """Random cases that try to be certified although they are wrong: how often each verdict is given, and how rightly.
 
-Each is a random task, window and model of `tests/proof/adversary.py`, made from a seed. What certificates measure beside
-what they prove is left out, so that the proof stands alone. What is in the results already is skipped.
+Each is a random task, window and model of `tests/proof/adversary.py`, made from a seed. What certificates measure
+beside what they prove is left out, so that the proof stands alone. What is in the results already is skipped.
 
     python -m experiments.certify.adversary --cases 10000
 """

@@ -36,7 +36,7 @@ def test_cases_are_of_every_kind() -> None:
     assert sum(own.verdict == "correct" for own in right) > 0.5 * len(right)
 
 
-@pytest.mark.parametrize("seed", [1, 3, 8])
+@pytest.mark.parametrize("seed", [1, 8])
 def test_what_judges_finds_a_wrong_entry(seed: int) -> None:
     """A model that was right is no longer once a token's output is turned off."""
     own = case(seed)
