@@ -45,6 +45,10 @@ def basis_of(task: Task, model: Model) -> Basis:
     rule = task.local_rule()
     if rule is None or not isinstance(task, DigitTask):
         raise CannotDecideError(f"{task.name} has no local rule: nothing says from place to place what comes next")
+    if type(task).layout is not DigitTask.layout:
+        raise CannotDecideError(
+            f"{task.name} has a 'layout' of its own: only 'describe_layout' says it of every length"
+        )
     if type(model) is not EncoderDecoder:
         raise CannotDecideError(f"windows are of encoder-decoders, and the model is {type(model).__name__}")
     if type(model.position) is not Windowed:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule, all_of
 from abc_toolkit.tasks import ProblemError, Problems
-from abc_toolkit.tasks.base import SETS, TRAINING, DigitTask, LocalRule, shape_name
+from abc_toolkit.tasks.base import SETS, TRAINING, DigitTask, shape_name
 from abc_toolkit.tasks.identity import (
     CarryIdentity,
     CopyIdentity,
@@ -22,6 +22,7 @@ from abc_toolkit.tasks.identity import (
     Share,
     SumIdentity,
 )
+from abc_toolkit.vocabulary import NUM_SPECIAL
 
 HELD_TO = 10_000  # the least number of problems that a rule is held to
 _MOST_ENTRIES = 2 * 10**6
@@ -58,7 +59,7 @@ def meaning_of(task: DigitTask, rule: TabledRule, readings: Sequence[Reading]) -
     Raises:
         CannotDecideError: If an identity is not kept, or the rule, `compute` and `solve` differ on a problem.
     """
-    held_to, longest = held(task, rule.rule)
+    held_to, longest = held(task, rule)
     ends = _ends(rule, readings)
     for identity in rule.identities():
         reason = broken(rule, identity, ends) or _shortened(rule, identity, readings)
@@ -213,7 +214,7 @@ class _Check:
         )
 
 
-def held(task: DigitTask, rule: LocalRule) -> tuple[int, int]:
+def held(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
     """Holds a rule, `compute` and `solve` to each other; returns the number of problems, and digits of the longest.
 
     Problems are every one of short shapes, and those of the training mixture and of every evaluation set, at each
@@ -245,7 +246,7 @@ def held(task: DigitTask, rule: LocalRule) -> tuple[int, int]:
     return count, longest
 
 
-def _every(task: DigitTask, rule: LocalRule, shape: tuple[int, ...]) -> Problems:
+def _every(task: DigitTask, rule: TabledRule, shape: tuple[int, ...]) -> Problems:
     """All problems of a shape."""
     parts = []
     for number, length in enumerate(task.operand_lengths(shape), 1):
@@ -255,15 +256,67 @@ def _every(task: DigitTask, rule: LocalRule, shape: tuple[int, ...]) -> Problems
     return task.problems(shape, [part[which[:, number]] for number, part in enumerate(parts)])
 
 
-def _agree(task: DigitTask, rule: LocalRule, problems: Problems) -> int:
+def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:
+    """Targets `[batch, target_length - 1]` that a rule's table writes, row by row, each under the right rows above it.
+
+    It reads and writes by the rule's names alone, as the enumeration does. Where no run ends well, or nothing says what
+    stands there, the token is -1.
+    """
+    layout = task.layout(problems.shape)
+    reading, target = Reading(rule, layout), layout.target
+    written = torch.full_like(problems.target[:, :-1], -1)
+    for number, segment in enumerate(target.segment[:-1].tolist()):
+        values = task.values(target.names[segment])
+        written[:, number] = values[0] if len(values) == 1 else -1
+    own = [target.within(reading.reads[name].segment) for name in rule.answers]
+    for row in target.coordinates["row"][torch.stack(own).any(dim=0)].unique().tolist():
+        columns = _columns(reading, problems, row)
+        none = torch.zeros_like(written[:, 0])
+        constants = [columns.get((name, 0), none + rule.least_constant) for name in rule.constants]
+        runs = []
+        for start in rule.starts:
+            state, symbols = torch.full_like(none, start), []
+            for place in range(len(reading.present(row))):
+                digits = [columns.get((name, place), none) for name in rule.operands]
+                state, here = rule.step(state, digits, constants)
+                symbols.append(here)
+            runs.append((rule.ends_well(state), symbols))
+        for name, within in zip(rule.answers, own, strict=True):
+            number = rule.answers.index(name)
+            for token in (within & (target.coordinates["row"] == row)).nonzero()[:, 0].tolist():
+                place = int(target.coordinates[rule.along][token]) - reading.reads[name].shift
+                written[:, token] = -1
+                for ends, symbols in runs:
+                    said = symbols[place][number] + NUM_SPECIAL
+                    written[:, token] = torch.where(ends, said, written[:, token])
+    return written
+
+
+def _columns(reading: Reading, problems: Problems, row: int) -> dict[tuple[str, int], Tensor]:
+    """The digits that a rule reads in a row of some problems, by name and place, `[batch]` each."""
+    rule, found = reading.rule, {}
+    strings = (reading.layout.source, problems.source), (reading.layout.target, problems.target)
+    for name, (positions, tokens) in product((*rule.operands, *rule.constants), strings):
+        read = reading.reads[name]
+        fits = positions.within(read.segment)
+        if read.row is not None:
+            fits = fits & (positions.coordinates["row"] == row - read.row)
+        for token in fits.nonzero()[:, 0].tolist():
+            place = 0 if name in rule.constants else int(positions.coordinates[rule.along][token]) - read.shift
+            if place >= 0:
+                found[name, place] = tokens[:, token] - NUM_SPECIAL
+    return found
+
+
+def _agree(task: DigitTask, rule: TabledRule, problems: Problems) -> int:
     """The number of problems, on all of which the rule and `compute` say what `solve` says."""
-    written, target = rule.written(task, problems), problems.target[:, :-1]
+    written, target = written_by(task, rule, problems), problems.target[:, :-1]
     vocabulary, checked = task.vocabulary, 0
     for source, own, computed in zip(problems.source, written, target, strict=True):
         text = vocabulary.decode(source)
         right = task.solve(text)
         for who, said in (("the local rule", own), ("'compute'", computed)):
-            if vocabulary.decode(said) != right:
+            if (said < 0).any() or vocabulary.decode(said) != right:
                 size = shape_name(problems.shape)
                 raise CannotDecideError(f"{who} of {task.name} does not say what 'solve' says of {text} (shape {size})")
         checked += 1
