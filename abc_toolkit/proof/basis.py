@@ -55,12 +55,14 @@ def basis_of(task: Task, model: Model) -> Basis:
         raise CannotDecideError("the model has no window: a prediction depends on every token before it")
     cyclic = tuple(_cyclic(model.position.inner))
     blocks = [*model.encoder, *model.decoder]
-    attentions = [block.self_attention for block in blocks]
-    attentions += [block.cross_attention for block in blocks if block.cross]
-    for attention in attentions:
+    attentions = [(block.side, block.layer, block.self_attention) for block in blocks]
+    attentions += [("cross", block.layer, block.cross_attention) for block in blocks if block.cross]
+    for site, layer, attention in attentions:
         position = attention.position
         if type(position) is not WindowedAttention or type(position.inner) is not AttentionPosition:
             raise CannotDecideError("a method beside the window does something inside attention: a proof needs none")
+        if (position.window, position.site, position.layer) != (model.position.window, site, layer):
+            raise CannotDecideError(f"attention of site {site} in layer {layer} is not inside the model's window")
     return Basis(task, TabledRule(task, rule), model.position.window, cyclic)
 
 

@@ -59,6 +59,7 @@ def meaning_of(task: DigitTask, rule: TabledRule, readings: Sequence[Reading]) -
     Raises:
         CannotDecideError: If an identity is not kept, or the rule, `compute` and `solve` differ on a problem.
     """
+    _check_constants(task, rule)
     held_to, longest = held(task, rule)
     ends = _ends(rule, readings)
     for identity in rule.identities():
@@ -66,6 +67,19 @@ def meaning_of(task: DigitTask, rule: TabledRule, readings: Sequence[Reading]) -
         if reason is not None:
             raise CannotDecideError(f"the local rule of {task.name} does not keep '{identity.statement}': {reason}")
     return Meaning(tuple(identity.statement for identity in rule.identities()), _runs(rule), held_to, longest)
+
+
+def _check_constants(task: DigitTask, rule: TabledRule) -> None:
+    """Refuses a task that has problems with a constant below the least that its rule knows."""
+    problems = task.sample(Generator().manual_seed(0), 1, task.training_shapes()[0])
+    source = task.layout(problems.shape).source
+    for name, value in product(rule.constants, range(rule.least_constant)):
+        own = problems.source[0].clone()
+        own[source.within(rule.read(name).segment)] = value + NUM_SPECIAL
+        text = task.vocabulary.decode(own)
+        with suppress(ProblemError):
+            task.parse(text)
+            raise CannotDecideError(f"{text} is a problem of {task.name}, and its local rule has no {name} of {value}")
 
 
 def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int, ...], int]]:

@@ -311,7 +311,7 @@ def test_whose_it_is_is_told_by_hashes_and_versions() -> None:
         for value in ("1" * 64, "", None, 1):
             stated = fresh()
             stated["hashes"][name] = value
-            assert f"its {name} is another" == foreign(stated, fresh())
+            assert f"the hash of its {name} is another" == foreign(stated, fresh())
         stated = fresh()
         del stated["hashes"][name]
         assert foreign(stated, fresh()) is not None
