@@ -992,13 +992,13 @@ def every_problem(task: DigitTask, shape: Shape, most: int) -> Problems | None:
     return task.problems(shape, list(digits.split(list(lengths), dim=1)))
 
 
-def lessons(generator: Generator, task: DigitTask, longest: int, count: int) -> list[Problems]:
-    """Problems of every shape up to a length, of every set."""
+def lessons(generator: Generator, task: DigitTask, longest: int, count: int, few: bool = False) -> list[Problems]:
+    """Problems of every shape up to a length, of every set; if `few`, of short single lengths and the last."""
     found = []
     shapes = shapes_to(task, longest)
     if len(shapes) > 40:
         shapes = [shape for shape in shapes if min(shape) <= 3 or min(shape) >= longest - 1 or len(set(shape)) == 1]
-    if len(shapes[0]) == 1:
+    if few and len(shapes[0]) == 1:
         shapes = [shape for shape in shapes if shape[0] < 8 or shape[0] == longest]
     for shape in shapes:
         every = every_problem(task, shape, 4 * count)
@@ -1039,7 +1039,7 @@ def _drawn(seed: int, draw: random.Random) -> Case | None:
     if kind == "random":
         return Case(seed, kind, task, disturbed(generator, model, 0.5).float())
     known = draw.choice((2, 3, 4, 6)) if kind == "short" else 5 if isinstance(task, Grid) else draw.choice((9, 12))
-    batches = lessons(generator, task, known, 48)
+    batches = lessons(generator, task, known, 48, few=True)
     views = views_of(task, model, batches)
     if views.conflicts and draw.random() < 0.85:
         return None
