@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.layout import Layout, digit_layout
