@@ -104,7 +104,7 @@ def test_a_certificate_shows_what_it_rests_on(capsys: pytest.CaptureFixture[str]
     words = " ".join(out.split())
     for shown in (
         "addition: correct at every length",
-        "315 (s0 to 21, s1 to 15)",
+        "315 (sizes up to 21 and 15)",
         "20,302 of 4 kinds; 10,000 do not occur in training shapes",
         "2.81, at place 1 of 2x2",
         "0.31, in float32 and any order of summation; it leaves a margin of 2.5",

@@ -89,6 +89,11 @@ def test_a_right_model_is_certified(trained: tuple[DigitTask, EncoderDecoder]) -
             assert (teacher_forced(model, problems, task.layout(shape)).argmax(-1) == problems.target).all()
 
 
+def segments_of(words: str) -> list[str]:
+    """Segments of the leaves of a receptive field in words: which prediction stands for a kind may differ."""
+    return re.findall(r"(\w+(?: \d)?) place \d+", words.split(", from ")[1])
+
+
 def test_a_certificate_says_what_it_rests_on(trained: tuple[DigitTask, EncoderDecoder]) -> None:
     task, model = trained
     certificate = certify(task, model)
@@ -116,10 +121,9 @@ def test_a_certificate_says_what_it_rests_on(trained: tuple[DigitTask, EncoderDe
         shown = re.sub(r" = [^,]*", "", part.narrowest)
         assert shown.count(",") == part.receptive_field.count(",")
     for own in kinds(task, model):
-        leaves = own.enumeration.describe().split(", from ")[1]
-        (part,) = (part for part in certificate.parts if part.receptive_field.endswith(f", from {leaves}"))
-        assert part.assignments >= len(own.assignments)
-        assert part.smallest_margin <= float(margins(model, own, own.assignments).min()) + 1e-4
+        segments, least = segments_of(own.enumeration.describe()), float(margins(model, own, own.assignments).min())
+        same = [part for part in certificate.parts if segments_of(part.receptive_field) == segments]
+        assert any(p.assignments >= len(own.assignments) and p.smallest_margin <= least + 1e-4 for p in same)
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 4, 6])
