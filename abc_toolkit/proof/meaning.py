@@ -142,13 +142,12 @@ def broken(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int,
         identity: The identity.
         ends: Constants and states with which runs may end.
     """
-    check = _Check(rule)
     for state, digits, constants, after, symbols in rule.steps:
         shown = dict(zip(rule.answers, symbols, strict=True))
         read = dict(zip(rule.operands, digits, strict=True))
-        constant = constants[0] if constants else 1
+        step = _Step(state, after, read, shown, constants[0] if constants else 1)
         try:
-            keeps = check.keeps(identity, state, after, read, shown, constant)
+            keeps = step.keeps(identity, rule.base, rule.along == "place")
         except (IndexError, KeyError):
             return "it names what the rule has not"
         if not keeps:
@@ -165,66 +164,65 @@ def broken(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int,
     return None
 
 
-class _Check:
-    """Checks of single steps."""
+@dataclass(frozen=True)
+class _Step:
+    """One step of a rule.
 
-    def __init__(self, rule: TabledRule) -> None:
-        self.rule = rule
+    Attributes:
+        state: The state before it.
+        after: The state after it.
+        read: The digit of each operand.
+        shown: The symbol of each answer.
+        constant: The constant; 1 if there is none.
+    """
 
-    def keeps(
-        self,
-        identity: Identity,
-        state: int,
-        after: int,
-        read: Mapping[str, int],
-        shown: Mapping[str, int],
-        constant: int,
-    ) -> bool:
-        """Whether a step keeps an identity."""
-        up = self.rule.along == "place"
+    state: int
+    after: int
+    read: Mapping[str, int]
+    shown: Mapping[str, int]
+    constant: int
+
+    def keeps(self, identity: Identity, base: int, up: bool) -> bool:
+        """Whether it keeps an identity.
+
+        Args:
+            identity: The identity.
+            base: Number of digits.
+            up: Whether the rule goes along places, from the least significant on.
+        """
         if isinstance(identity, SumIdentity):
-            return self._sum(identity, state, after, read, shown, constant)
+            return self._keeps_sum(identity, base, up)
         if isinstance(identity, CarryIdentity):
-            own = identity.carry[after]
-            bound = constant if identity.bound == "constant" else int(identity.bound)
-            return 0 <= own < bound and shown[identity.answer] == own
+            own = identity.carry[self.after]
+            bound = self.constant if identity.bound == "constant" else int(identity.bound)
+            return 0 <= own < bound and self.shown[identity.answer] == own
         if isinstance(identity, RunningIdentity):
-            own = (identity.carry[state] + read[identity.operand]) % identity.modulus
-            return identity.carry[after] == shown[identity.answer] == own
+            own = (identity.carry[self.state] + self.read[identity.operand]) % identity.modulus
+            return identity.carry[self.after] == self.shown[identity.answer] == own
         if isinstance(identity, OrderIdentity):
-            first, second = (read[name] for name in identity.operands)
-            sign = (first > second) - (first < second)
-            order = (sign or identity.order[state]) if up else (identity.order[state] or sign)
-            return identity.order[after] == order and shown[identity.answer] == identity.symbols[order + 1]
+            first, second = (self.read[name] for name in identity.operands)
+            sign, before = (first > second) - (first < second), identity.order[self.state]
+            order = (sign or before) if up else (before or sign)
+            return identity.order[self.after] == order and self.shown[identity.answer] == identity.symbols[order + 1]
         assert isinstance(identity, CopyIdentity)
-        return shown[identity.answer] == read[identity.operand]
+        return self.shown[identity.answer] == self.read[identity.operand]
 
-    def _sum(
-        self,
-        identity: SumIdentity,
-        state: int,
-        after: int,
-        read: Mapping[str, int],
-        shown: Mapping[str, int],
-        constant: int,
-    ) -> bool:
-        base, up = self.rule.base, self.rule.along == "place"
-
+    def _keeps_sum(self, identity: SumIdentity, base: int, up: bool) -> bool:
         def total(shares: Sequence[Share], digits: Mapping[str, int]) -> int:
             return sum(
-                own.per_state[state] * (constant if own.times_constant else 1) * digits[own.name] for own in shares
+                own.per_state[self.state] * (self.constant if own.times_constant else 1) * digits[own.name]
+                for own in shares
             )
 
-        shares = (*identity.takes, *identity.gives)
-        low, high = (
-            (identity.carry[state], identity.carry[after]) if up else (identity.carry[after], identity.carry[state])
-        )
-        left, right = total(identity.takes, read), total(identity.gives, shown)
-        equal = left + low == right + base * high if up else left + base * high == right + low
+        low, high = identity.carry[self.state], identity.carry[self.after]
+        left, right = total(identity.takes, self.read), total(identity.gives, self.shown)
+        equal = left + low == right + base * high if up else left + base * low == right + high
         return (
             equal
-            and all(own.per_state[state] == own.per_state[after] for own in shares)
-            and all(shown[own.name] < base for own in identity.gives)
+            and all(
+                own.per_state[self.state] == own.per_state[self.after] for own in (*identity.takes, *identity.gives)
+            )
+            and all(self.shown[own.name] < base for own in identity.gives)
         )
 
 
