@@ -33,7 +33,8 @@ from abc_toolkit.transformer import Block, EncoderDecoder
 PRECISION = "float32, every product and sum rounded to nearest, in any order of summation"
 UNIT = 2.0**-24
 EXP = 32 * 2.0**-23
-LARGEST, SMALLEST = 1e17, 1e-30  # what is below the latter underflows, and is added instead
+LARGEST = 1e18  # the square of what is below it does not overflow
+SMALLEST = 1e-30  # what is below it underflows, and is added instead
 SLACK = 1 + 1e-6
 _AT_ONCE = 2**14
 
@@ -84,6 +85,10 @@ class BoundedLinear:
         self.offset = float(bias.norm())
         self.rows = weight.norm(dim=1)
 
+    def largest_of(self, size: float) -> float:
+        """Bound of all partial sums, and of what comes out, of vectors up to a norm."""
+        return self.absolute * size + self.offset
+
     def local(self, x: Bounded) -> Tensor:
         """What the layer's own rounding adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`."""
         return growth(self.weight.shape[1] + 2) * (self.absolute * x.size + self.offset) + SMALLEST
@@ -116,6 +121,11 @@ class BoundedNorm:
         centred = x.value - x.value.mean(dim=-1, keepdim=True)
         length = centred.norm(dim=-1)
         return centred, (length**2 / dim + eps).sqrt(), ((length - x.error).clamp(min=0) ** 2 / dim + eps).sqrt()
+
+    def largest_of(self, size: float) -> float:
+        """Bound of the norm of what comes out, of vectors up to a norm."""
+        layer = self.layer
+        return size if layer is None else self.largest * len(layer.weight) ** 0.5 + float(layer.bias.norm())
 
     def lipschitz(self, x: Bounded) -> Tensor:
         """By how much it moves vectors apart between `x` and what rounding may make of it, `[row]`."""
@@ -169,6 +179,13 @@ class _BoundedAttention:
         self.key = BoundedLinear(weight[:dim], bias[:dim])
         self.value = BoundedLinear(weight[dim:], bias[dim:])
         self.output = BoundedLinear(attention.output.weight, attention.output.bias)
+
+    def largest_of(self, queries: float, keys: float) -> list[float]:
+        """Bounds of the numbers on the way, that of what comes out last, of queries and keys up to a norm each."""
+        query, key, value = (
+            layer.largest_of(size) for layer, size in ((self.query, queries), (self.key, keys), (self.value, keys))
+        )
+        return [query * key, query, key, value, self.output.largest_of(self.heads**0.5 * value)]
 
     def __call__(self, x: Bounded, keys: Sequence[tuple[Bounded, Bounded]], table: OpenKeys, row: int) -> Bounded:
         """What one query attends to.
@@ -246,6 +263,23 @@ class _BoundedBlock:
         self.first, self.last = BoundedLinear(first.weight, first.bias), BoundedLinear(last.weight, last.bias)
         self.feedforward_norm = BoundedNorm(block.feedforward_norm)
 
+    def largest_of(self, stream: float, encoded: float) -> list[float]:
+        """Bounds of the numbers on the way, that of the stream after the layer last, of streams up to a norm each."""
+        found: list[float] = []
+
+        def add(norm: BoundedNorm, update: Callable[[float], Sequence[float]]) -> None:
+            nonlocal stream
+            found.extend(update(norm.largest_of(stream) if self.pre else stream))
+            found.append(stream + found[-1])
+            stream = found[-1] if self.pre else norm.largest_of(found[-1])
+
+        cross = self.cross_attention
+        add(self.self_norm, lambda x: self.self_attention.largest_of(x, x))
+        if cross is not None and self.cross_norm is not None:
+            add(self.cross_norm, lambda x: cross.largest_of(x, encoded))
+        add(self.feedforward_norm, lambda x: (hidden := self.first.largest_of(x), self.last.largest_of(hidden)))
+        return [*found, stream]
+
     def normed(self, x: Bounded, norm: BoundedNorm) -> Bounded:
         """What a block reads."""
         return norm(x) if self.pre else x
@@ -311,19 +345,6 @@ class BoundedModel:
         for name, parameter in weights.items():
             if parameter.dtype != torch.float32 or not parameter.isfinite().all():
                 raise CannotDecideError(f"the weights {name} are no finite numbers in single precision")
-        # With weights up to M and widths up to d, a normalised vector has entries up to 2 M d, a projection of it up to
-        # 3 (M d)^2, what a block adds up to 4 (M d)^3, a stream after L layers of three blocks up to 13 L (M d)^3: its
-        # square must not overflow, for any token of any problem.
-        layers = len(model.encoder) + len(model.decoder)
-        largest = max(float(parameter.abs().max()) for parameter in weights.values())
-        widest = max(max(parameter.shape) for parameter in weights.values())
-        assert isinstance(model.position, Windowed)
-        biases = max((abs(rule.bias) for rule in model.position.window.rules), default=0.0)
-        if 13 * layers * (max(largest, 1) * widest) ** 3 > LARGEST or biases > LARGEST:
-            raise CannotDecideError(
-                f"weights or biases are so large, up to {max(largest, biases):.2g}, that numbers in single precision "
-                "may overflow"
-            )
         # Sines and cosines of angles up to the period, each within a few units, for each channel and coordinate.
         units = sum((8 + 4 * method.period) * len(method.coordinates) for method in cyclic)
         self.of_positions = UNIT * model.architecture.model_dim**0.5 * units
@@ -333,6 +354,29 @@ class BoundedModel:
             self.decoder = [_BoundedBlock(block) for block in self.model.decoder]
             self.encoder_norm, self.decoder_norm = map(BoundedNorm, (self.model.encoder_norm, self.model.decoder_norm))
         self.output = self.model.output
+        assert isinstance(model.position, Windowed)
+        largest = max([self._largest(cyclic), *(abs(rule.bias) for rule in model.position.window.rules)])
+        if not largest <= LARGEST:
+            raise CannotDecideError(
+                f"weights or biases are so large that numbers up to {largest:.2g} may arise: their squares may "
+                "overflow single precision"
+            )
+
+    @torch.no_grad()
+    def _largest(self, cyclic: Sequence[Cyclic]) -> float:
+        """Bound of all numbers and partial sums on the way to the logits, whatever tokens are read, twice over."""
+        embedding, dim = self.model.embedding.weight, self.model.architecture.model_dim
+        waves = dim**0.5 * sum(len(method.coordinates) for method in cyclic)
+        embedded = float(embedding.norm(dim=1).max()) * dim**0.5 + waves
+        found, encoded = [embedded], embedded
+        for blocks, norm in ((self.encoder, self.encoder_norm), (self.decoder, self.decoder_norm)):
+            found.append(embedded)
+            for block in blocks:
+                found += block.largest_of(found[-1], encoded)
+            found.append(norm.largest_of(found[-1]))
+            encoded = found[-1]
+        found.append(found[-1] * float(self.output.weight.norm(dim=1).max()) + float(self.output.bias.abs().max()))
+        return 2 * max(found)
 
     @torch.no_grad()
     def margins(self, kind: Kind) -> "Margins":

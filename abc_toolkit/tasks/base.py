@@ -119,29 +119,6 @@ class LocalRule(abc.ABC):
         """Where it finds what it knows by a name: the segment of that name, unless it says otherwise."""
         return Read(name)
 
-    def written(self, task: "DigitTask", problems: "Problems") -> Tensor:
-        """Targets `[batch, target_length - 1]` that the rule writes, without `EOS`."""
-        layout = task.layout(problems.shape)
-        operands, constants = (
-            [_digits(problems.source, layout.source, name, self.along) for name in names]
-            for names in (self.operands, self.constants)
-        )
-        answers = [layout.target.within(name).nonzero()[:, 0] for name in self.answers]
-        wheres = [layout.target.coordinates[self.along][answer] for answer in answers]
-        length = max(*(part.shape[1] for part in operands), *(int(where.max()) + 1 for where in wheres))
-        operands = [pad(part, length) for part in operands]
-        target = torch.zeros_like(problems.target[:, :-1])
-        for start in self.starts:
-            state, written = torch.full_like(problems.source[:, 0], start), []
-            for place in range(length):
-                state, symbols = self.step(state, [part[:, place] for part in operands], [c[:, 0] for c in constants])
-                written.append(torch.stack(list(symbols), dim=1))
-            found = torch.zeros_like(target)
-            for number, (answer, where) in enumerate(zip(answers, wheres, strict=True)):
-                found[:, answer] = torch.stack(written, dim=2)[:, number, where] + NUM_SPECIAL
-            target = torch.where(self.ends_well(state)[:, None], found, target)
-        return target
-
 
 def _digits(source: Tensor, positions: Positions, segment: str, along: str) -> Tensor:
     """Digits `[batch, length]` of a segment in the order of a coordinate."""

@@ -12,9 +12,7 @@ from abc_toolkit.linear import symbol
 from abc_toolkit.tasks.base import (
     CARRY,
     ZEROS,
-    DigitTask,
     LocalRule,
-    Problems,
     Read,
     Shape,
     choose_rows,
@@ -24,7 +22,6 @@ from abc_toolkit.tasks.base import (
 )
 from abc_toolkit.tasks.identity import CarryIdentity, Identity, carried_sum, share
 from abc_toolkit.tasks.tables import COMMA, TableTask
-from abc_toolkit.vocabulary import NUM_SPECIAL
 
 DIGIT = "digit"
 CARRIED = "carry"
@@ -56,19 +53,6 @@ class Rows(LocalRule):
     def read(self, name: str) -> Read:
         own = {"above": Read(DIGIT, row=1, shift=1), "operand 2": Read("operand 2", row=0)}
         return own.get(name, Read(name, row=0 if name in self.answers else None))
-
-    def written(self, task: DigitTask, problems: Problems) -> Tensor:
-        first, second = task.numbers(problems)
-        none = torch.zeros_like(first[:, 0])
-        above, rows = [none] * first.shape[1], []
-        for digit in second.unbind(1):
-            state, tokens = none, []
-            for factor, upper in zip((*first.unbind(1), none), (*above, none), strict=True):
-                state, both = self.step(state, [factor, upper], [digit])
-                tokens += both
-            above = tokens[2::2]
-            rows += [*tokens[:-1], torch.full_like(none, len(task.symbols) - 1)]
-        return torch.stack(rows, dim=1) + NUM_SPECIAL
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from abc_toolkit.tasks.base import (
     CARRY,
     UNEQUAL,
     ZEROS,
-    DigitTask,
     LocalRule,
     Problems,
     Read,
@@ -63,19 +62,6 @@ class RunningSums(LocalRule):
 
     def read(self, name: str) -> Read:
         return Read(SUM, row=1) if name == "above" else Read(name, row=0)
-
-    def written(self, task: DigitTask, problems: Problems) -> Tensor:
-        operands = task.numbers(problems)
-        none = torch.zeros_like(operands[0][:, 0])
-        above, rows = torch.zeros_like(operands[0]), []
-        for operand in operands:
-            state, digits = none, []
-            for column in range(operand.shape[1]):
-                state, symbols = self.step(state, [operand[:, column], above[:, column]], [])
-                digits += symbols
-            above = torch.stack(digits, dim=1)
-            rows += [*digits, torch.full_like(none, task.base + 1)]
-        return torch.stack(rows, dim=1) + NUM_SPECIAL
 
 
 @dataclass(frozen=True)

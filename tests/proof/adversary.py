@@ -373,17 +373,6 @@ class RowTransducer(Transducer):
     def read(self, name: str) -> Read:
         return Read("answer", row=1, shift=self.shift) if name == "above" else Read(name, row=0)
 
-    def written(self, task: DigitTask, problems: Problems) -> Tensor:
-        above, rows = [torch.zeros_like(problems.source[:, 0])] * problems.shape[0], []
-        for operand in task.numbers(problems):
-            state, tokens = torch.zeros_like(above[0]), []
-            for digit, upper in zip(operand.unbind(1), above, strict=True):
-                state, both = self.step(state, [digit, upper], [])
-                tokens += both
-            above = [*tokens[1::2], *[torch.zeros_like(state)] * self.shift][self.shift :]
-            rows += [*tokens, torch.full_like(state, len(task.symbols) - 1)]
-        return torch.stack(rows, dim=1) + NUM_SPECIAL
-
 
 @dataclass(frozen=True)
 class Grid(DigitTask):
@@ -464,9 +453,16 @@ class Grid(DigitTask):
         return RowTransducer(self.base, self.states, self.moves, self.writes, (), False, *names, shift=self.shift)
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
-        source = torch.cat([torch.cat([row.flip(1), row[:, :1]], dim=1) for row in operands], dim=1)[:, :-1]
-        problems = Problems((operands[0].shape[1], len(operands)), source + NUM_SPECIAL, source)
-        return self.local_rule().written(self, problems) - NUM_SPECIAL
+        rule, none = self.local_rule(), torch.zeros_like(operands[0][:, 0])
+        above, rows = [none] * operands[0].shape[1], []
+        for operand in operands:
+            state, tokens = none, []
+            for digit, upper in zip(operand.unbind(1), above, strict=True):
+                state, both = rule.step(state, [digit, upper], [])
+                tokens += both
+            above = [*tokens[1::2], *[none] * self.shift][self.shift :]
+            rows += [*tokens, torch.full_like(none, len(self.symbols) - 1)]
+        return torch.stack(rows, dim=1)
 
     def parse(self, text: str) -> tuple[Shape, str]:
         parts = [self.digits(part, "an operand") for part in text.split("+")]

@@ -13,7 +13,7 @@ from abc_toolkit.layout import Layout, digit_layout
 from abc_toolkit.model import Architecture
 from abc_toolkit.positions import Compose, Cyclic, NoPE, PositionMethod
 from abc_toolkit.proof import certify
-from abc_toolkit.tasks import Addition, Problems, Shape
+from abc_toolkit.tasks import Addition, Shape
 from abc_toolkit.tasks.base import DigitTask
 from abc_toolkit.transformer import EncoderDecoder
 from tests.proof.adversary import (
@@ -238,20 +238,13 @@ class Turned(Machine):
         return digit_layout([("operand 1", 17)], 17, downwards=True) if shape == (17,) else super().layout(shape)
 
 
-class Said(Transducer):
-    """A rule that claims to have written what was asked."""
-
-    def written(self, task: DigitTask, problems: Problems) -> Tensor:
-        return problems.target[:, :-1]
-
-
 @dataclass(frozen=True)
 class Lying(Machine):
     """Copies bits; its rule turns them."""
 
     def local_rule(self) -> Transducer:
         own = super().local_rule()
-        return Said(own.base, own.states, own.moves, (1, 0), own.verdicts, own.reveals, own.operands)
+        return Transducer(own.base, own.states, own.moves, (1, 0), own.verdicts, own.reveals, own.operands)
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         return Machine(4, 2).compute(operands)
@@ -264,7 +257,7 @@ def copying(task: DigitTask, plain: Machine) -> Made:
 
 WRONG: dict[str, Callable[[], Made]] = {
     "another layout than is described": lambda: copying(Turned(4, 2), Machine(4, 2)),
-    "a rule that says what was asked": lambda: copying(Lying(4, 2), Machine(4, 2, writes=(1, 0))),
+    "a rule that is not the task's": lambda: copying(Lying(4, 2), Machine(4, 2, writes=(1, 0))),
     "1, a circle in a composition": lambda: adder(CIRCLE, known=14),
     **{f"1, {name}": lambda inner=inner: beside(inner) for name, inner in WRONG_POSITIONS.items()},
     "2, three conditions": lambda: with_line(*PINNED),
