@@ -21,6 +21,7 @@ from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, seeded, validation_problems
+from abc_toolkit.description import describe
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import (
     Decode,
@@ -50,7 +51,6 @@ from abc_toolkit.run import (
     Phase,
     Run,
     build_model,
-    describe,
     device_for,
     save_record,
     save_weights,

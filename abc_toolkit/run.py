@@ -4,8 +4,6 @@ A phase is written in `.PHASE.partial` and takes its name, `PHASE`, when it is w
 finished phase, always.
 """
 
-import dataclasses
-import importlib
 import os
 import platform
 import shutil
@@ -24,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from abc_toolkit.calibration.window import Window, Windowed
+from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
 from abc_toolkit.files import cannot_write, load_json, process_rank, save_json, save_tensors, save_text, sha256
 from abc_toolkit.mamba import MambaLanguageModel
@@ -301,49 +300,6 @@ def versions() -> dict[str, str]:
     """Versions of what a result follows from."""
     packages = {name: version(name) for name in ("abc_toolkit", "torch", "lightning")}
     return packages | {"python": platform.python_version()}
-
-
-def describe(value: Any) -> Any:
-    """A value as plain data, as it stands in a configuration file; an immutable value by its class and fields."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
-        if type(value).__mro__[1] is object:  # settings of one kind only
-            return fields
-        return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": fields}
-    if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: describe(item) for key, item in value.items()}
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
-
-
-def rebuild(described: Any, kind: type) -> Any:
-    """The value that `describe` made plain.
-
-    Args:
-        described: The plain data.
-        kind: The class that it must be of.
-
-    Raises:
-        TypeError: If it is of another class.
-    """
-    if isinstance(described, list):
-        return tuple(rebuild(item, object) for item in described)
-    if not isinstance(described, dict):
-        return described
-    chosen = kind
-    arguments = described
-    if "class_path" in described:
-        module, _, name = described["class_path"].rpartition(".")
-        chosen = getattr(importlib.import_module(module), name)
-        arguments = described.get("init_args", {})
-        if not (isinstance(chosen, type) and issubclass(chosen, kind) and dataclasses.is_dataclass(chosen)):
-            raise TypeError(f"{described['class_path']} is no {kind.__name__}")
-    return chosen(**{name: rebuild(value, object) for name, value in arguments.items()})
 
 
 def _commit() -> str | None:

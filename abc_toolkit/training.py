@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader
 from abc_toolkit import report
 from abc_toolkit.coverage import Coverage
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
+from abc_toolkit.description import describe
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.files import cannot_write, save_json
 from abc_toolkit.model import Architecture, Model
 from abc_toolkit.module import Optimizer, TrainingModule
-from abc_toolkit.run import PROGRESS, describe
+from abc_toolkit.run import PROGRESS
 from abc_toolkit.tasks import Problems, Task
 from abc_toolkit.transformer import EncoderDecoder
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from abc_toolkit.calibration import Places
+from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
 from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE, PositionMethod, Sinusoidal
-from abc_toolkit.run import CERTIFICATE, PROGRESS, RECORD, WEIGHTS, WINDOW, Run, describe, device_for, rebuild
+from abc_toolkit.run import CERTIFICATE, PROGRESS, RECORD, WEIGHTS, WINDOW, Run, device_for
 from abc_toolkit.tasks import Addition, Parity, Task
 
 

@@ -34,11 +34,12 @@ import yaml
 
 from abc_toolkit import commands
 from abc_toolkit.commands import ArchitectureChanges
+from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
 from abc_toolkit.model import Architecture
 from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import PositionMethod
-from abc_toolkit.run import PROGRESS, Run, describe, rebuild
+from abc_toolkit.run import PROGRESS, Run
 from abc_toolkit.tasks import Addition
 from abc_toolkit.training import TrainerSettings
 

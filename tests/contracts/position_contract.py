@@ -15,11 +15,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
 from abc_toolkit.model import Architecture, Model
 from abc_toolkit.positions import SITES, AttentionPosition, ModelPosition, ModelSizes, NoPE, PositionMethod, Site
-from abc_toolkit.run import describe, rebuild
 from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS = 2, 4, 2

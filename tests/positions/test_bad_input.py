@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from abc_toolkit import positions
+from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import COORDINATES, Coordinate
 from abc_toolkit.positions import (
@@ -36,7 +37,7 @@ from abc_toolkit.positions import (
     WindowedBias,
     YaRN,
 )
-from abc_toolkit.run import Run, describe, rebuild
+from abc_toolkit.run import Run
 from tests.contracts.discovery import subclasses
 
 Abc = Callable[..., tuple[int, str, str]]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
+from abc_toolkit.description import describe
 from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE
 from abc_toolkit.proof import certify
@@ -25,7 +26,6 @@ from abc_toolkit.proof.certificate import (
     foreign,
     read_certificate,
 )
-from abc_toolkit.run import describe
 from abc_toolkit.tasks import Parity
 from abc_toolkit.transformer import EncoderDecoder
 
