@@ -1,13 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that are read whole or refused."""
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -15,25 +17,58 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 
+# More than any file of a run or of settings holds; what is larger is another file, or has no end.
+LARGEST_FILE = 2**33
+LARGEST_TEXT = 2**28
+_DEPTH = 64
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends, and is removed when it fails.
+
+    The name is this process's own. Files of that kind that killed processes left behind are removed.
 
     Raises:
         UserError: If the file cannot be written.
     """
     if path.exists() and not path.is_file():  # renaming would replace a device by a file
         raise UserError(f"{path} is no file: name a file to write")
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        _remove_left_behind(path)
         yield temporary
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Removes temporary files of processes that no longer are."""
+    for other in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+        number = re.fullmatch(r"\.([0-9]{1,18})\.tmp", other.name[len(path.name) + 1 :])
+        if number and not psutil.pid_exists(int(number[1])):
+            other.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file's or a folder's content is on the disk, where the system can say so of it."""
+    if os.name == "nt" and path.is_dir():  # no folder can be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:
@@ -45,7 +80,7 @@ def cannot_write(path: Path, error: Exception) -> UserError:
 def save_text(path: Path, text: str) -> None:
     """Writes a text."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def save_json(path: Path, data: Any) -> None:
@@ -59,9 +94,93 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
+    """A file's content.
+
+    Args:
+        path: The file.
+        most: Its most bytes.
+
+    Raises:
+        UserError: If it is missing, no file, larger, or cannot be read.
+    """
+    try:
+        if not path.exists():
+            raise UserError(f"there is no file {path}")
+        if not path.is_file():
+            raise UserError(f"{path} is no file")
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"{path} holds {size:,} bytes, more than the {most:,} that such a file may have")
+        return path.read_bytes()
+    except (OSError, ValueError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_text(path: Path) -> str:
+    """A file's text, UTF-8 with or without a byte-order mark.
+
+    Raises:
+        UserError: If it is missing, no file, no text, or too large.
+    """
+    try:
+        return read_bytes(path, LARGEST_TEXT).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text (byte {error.start})") from None
+
+
+def sha256(content: bytes | Path) -> str:
+    """Hash of bytes, or of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    return hashlib.sha256(content if isinstance(content, bytes) else read_bytes(content)).hexdigest()
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 of a value's JSON with sorted keys and without spaces, in hexadecimal."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        text: The text.
+        name: What messages call it.
+
+    Raises:
+        UserError: If it is no JSON, is nested deeper than any file of a run, or names a key twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    try:
+        _check_depth(text)
+        return json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not a whole JSON file ({error}): make it again") from None
+
+
+def _check_depth(text: str) -> None:
+    """Refuses brackets that are nested too deep, counted without a parser, whose stack they could exhaust."""
+    depth, inside = 0, False
+    for token in re.finditer(r'\\.|["\[\]{}]', text):
+        character = token[0]
+        if character == '"':
+            inside = not inside
+        elif not inside and character in "[]{}":
+            depth += 1 if character in "[{" else -1
+            if depth > _DEPTH:
+                raise ValueError(f"its brackets are nested more than {_DEPTH} deep")
 
 
 def load_json(path: Path) -> Any:
@@ -70,12 +189,7 @@ def load_json(path: Path) -> Any:
     Raises:
         UserError: If the file is missing or not whole JSON.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole JSON file ({error}): make it again") from None
+    return parse_json(read_text(path), str(path))
 
 
 def process_rank() -> int:

@@ -1,12 +1,12 @@
 """What the certifier says of a model, and the document that states all that it rests on."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NoReturn
 
+from abc_toolkit.files import canonical_hash
 from abc_toolkit.proof.basis import Basis
 from abc_toolkit.proof.bound import layout_cases
 from abc_toolkit.proof.meaning import Meaning
@@ -210,12 +210,6 @@ def _plain_layout(task: DigitTask) -> dict[str, Any]:
         own |= {name: [with_values(item) for item in plain[name]] for name in ("source", "target")}
         found.append(own)
     return {"segments": segments, "least": list(task.least_sizes), "cases": found}
-
-
-def canonical_hash(value: Any) -> str:
-    """SHA-256 of a value's JSON with sorted keys and without spaces, in hexadecimal."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_certificate(text: str) -> dict[str, Any]:

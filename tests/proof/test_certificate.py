@@ -14,13 +14,13 @@ import torch
 
 from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.description import describe
+from abc_toolkit.files import canonical_hash
 from abc_toolkit.model import Architecture
 from abc_toolkit.positions import NoPE
 from abc_toolkit.proof import certify
 from abc_toolkit.proof.basis import basis_of
 from abc_toolkit.proof.certificate import (
     CertificateError,
-    canonical_hash,
     difference,
     document,
     foreign,
