@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from abc_toolkit import commands
+from abc_toolkit import commands, solving
 from abc_toolkit.proof.certificate import Certificate, Part
 from abc_toolkit.run import PHASES, PIPELINE
 from abc_toolkit.tasks import Parity
@@ -452,7 +452,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, target, interrupt)
+    monkeypatch.setattr(solving if words[0] == "solve" else commands, target, interrupt)
     before = _contents(Path())
     status, out, err = abc(*words)
     assert (status, out, len(err.splitlines())) == (130, "", 1), err
