@@ -435,24 +435,31 @@ _cached_layout = lru_cache(maxsize=4096)(_new_layout)
 def exact_result(operation: Callable[[Any, Any], Any], first: str, second: str, num_digits: int, base: int = 10) -> str:
     """Digits of an operation's result, least significant first, zero-filled; exact, for oracles.
 
-    In base 10 it takes linear time; Python's own integers take quadratic time to be read and written.
+    It takes about linear time; Python's own integers take quadratic time to be read and written, and refuse to be so
+    beyond 4,300 digits.
 
     Args:
-        operation: Adds or multiplies.
+        operation: Adds, subtracts and multiplies; its result is not negative.
         first: Digits of the one operand, most significant first.
         second: Digits of the other.
         num_digits: Digits of the result, at least.
         base: Of all of them.
     """
-    if base == 10:
-        exact = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Inexact, InvalidOperation])
-        with localcontext(exact):
+    exact = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[Inexact, InvalidOperation])
+    with localcontext(exact):
+        if base == 10:
             return str(operation(Decimal(first), Decimal(second))).zfill(num_digits)[::-1]
-    result, digits = operation(int(first, base), int(second, base)), []
-    while result or len(digits) < num_digits:
-        result, digit = divmod(result, base)
+        # Numbers as polynomials: their digits stand so far apart that no coefficient of the result meets the next.
+        longest = max(len(first), len(second))
+        apart = len(str(2 * base**2 * longest))
+        middle = "5".ljust(apart, "0")  # added to each coefficient, as some are negative
+        spread = [Decimal("".join(str(DIGITS.index(digit)).zfill(apart) for digit in text)) for text in (first, second)]
+        result = str(operation(*spread) + Decimal(middle * max(num_digits, 2 * longest)))
+    digits, carry = [], 0
+    for end in range(len(result), 0, -apart):
+        carry, digit = divmod(int(result[max(0, end - apart) : end]) - int(middle) + carry, base)
         digits.append(DIGITS[digit])
-    return "".join(digits)
+    return "".join(digits).rstrip(DIGITS[0]).ljust(num_digits, DIGITS[0])
 
 
 def shape_name(shape: Shape) -> str:

@@ -16,6 +16,7 @@ from abc_toolkit.tasks.base import (
     Read,
     Shape,
     choose_rows,
+    exact_result,
     random_run,
     uniform_digits,
     with_zeros,
@@ -143,12 +144,12 @@ class LongMultiplication(TableTask):
         first, second = source.split("*")
         rows, above = [], "0" * len(first)
         for digit in reversed(second):
-            total = int(first) * int(digit) + int(above[::-1])
-            row = str(total).zfill(len(first) + 1)[::-1]
-            for place in range(len(first)):
-                below = 10 ** (place + 1)
-                carried = int(first) % below * int(digit) + int(above[: place + 1][::-1])
-                rows.append(row[place] + str(carried // below))
+            by = int(digit)
+            row = exact_result(lambda number, rest, by=by: number * by + rest, first, above[::-1], len(first) + 1)
+            carried = 0
+            for factor, upper, written in zip(reversed(first), above, row, strict=False):
+                carried = (int(factor) * by + int(upper) + carried - int(written)) // 10
+                rows.append(written + str(carried))
             rows.append(row[-1] + ",")
             above = row[1:]
         return "".join(rows)
