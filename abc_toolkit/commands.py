@@ -4,10 +4,12 @@ Each phase writes a folder of its run and returns a small result; the next one f
 """
 
 import contextlib
+import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +35,7 @@ from abc_toolkit.evaluation import (
     evaluate_models,
     parse_sizes,
 )
-from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text
+from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text, sha256
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.module import Optimizer
@@ -45,7 +47,6 @@ from abc_toolkit.proof.certificate import difference, document, foreign, read_ce
 from abc_toolkit.run import (
     CERTIFICATE,
     PIPELINE,
-    PROGRESS,
     WINDOW,
     Phase,
     Run,
@@ -66,6 +67,8 @@ MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
 DIGITS = "digit_accuracy.json"
 Until = Literal["auto", "certified", "validated"]
+# The settings under which a phase need not have been done to be kept when a run is resumed.
+MAY_DIFFER = ("trainer.max_steps", "trainer.log_every", "trainer.logger", "trainer.progress_bar", "export", "size")
 # What the seeds of the phases are drawn for.
 _PURPOSES: Mapping[Phase, int] = {"fit": 100, "calibrate": 101, "retrain": 102}
 # The held-out problems that calibration asks are others than those that ended the training.
@@ -189,9 +192,10 @@ def fit(
     # No default instance above: on the command line its settings would be passed on to another task's class.
     task = Addition() if task is None else task
     place = Run.of(run, task)
-    _check_task(place, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite)
+    arguments = {"task": task, "seed": seed} | settings
+    _check_task(place, task, overwrite)
+    result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite, arguments, {})
     summary = _training_summary("The vanilla model", result.trained, stopping)
     following = _next(place, "calibrate") if model.backbone == "encoder-decoder" else _next(place, "evaluate")
     report.done(summary, place.folder("fit"), following)
@@ -232,14 +236,14 @@ def calibrate(
     place = Run.newest(run, "fit")
     if problems < 1:
         raise UserError(f"--problems {problems}: give at least 1")
-    record = place.record("fit")
+    record, inputs = place.record("fit"), place.produced("fit")
     sizes = place.architecture("fit")
     _check_backbone(sizes, place)
     task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
     start = time.perf_counter()
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
-    with place.writing("calibrate", overwrite=overwrite) as folder:
+    with place.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
         batches = validation_problems(task, seeded(record["seed"], _PURPOSES["calibrate"]).initial_seed(), problems)
         batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
         work = list(chunks(task, batches, device))
@@ -247,7 +251,7 @@ def calibrate(
             maps = capture(model.to(device), report.track(work, "averaging attention"))
         model.cpu()
         solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
-        exact_match, threshold = solved / asked, record["stopping"]["exact_match"]
+        exact_match, threshold = solved / asked, record["arguments"]["stopping"]["exact_match"]
         if (exact_match < threshold - SAMPLING_SLACK and not force) or not solved:
             raise UserError(
                 f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "
@@ -262,7 +266,7 @@ def calibrate(
             num_heads=sizes.num_heads,
             rules=(),
             calibration=describe(method),
-            weights=place.weights_hash("fit"),
+            weights=inputs["fit: weights"],
         )
         found = find_window(method, maps, task, frame, seeded(record["seed"], _PURPOSES["calibrate"], 1))
         if found.conflict is not None:
@@ -285,9 +289,10 @@ def calibrate(
             "sufficient": found.conflict is None,
             "seconds": time.perf_counter() - start,
         }
-        settings = {"method": method, "problems": problems, "force": force, "accelerator": accelerator}
-        save_record(folder, "calibrate", record["seed"], settings, results, {"task": task})
         _draw_calibration(folder, maps, found.window, task)
+        arguments = {"method": method, "problems": problems, "force": force, "export": export, "size": size}
+        arguments |= {"accelerator": accelerator}
+        save_record(folder, "calibrate", record["seed"], arguments, results, inputs=inputs, facts={"task": task})
     report.print_window(found.window, found.attention, found.added, found.moved)
     summary = (
         f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
@@ -342,14 +347,19 @@ def retrain(
     task = place.task("fit")
     sizes = model.of(place.architecture("fit"))
     _check_backbone(sizes, place)
+    inputs = {name: value for name, value in place.produced("fit").items() if name != "fit: weights"}
+    inputs |= place.produced("calibrate") if window is None else {"window": sha256(window)}
     rules = place.window() if window is None else Window.load(window)
     _check_window(rules, window, place, task)
+    settings = {"data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+    arguments = {"seed": seed, "window": window, "model": model, "until": until} | settings
     seed = int(place.record("fit")["seed"]) if seed is None else seed
-    settings = {"model": sizes, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite)
+    settings |= {"model": sizes}
+    result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite, arguments, inputs)
     summary = _training_summary("The model inside the window", result.trained, stopping)
-    if place.certificate_is_stale():
-        summary += " The certificate in the run is stale: it is of other weights or another window."
+    reason = place.stale("certify") if place.has("certify") else None
+    if reason is not None:
+        summary += f" The certificate in the run is stale: {reason}."
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))
     return result
 
@@ -400,10 +410,15 @@ def evaluate(
     if weights == "all" and not place.has("retrain"):
         asked = ["fit"]
         report.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
-    elif "retrain" in asked and not place.up_to_date("retrain"):
-        report.remark(f"Warning: 'retrain' in {place.path} is older than the phases before it.")
-    if place.certificate_is_stale():
-        report.remark(f"Warning: the certificate in {place.path} is stale, of other weights or another window.")
+    inputs: dict[str, str] = {}
+    for phase in asked:
+        inputs |= place.produced(phase)
+    shown: list[Phase] = [*asked, "certify"]
+    for phase in shown:
+        reason = place.stale(phase) if place.has(phase) else None
+        if reason is not None:
+            what = "the certificate" if phase == "certify" else f"'{phase}'"
+            report.remark(f"Warning: {what} in {place.path} is stale: {reason}.")
     models = {phase: attending(place, phase, attention) for phase in asked}
     shapes = [size for size in sizes if not isinstance(size, int)]
     lengths = [size for size in sizes if isinstance(size, int)]
@@ -411,14 +426,10 @@ def evaluate(
         shapes.append(task.evaluation_shapes(max(lengths), UNIFORM, torch.Generator())[0])
     for shape, model in product(shapes, models.values()):
         check_memory(task, model, shape, device)
-    with place.writing("evaluate", overwrite=overwrite) as folder:
+    with place.writing("evaluate", overwrite=overwrite, inputs=inputs) as folder:
         rows, digits = evaluate_models(task, models, sizes, sets, samples, decode, seed, device)
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
-        settings = {"length": length, "samples": samples, "sets": sets, "decode": decode, "weights": weights}
-        settings |= {"attention": attention, "seed": seed, "accelerator": accelerator}
-        results = {"rows": len(rows), "seconds": time.perf_counter() - start}
-        save_record(folder, "evaluate", seed, settings, results, {"task": task})
         from abc_toolkit import figures
 
         curve = [row for row in plain if row["shape"] is None]
@@ -427,6 +438,10 @@ def evaluate(
         if digits:
             save_json(folder / DIGITS, digits)
             figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.max_length, task.name)
+        arguments = {"length": length, "samples": samples, "sets": sets, "decode": decode, "weights": weights}
+        arguments |= {"attention": attention, "seed": seed, "accelerator": accelerator}
+        results = {"rows": len(rows), "seconds": time.perf_counter() - start}
+        save_record(folder, "evaluate", seed, arguments, results, inputs=inputs, facts={"task": task})
     report.print_results(plain)
     done = f"{len(rows)} rows, {samples} problems each."
     which = "" if "retrain" in asked else " --weights fit"
@@ -467,8 +482,8 @@ def run_all(
     """
     task = Addition() if task is None else task
     place = Run.of(run, task)
-    _check_task(place, task)
-    settings = {
+    _check_task(place, task, overwrite)
+    settings: dict[Phase, dict[str, Any]] = {
         "fit": {"task": task, "seed": seed} | dict(fit_settings or {}),
         "calibrate": dict(calibrate_settings or {}),
         "retrain": {"seed": seed} | dict(retrain_settings or {}),
@@ -478,25 +493,78 @@ def run_all(
     lengths = settings["evaluate"].get("length")
     if lengths is not None:  # found out now rather than after the training
         parse_sizes(lengths, task)
-    there = [phase for phase in PIPELINE if place.has(phase) or (place.partial(phase) / PROGRESS).exists()]
-    if there and not resume and not overwrite:
-        raise UserError(
-            f"{place.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
-            "or name another --run"
-        )
-    if resume and all(place.up_to_date(phase) for phase in PIPELINE):
-        raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
-    results: dict[str, Any] = {}
-    for phase in PIPELINE:
-        if resume and not results and place.up_to_date(phase):
+    with place.locked():
+        there = [phase for phase in PIPELINE if place.has(phase) or place.interrupted(phase)]
+        if there and not resume and not overwrite:
+            raise UserError(
+                f"{place.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
+                "or name another --run"
+            )
+        kept = _kept(place, settings) if resume else []
+        if len(kept) == len(PIPELINE):
+            raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
+        for phase in kept:
             report.remark(f"{phase}: finished before, kept.")
-            continue
-        interrupted = (place.partial(phase) / PROGRESS).exists()
-        arguments: dict[str, Any] = {"run": place.path, "overwrite": not interrupted if resume else overwrite}
-        if phase in ("fit", "retrain"):
-            arguments["resume"] = resume and interrupted
-        results[phase] = COMMANDS[phase](**(settings[phase] | arguments))
-    return results["evaluate"]
+        result = None
+        for phase in PIPELINE[len(kept) :]:
+            go_on = resume and (place.interrupted(phase) or _is_extended(place, phase, settings[phase]))
+            arguments: dict[str, Any] = {"run": place.path, "overwrite": not go_on if resume else overwrite}
+            if phase in ("fit", "retrain"):
+                arguments["resume"] = go_on
+            result = COMMANDS[phase](**(settings[phase] | arguments))
+    assert isinstance(result, EvaluationResult)
+    return result
+
+
+def _kept(place: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:
+    """The first phases of a run that are finished and up to date, in all files and under the settings asked for.
+
+    Raises:
+        UserError: If a file of one of them is missing or was changed, or a setting that counts is another.
+    """
+    kept: list[Phase] = []
+    for phase in PIPELINE:
+        if not place.up_to_date(phase) or _is_extended(place, phase, settings[phase]):
+            break
+        place.check(phase)
+        different = _differences(place, phase, settings[phase])
+        if different:
+            raise UserError(
+                f"'{phase}' in {place.path} was done under other settings: {'; '.join(different)}; give the same to "
+                "resume the run, or start afresh with --overwrite"
+            )
+        kept.append(phase)
+    return kept
+
+
+def _is_extended(place: Run, phase: Phase, settings: Mapping[str, Any]) -> bool:
+    """Whether a finished training that ended with its steps is asked to take more."""
+    if not place.has(phase) or not place.extensible(phase) or "trainer" not in settings:
+        return False
+    return settings["trainer"].max_steps > place.record(phase)["arguments"]["trainer"]["max_steps"]
+
+
+def _differences(place: Run, phase: Phase, settings: Mapping[str, Any]) -> list[str]:
+    """Which settings of a finished phase are others than those asked for, each with both values."""
+    record = place.record(phase)
+    before = record["arguments"] | ({"seed": record["seed"]} if "seed" in record["arguments"] else {})
+    defaults = {name: parameter.default for name, parameter in signature(COMMANDS[phase]).parameters.items()}
+    asked = {name: describe(settings.get(name, defaults.get(name))) for name in before}
+    return [
+        f"{name} was {old} and is {new}"
+        for name, old, new in _unequal(before, json.loads(json.dumps(asked)))
+        if name not in MAY_DIFFER
+    ]
+
+
+def _unequal(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of what differs in nested settings, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            own = name if key == "init_args" else f"{name}.{key}".lstrip(".")
+            yield from _unequal(before.get(key), now.get(key), own)
+    elif before != now:
+        yield name.removesuffix(".class_path"), before, now
 
 
 COMMANDS: Mapping[Phase, Callable[..., Any]] = {
@@ -531,6 +599,7 @@ def certify(
     place = Run.newest(run, "retrain")
     task, architecture = place.task("retrain"), place.architecture("retrain")
     model = place.load_model("retrain")
+    inputs = place.produced("retrain")
     facts = {"hashes": place.certified_hashes(), "versions": versions()}
     stated = None if verify is None else _stated(verify, facts)
     start = time.perf_counter()
@@ -538,7 +607,7 @@ def certify(
         folder = None
         if stated is None:
             _check_certificate(place, overwrite)
-            folder = stack.enter_context(place.writing("certify", overwrite=overwrite))
+            folder = stack.enter_context(place.writing("certify", overwrite=overwrite, inputs=inputs))
         certificate = prove(task, model, report.track)
         basis = None
         with contextlib.suppress(CannotDecideError):
@@ -554,9 +623,9 @@ def certify(
         seconds = time.perf_counter() - start
         if folder is not None:
             save_json(folder / CERTIFICATE, found)
-            settings = {"seed": place.record("retrain")["seed"]}
+            seed = int(place.record("retrain")["seed"])
             results = {"verdict": certificate.verdict, "seconds": seconds}
-            save_record(folder, "certify", settings["seed"], {}, results, {"task": task, "hashes": found["hashes"]})
+            save_record(folder, "certify", seed, {}, results, inputs=inputs, facts={"task": task})
     if stated is not None:
         wrong = foreign(stated, found) or difference(stated, found)
         if wrong is not None:
@@ -571,8 +640,9 @@ def _check_certificate(place: Run, overwrite: bool) -> None:
     path = place.folder("certify") / CERTIFICATE
     if not place.has("certify") or overwrite:
         return
-    if place.certificate_is_stale():
-        raise UserError(f"{path} is stale, of other weights or another window than 'retrain' holds: add --overwrite")
+    reason = place.stale("certify")
+    if reason is not None:
+        raise UserError(f"{path} is stale: {reason}; replace it with --overwrite")
     raise UserError(f"{path} is there already: replace it with --overwrite, or check it with --verify {path}")
 
 
@@ -589,10 +659,15 @@ def _stated(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def _check_task(place: Run, task: Task) -> None:
-    """Refuses a run folder of another task."""
+def _check_task(place: Run, task: Task, overwrite: bool) -> None:
+    """Refuses a run folder of another task; one whose record cannot be read may be overwritten."""
     if place.has("fit"):
-        own = place.task("fit")
+        try:
+            own = place.task("fit")
+        except UserError:
+            if not overwrite:
+                raise
+            return
         if own != task:
             difference = own.name if type(own) is not type(task) else f"{own.name} with other settings ({own})"
             raise UserError(f"{place.path} is a run of {difference}: name another folder with --run")
@@ -618,10 +693,9 @@ def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> 
                 raise UserError(
                     f"the window names the segment {segment!r}, which {task.name} has not: it has {', '.join(segments)}"
                 )
-    if path is None and window.weights != place.weights_hash("fit"):
-        raise UserError(
-            f"{place.path} was fitted again after its window was calibrated: do 'abc calibrate --overwrite' first"
-        )
+    reason = place.stale("calibrate") if path is None else None
+    if reason is not None:
+        raise UserError(f"the window in {place.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
 
 
 def _train(
@@ -634,12 +708,14 @@ def _train(
     until: Until,
     resume: bool,
     overwrite: bool,
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, str],
 ) -> TrainingResult:
     """Trains a fresh model and writes the phase's folder."""
     draws = seeded(seed, _PURPOSES[phase]).initial_seed()
     torch.manual_seed(draws)
     model = build_model(task, settings["model"], window)
-    with place.writing(phase, resume, overwrite) as folder:
+    with place.writing(phase, resume, overwrite, inputs=inputs) as folder:
         coverage = None if until == "validated" else _coverage(task, model, until)
         beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume, "title": phase}
         trained = train(task, model, **settings, **beside, coverage=coverage)
@@ -647,12 +723,11 @@ def _train(
             if window is not None:
                 save_text(folder / WINDOW, window.to_json())
             save_weights(folder, model)
-            own = {"task": task} if phase == "fit" else {"until": until}
-            arguments = {"seed": seed} | own | dict(settings)
-            save_record(folder, phase, seed, arguments, asdict(trained), {"task": task})
             from abc_toolkit import figures  # here and below where it is used: it loads seaborn and pandas
 
             figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
+            facts = {"task": task, "model": settings["model"]}
+            save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
     return TrainingResult(place, model, trained)
 
 

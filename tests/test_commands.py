@@ -1,7 +1,7 @@
 import json
 import os
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ from safetensors.torch import load_file
 from abc_toolkit import commands
 from abc_toolkit.calibration import Window
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.commands import ArchitectureChanges
+from abc_toolkit.commands import ArchitectureChanges, EvaluationResult
+from abc_toolkit.data import Data
 from abc_toolkit.errors import UserError
 from abc_toolkit.evaluation import Decode
 from abc_toolkit.model import Architecture
+from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import NoPE, Sinusoidal
-from abc_toolkit.run import PIPELINE, PROGRESS, Run
+from abc_toolkit.run import PIPELINE, PROGRESS, WEIGHTS, Phase, Run
 from abc_toolkit.tasks import Parity
-from abc_toolkit.training import TrainerSettings
+from abc_toolkit.training import Stopping, TrainerSettings
+from tests.small_runs import fill, finish
 
 
 def test_retraining_changes_what_it_is_told_to_alone() -> None:
@@ -30,16 +33,17 @@ def test_retraining_changes_what_it_is_told_to_alone() -> None:
         ArchitectureChanges(model_dim=33).of(vanilla)
 
 
-def _count(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, bool, bool]]:
-    """Replaces the phases by ones that are recorded and only renew their record."""
+def _count(monkeypatch: pytest.MonkeyPatch, path: Path, text: str = "new") -> list[tuple[str, bool, bool]]:
+    """Replaces the phases by ones that are recorded and only write a text."""
     done: list[tuple[str, bool, bool]] = []
 
     def phase(name: Any) -> Any:
-        def run(**settings: Any) -> str:
-            done.append((name, settings.get("resume", False), settings["overwrite"]))
-            with Run(path).writing(name, settings.get("resume", False), settings["overwrite"]) as folder:
-                (folder / "record.json").write_text("{}")
-            return name
+        def run(*, seed: int = 0, resume: bool = False, overwrite: bool = False, **_: Any) -> EvaluationResult:
+            done.append((name, resume, overwrite))
+            own = Run(path)
+            with own.writing(name, resume, overwrite) as folder:
+                fill(own, name, folder, text, reached=True)
+            return EvaluationResult(own, ())
 
         return run
 
@@ -48,39 +52,93 @@ def _count(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[tuple[str, bool,
     return done
 
 
+def _interrupt(run: Run, phase: Phase) -> None:
+    with suppress(KeyboardInterrupt), run.writing(phase, overwrite=True) as folder:
+        (folder / PROGRESS).touch()
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
-    ("state", "expected"),
+    ("state", "text", "expected"),
     [
         # fit was interrupted
-        ("fit*", [("fit", True, False), *((phase, False, True) for phase in PIPELINE[1:])]),
+        ("fit*", "new", [("fit", True, False), *((phase, False, True) for phase in PIPELINE[1:])]),
         # retrain was interrupted
-        ("fit calibrate retrain*", [("retrain", True, False), ("evaluate", False, True)]),
-        # as before, in a run that was being overwritten: what is there of retrain and evaluate is older
-        ("retrain evaluate fit calibrate retrain*", [("retrain", True, False), ("evaluate", False, True)]),
-        # calibrate was killed in a run that was being overwritten
-        ("calibrate retrain evaluate fit", [(phase, False, True) for phase in PIPELINE[1:]]),
+        ("fit calibrate retrain*", "new", [("retrain", True, False), ("evaluate", False, True)]),
+        # as before, in a run that was being overwritten with others: what there is of retrain and evaluate is older
+        (
+            "fit calibrate retrain evaluate fit! calibrate! retrain*",
+            "other",
+            [("retrain", True, False), ("evaluate", False, True)],
+        ),
+        # calibrate was killed in a run that was being overwritten with others
+        ("fit calibrate retrain evaluate fit!", "other", [(phase, False, True) for phase in PIPELINE[1:]]),
+        # a phase was done again and came to the same: what follows from it stays
+        ("fit calibrate retrain evaluate fit!", "new", None),
     ],
 )
 def test_a_run_is_resumed_where_it_stopped(
-    state: str, expected: list[tuple[str, bool, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state: str,
+    text: str,
+    expected: list[tuple[str, bool, bool]] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run(tmp_path)
     for word in state.split():
-        folder = tmp_path / (f".{word[:-1]}.partial" if word.endswith("*") else word)
-        folder.mkdir()
-        (folder / (PROGRESS if word.endswith("*") else "record.json")).touch()
-        time.sleep(0.01)
-    done = _count(monkeypatch, tmp_path)
+        phase: Any = word.strip("*!")
+        if word.endswith("*"):
+            _interrupt(run, phase)
+        else:
+            finish(run, phase, text if word.endswith("!") else "new", overwrite=True)
+    done = _count(monkeypatch, tmp_path, text)
     with pytest.raises(UserError, match=r"go on with --resume"):
         commands.run_all(Parity(), run=tmp_path)
-    commands.run_all(Parity(), run=tmp_path, resume=True)
-    assert done == expected
+    if expected is not None:
+        commands.run_all(Parity(), run=tmp_path, resume=True)
+        assert done == expected
     assert all(run.up_to_date(phase) for phase in PIPELINE)
     with pytest.raises(UserError, match="nothing to resume"):
         commands.run_all(Parity(), run=tmp_path, resume=True)
     done.clear()
     commands.run_all(Parity(), run=tmp_path, overwrite=True)
     assert done == [(phase, False, True) for phase in PIPELINE]
+
+
+SMALL = {"model": Architecture(model_dim=32, feedforward_dim=64, num_heads=2)}
+
+
+def test_a_run_is_resumed_under_the_same_settings_alone(pipeline: Path) -> None:
+    training = {
+        "data": Data(validation_problems=64),
+        "optimizer": Optimizer(warmup_steps=10, averaging=0.9),
+        "trainer": TrainerSettings(max_steps=800, validate_every=20, accelerator="cpu"),
+    }
+    same: dict[str, dict[str, Any]] = {
+        "fit_settings": SMALL | {"stopping": Stopping(exact_match=1.0, loss=0.02)} | training,
+        "calibrate_settings": {"problems": 64},
+        "retrain_settings": {"stopping": Stopping(exact_match=1.0, loss=0.05)} | training,
+        "evaluate_settings": {"length": "1x,2x", "samples": 16},
+    }
+
+    def resume(**changes: Any) -> None:
+        commands.run_all(Parity(max_length=3), run=pipeline, resume=True, **(same | changes))
+
+    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
+        resume()
+    loud = TrainerSettings(max_steps=900, validate_every=20, accelerator="cpu", log_every=20, progress_bar=False)
+    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
+        resume(fit_settings=same["fit_settings"] | {"trainer": loud})
+    with pytest.raises(UserError, match=r"'fit' in .* was done under other settings: seed was 0 and is 7; give"):
+        resume(seed=7)
+    changed = {"model": Architecture(model_dim=16, feedforward_dim=64, num_heads=2, position=NoPE())}
+    with pytest.raises(UserError, match=r"model\.model_dim was 32 and is 16; model\.position was None and is .*NoPE"):
+        resume(fit_settings=same["fit_settings"] | changed)
+    with pytest.raises(UserError, match=r"'evaluate' .*: samples was 16 and is 32;"):
+        resume(evaluate_settings={"length": "1x,2x", "samples": 32})
+    (pipeline / "retrain" / WEIGHTS).unlink()
+    with pytest.raises(UserError, match=r"there is no file runs/parity/retrain/weights\.safetensors"):
+        resume()
 
 
 def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> None:
@@ -91,7 +149,7 @@ def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> 
     with pytest.raises(UserError, match=r"does not interpolate: it solves .* %"):
         commands.calibrate(run=pipeline, overwrite=True)
     assert (pipeline / "calibrate" / "window.json").read_text() == before
-    with pytest.raises(UserError, match="was fitted again after its window was calibrated"):
+    with pytest.raises(UserError, match="it was made of another weights than 'fit' holds now; do 'abc calibrate --ov"):
         commands.retrain(run=pipeline, overwrite=True)
 
 
