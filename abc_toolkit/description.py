@@ -1,10 +1,20 @@
 """Values as plain data, and back: how settings stand in records and configuration files."""
 
+import collections.abc
+import contextlib
 import dataclasses
-import importlib
+import types
+import typing
 from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
+
+from abc_toolkit.errors import UserError
+from abc_toolkit.trust import OtherKindError, find_class
+
+_SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def describe(value: Any) -> Any:
@@ -25,26 +35,128 @@ def describe(value: Any) -> Any:
     return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
 
 
-def rebuild(described: Any, kind: type) -> Any:
-    """The value that `describe` made plain.
+def rebuild(described: Any, kind: type, source: str | Path = "the description", whole: bool = False) -> Any:
+    """The value that `describe` made plain. The description may be anyone's: see `trust` for whose classes it may name.
 
     Args:
         described: The plain data.
         kind: The class that it must be of.
+        source: What messages call the description, such as its file.
+        whole: Whether every setting must be there, as `describe` gives them, so that no default takes its place.
 
     Raises:
-        TypeError: If it is of another class.
+        UserError: If it is of another class, names one that is not trusted, or the class refuses its settings.
     """
-    if isinstance(described, list):
-        return tuple(rebuild(item, object) for item in described)
-    if not isinstance(described, dict):
+    return _Rebuilder(str(source), whole).value(described, kind, kind.__name__)
+
+
+@dataclass(frozen=True)
+class _Rebuilder:
+    """Makes values of plain data by the annotations of the fields that they are for."""
+
+    source: str
+    whole: bool
+
+    def value(self, described: Any, hint: Any, name: str) -> Any:
+        """The value of a field, which messages call by its name."""
+        origin = get_origin(hint) or hint
+        if origin in (Union, types.UnionType):
+            return self._one_of(described, get_args(hint), name)
+        if origin is Literal:
+            fits = any(type(described) is type(choice) and described == choice for choice in get_args(hint))
+        elif origin in _SEQUENCES:
+            return self._sequence(described, hint, name)
+        elif origin in _MAPPINGS:
+            items = self._expected(described, dict, name).items()
+            of = (*get_args(hint), Any, Any)[1] if get_args(hint) else Any
+            return {key: self.value(item, of, f"{name}.{key}") for key, item in items}
+        elif origin is Path:
+            return Path(self._expected(described, str, name))
+        elif origin in (str, bool, int, float, types.NoneType):
+            # True and False are integers to Python, and whole numbers are good real ones.
+            fits = type(described) is origin or (origin is float and type(described) is int)
+        elif isinstance(origin, type) and origin not in (object, Any):
+            return self._instance(self._expected(described, dict, name), origin, name)
+        else:
+            return self._any(described, name)
+        if not fits:
+            raise self._other_kind(described, name)
         return described
-    chosen = kind
-    arguments = described
-    if "class_path" in described:
-        module, _, name = described["class_path"].rpartition(".")
-        chosen = getattr(importlib.import_module(module), name)
-        arguments = described.get("init_args", {})
-        if not (isinstance(chosen, type) and issubclass(chosen, kind) and dataclasses.is_dataclass(chosen)):
-            raise TypeError(f"{described['class_path']} is no {kind.__name__}")
-    return chosen(**{name: rebuild(value, object) for name, value in arguments.items()})
+
+    def _one_of(self, described: Any, hints: tuple[Any, ...], name: str) -> Any:
+        others = [hint for hint in hints if hint is not types.NoneType]
+        if len(others) == 1 and described is not None:  # says more than that it is neither
+            return self.value(described, others[0], name)
+        for hint in hints:
+            with contextlib.suppress(OtherKindError):
+                return self.value(described, hint, name)
+        raise self._other_kind(described, name)
+
+    def _sequence(self, described: Any, hint: Any, name: str) -> Any:
+        items, of = self._expected(described, list, name), get_args(hint) or (Any, ...)
+        if get_origin(hint) is tuple and of[-1] is not ...:
+            if len(items) != len(of):
+                raise self._other_kind(described, name)
+        else:
+            of = of[:1] * len(items)
+        made = [self.value(item, one, f"{name}[{i}]") for i, (item, one) in enumerate(zip(items, of, strict=True))]
+        return made if (get_origin(hint) or hint) is list else tuple(made)
+
+    def _any(self, described: Any, name: str) -> Any:
+        """A value of a field that may hold anything."""
+        if isinstance(described, list):
+            return tuple(self._any(item, name) for item in described)
+        if isinstance(described, dict):
+            if "class_path" in described:
+                return self._instance(described, object, name)
+            return {key: self._any(item, f"{name}.{key}") for key, item in described.items()}
+        return described
+
+    def _instance(self, described: dict[str, Any], kind: type, name: str) -> Any:
+        """An instance of a class, by its settings."""
+        settings = described
+        if "class_path" in described:
+            kind = find_class(described["class_path"], kind, self.source)
+            settings = self._expected(described.get("init_args", {}), dict, f"init_args of {name}")
+            described = {key: value for key, value in described.items() if key not in ("class_path", "init_args")}
+            if described:
+                raise UserError(f"{self.source} has {', '.join(map(repr, described))} beside the class of {name}")
+        if not dataclasses.is_dataclass(kind):
+            raise OtherKindError(f"{self.source} does not name the class of {name}, which must be a {kind.__name__}")
+        fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+        for key in settings:
+            if key not in fields:
+                raise UserError(f"{self.source} has the setting {key!r} of {kind.__name__}, which has no such")
+        for key, field in fields.items():
+            default = field.default is not MISSING or field.default_factory is not MISSING
+            if key not in settings and (self.whole or not default):
+                raise UserError(f"{self.source} lacks the setting {key!r} of {kind.__name__}")
+        hints = _hints(kind)
+        arguments = {
+            key: None
+            if value is None and fields[key].default is None  # whatever its annotation says
+            else self.value(value, hints.get(key, Any), f"{kind.__name__}.{key}")
+            for key, value in settings.items()
+        }
+        try:
+            return kind(**arguments)
+        except Exception as error:  # a class of the user's may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{self.source} has settings that {kind.__name__} refuses: {reason}") from None
+
+    def _expected(self, described: Any, kind: type, name: str) -> Any:
+        if not isinstance(described, kind):
+            raise self._other_kind(described, name)
+        return described
+
+    def _other_kind(self, described: Any, name: str) -> OtherKindError:
+        text = repr(described)
+        return OtherKindError(f"{self.source}: {name} cannot be {text if len(text) < 60 else text[:56] + ' ...'}")
+
+
+def _hints(kind: type) -> Mapping[str, Any]:
+    """Annotations of a class's fields; none if they cannot be read."""
+    try:
+        return typing.get_type_hints(kind)
+    except Exception:  # names that are imported for a type checker alone
+        return {}

@@ -1,9 +1,18 @@
 """The command line: LightningCLI over the functions in `commands`. No logic of its own."""
 
-import os
+import os  # is loaded already, wherever a file of this name lies
+import sys
+
+# `python -m` looks for all modules in the current folder first: for those below too. PYTHONPATH may name it once more.
+if (
+    __name__ == "__main__"
+    and not getattr(sys.flags, "safe_path", sys.flags.isolated)
+    and sys.path[0] != os.path.dirname(os.path.dirname(__file__))
+):
+    del sys.path[0]
+
 import re
 import signal
-import sys
 from argparse import SUPPRESS, Action
 from contextlib import contextmanager, suppress
 
@@ -13,6 +22,11 @@ with suppress(ValueError):  # outside the main thread it does not come here
 
 # Threads that spin while they wait make tiny operations many times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from abc_toolkit.trust import TrustOption, comma_list, in_the_packages_folder, searching_current_folder, trusting
+
+with in_the_packages_folder():
+    import matplotlib  # noqa: F401
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -39,7 +53,7 @@ from abc_toolkit.run import PIPELINE
 with suppress(ValueError):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = ("task", "run", "seed", "resume", "overwrite")
+SHARED = ("task", "run", "seed", "resume", "overwrite", "trust")
 # What a user reads in place of what jsonargparse says.
 WORDING = (
     (r'Parser key "([^"]+)":', r"--\1:"),
@@ -250,7 +264,9 @@ class CommandLine(LightningCLI):
             parser.add_argument("--check", action="store_true", help="Add whether each answer is right.")
         skip: set[str | int] = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PIPELINE}
         added = parser.add_function_arguments(getattr(klass, subcommand), as_group=False, skip=skip)
-        parser.shared = tuple(name for name in SHARED if name in added)
+        trust = {"metavar": "NAME", "type": comma_list, "action": TrustOption}
+        parser.add_argument("--trust", **trust, help="Module or package whose classes the run may name; repeatable.")
+        parser.shared = tuple(name for name in SHARED if name in (*added, "trust"))
         if subcommand == "run":
             for phase in PIPELINE:
                 settings = Parser(description="")
@@ -282,15 +298,17 @@ class CommandLine(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         arguments = self.config_init[subcommand].as_dict()
         arguments.pop("config", None)
+        trusted = arguments.pop("trust")
         if subcommand == "run":
             arguments |= {f"{phase}_settings": arguments.pop(phase) for phase in PIPELINE}
         try:
-            if subcommand == "solve":
-                _solve(arguments)
-            elif subcommand == "certify":
-                self.status = VERDICTS[commands.certify(**arguments).verdict]
-            else:
-                getattr(Commands, subcommand)(**arguments)
+            with trusting(trusted or ""):
+                if subcommand == "solve":
+                    _solve(arguments)
+                elif subcommand == "certify":
+                    self.status = VERDICTS[commands.certify(**arguments).verdict]
+                else:
+                    getattr(Commands, subcommand)(**arguments)
         except KeyboardInterrupt:
             report.remark(f"Interrupted. {_how_to_go_on(subcommand, 'resume' in arguments)}")
             raise SystemExit(130) from None
@@ -334,10 +352,9 @@ DESCRIPTION = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    if os.getcwd() not in sys.path:  # an installed script does not look there, and a user's classes often are
-        sys.path.append(os.getcwd())
     try:
-        return CommandLine(arguments).status
+        with searching_current_folder():
+            return CommandLine(arguments).status
     except UserError as error:
         report.remark(f"abc: error: {error}")
         return 2

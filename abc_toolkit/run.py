@@ -428,7 +428,7 @@ class Run:
         path = self.folder(record["phase"]) / RECORD
         if key not in record:
             raise UserError(f"{path} names no {key}: do 'abc {record['phase']} --overwrite' again")
-        return rebuild(record[key], kind, path)
+        return rebuild(record[key], kind, path, whole=True)
 
     def window(self) -> Window:
         """The window of a finished calibration."""

@@ -133,7 +133,13 @@ def test_a_method_is_trained_recorded_and_loaded_by_its_class_path(
     assert json.loads((run / "fit" / "record.json").read_text())["model"]["position"] == described
 
     sys.modules.pop(module)  # as in a process that has not met it
-    status, _, err = abc("evaluate", "--length", "2x", "--samples", "8", "--sets", "uniform")
+    evaluate = ("evaluate", "--length", "2x", "--samples", "8", "--sets", "uniform")
+    status, _, err = abc(*evaluate)
+    assert status == 2
+    assert f"fit/record.json names {module}.{name}, a class that is not the toolkit's" in err
+    assert f"add --trust {module} " in err
+    assert module not in sys.modules
+    status, _, err = abc(*evaluate, "--trust", module)
     assert status == 0, err
     (row,) = json.loads((run / "evaluate" / "results.json").read_text())
     assert (row["length"], row["samples"]) == (6, 8)
@@ -155,9 +161,13 @@ def test_classes_are_found_in_the_current_folder(abc: Abc, tmp_path: Path, monke
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", ".", str(tmp_path))])
     monkeypatch.chdir(tmp_path)
     Path("beside.py").write_text(FADING)
-    status, _, err = abc("fit", "--config", configured(tmp_path / "mine.yaml", "beside.Fading", {"capacity": 8}))
-    sys.modules.pop("beside", None)
-    assert status == 0, err
+    path, finders = list(sys.path), list(sys.meta_path)
+    config = configured(tmp_path / "mine.yaml", "beside.Fading", {"capacity": 8})
+    for words in (("fit", "--config", config), ("solve", "--weights", "fit", "--trust", "beside", "1")):
+        status, _, err = abc(*words)
+        sys.modules.pop("beside")
+        assert status == 0, err
+    assert (sys.path, sys.meta_path) == (path, finders)
 
 
 def test_it_does_what_it_says(name: str, module: str) -> None:

@@ -39,7 +39,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_here")
-def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]]) -> None:
+def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["model_dim", "32", "num_heads", "2", "feedforward_dim", "64"]
     sizes = [f"--fit.model.{word}" if i % 2 == 0 else word for i, word in enumerate(small)]
     training = ["--task.max_length", "4", "--evaluate.samples", "40", "--evaluate.length", "4,40"]
@@ -47,10 +47,14 @@ def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]]) -> 
     assert status == 0, err
     rows = json.loads(Path("runs/doubling/evaluate/results.json").read_text())
     assert {row["exact_match"] for row in rows if row["weights"] == "retrain"} == {1.0}
+    monkeypatch.delitem(sys.modules, "doubling")  # as in a process that has not met it
     status, _, err = abc("certify")
+    assert status == 2
+    assert "add --trust doubling " in err
+    status, _, err = abc("certify", "--trust", "doubling")
     assert status == 0, err
     assert json.loads(Path("runs/doubling/certify/certificate.json").read_text())["verdict"] == "correct"
-    assert abc("solve", "--check", "5", "9" * 20) == (0, f"10\tright\n1{'9' * 19}8\tright\n", "")
+    assert abc("solve", "--trust", "doubling", "--check", "5", "9" * 20) == (0, f"10\tright\n1{'9' * 19}8\tright\n", "")
 
 
 def test_it_is_short() -> None:

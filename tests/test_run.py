@@ -1,17 +1,11 @@
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from abc_toolkit.calibration import Places
-from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
-from abc_toolkit.model import Architecture
-from abc_toolkit.positions import NoPE, PositionMethod, Sinusoidal
 from abc_toolkit.run import CONFIG, PHASES, PIPELINE, PROGRESS, RECORD, WEIGHTS, WINDOW, Run, device_for
-from abc_toolkit.tasks import Addition, Parity, Task
 from tests.small_runs import fill, finish, resealed, text_of
 
 
@@ -113,25 +107,6 @@ def test_the_newest_run_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Run.newest(None, "calibrate")
     with pytest.raises(UserError, match="there is no run at nowhere"):
         Run.newest("nowhere", "fit")
-
-
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        (Addition(max_length=4), Task),
-        (Parity(form="label"), Task),
-        (Architecture(norm="post", position=NoPE()), Architecture),
-        (Sinusoidal(("place", "segment"), base=10.0), PositionMethod),
-        (Places(min_attention=0.5), Places),
-    ],
-)
-def test_settings_survive_the_record(value: object, kind: type) -> None:
-    assert rebuild(json.loads(json.dumps(describe(value))), kind) == value
-
-
-def test_a_record_builds_nothing_but_what_is_asked_for() -> None:
-    with pytest.raises(UserError, match="is no Task"):
-        rebuild({"class_path": "pathlib.Path", "init_args": {}}, Task)
 
 
 @pytest.mark.parametrize(
