@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from abc_toolkit import weights
 from abc_toolkit.calibration.window import Window, Windowed, WindowError
 from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
@@ -455,8 +456,8 @@ class Run:
         model = build_model(task, architecture, window)
         content = self._read(record, WEIGHTS)
         try:
-            model.load_state_dict(load(content))
-        except (SafetensorError, RuntimeError) as error:
+            weights.fill(model, load(content))
+        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
             phase, reason = record["phase"], " ".join(str(error).split())
             raise UserError(
                 f"{self.folder(phase) / WEIGHTS} does not hold this model's weights ({reason}): do 'abc {phase} "
@@ -480,19 +481,21 @@ def build_model(task: Task, architecture: Architecture, window: Window | None) -
     """A fresh model, inside a window if there is one.
 
     Raises:
-        UserError: If the window, or the position method, does not fit the architecture.
+        UserError: If the window, or the position method, does not fit the architecture, or its weights could not be
+            saved.
     """
     position = architecture.positions
     if window is not None:
         window.check_fits(architecture.num_encoder_layers, architecture.num_decoder_layers, architecture.num_heads)
         position = Windowed(window, position)
-    return BACKBONES[architecture.backbone](len(task.vocabulary), architecture, position)
+    model = BACKBONES[architecture.backbone](len(task.vocabulary), architecture, position)
+    weights.check_savable(model)  # before it is trained
+    return model
 
 
 def save_weights(folder: Path, model: Model) -> None:
     """Writes a model's weights."""
-    tensors = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    save_tensors(folder / WEIGHTS, weights.tensors_of(model), {"format": "pt"})
 
 
 def save_record(
@@ -542,15 +545,31 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the toolkit's own checkout, with `+` where files differ from it; `None` outside one."""
+    """The commit of the toolkit's own checkout, with `+` where files differ from it; `None` outside one.
+
+    A repository that the package was installed or copied into is another's, and so is one that the environment names.
+    """
+    package = Path(__file__).resolve().parent
+    root = package.parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        program = shutil.which("git")
+        if program is None or Path(program).resolve().parent == Path.cwd():  # Windows looks there first
+            raise FileNotFoundError("git")
+        # Neither a monitor that the repository asks for is started, nor is its index written.
+        command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
+        options = {"capture_output": True, "text": True, "encoding": "utf-8", "env": environment}
+        return subprocess.run(command, check=True, timeout=10, **options).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.SubprocessError):
+        if f'name = "{package.name}"' not in (root / "pyproject.toml").read_text(encoding="utf-8"):
+            return None
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        git("ls-files", "--error-unmatch", "--", f"{package.name}/{Path(__file__).name}")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", package.name) else "")
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
