@@ -35,11 +35,12 @@ from abc_toolkit.evaluation import (
     evaluate_models,
     parse_sizes,
 )
-from abc_toolkit.files import load_json, process_rank, save_json, save_tensors, save_text, sha256
+from abc_toolkit.files import load_json, save_json, save_tensors, save_text, sha256
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.module import Optimizer
 from abc_toolkit.positions import NoPE, PositionMethod
+from abc_toolkit.processes import only_first, starts_processes, undisturbed, wanted_help
 from abc_toolkit.proof import CannotDecideError, Certificate
 from abc_toolkit.proof import certify as prove
 from abc_toolkit.proof.basis import basis_of
@@ -61,7 +62,7 @@ from abc_toolkit.solving import check_answers as check_answers
 from abc_toolkit.solving import solve as solve
 from abc_toolkit.tasks import Addition, ProblemError, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM, shape_name
-from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, train
+from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, lightning_trainer, train
 
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
@@ -493,6 +494,17 @@ def run_all(
     lengths = settings["evaluate"].get("length")
     if lengths is not None:  # found out now rather than after the training
         parse_sizes(lengths, task)
+    helped = wanted_help()
+    if helped is not None:  # this process was started for one training, and ends with it
+        own: dict[str, Any] = {"run": place.path, "resume": helped.resume, "overwrite": not helped.resume}
+        return COMMANDS[helped.phase](**(settings[helped.phase] | own))
+    for phase in ("fit", "retrain"):
+        trainer = settings[phase].get("trainer", TrainerSettings())
+        if not starts_processes(trainer.devices, trainer.num_nodes):
+            raise UserError(
+                f"'abc run' starts the processes of {phase} itself, on this machine: where torchrun, srun or several "
+                "machines start them, do the phases one by one, with 'abc fit' and so on"
+            )
     with place.locked():
         there = [phase for phase in PIPELINE if place.has(phase) or place.interrupted(phase)]
         if there and not resume and not overwrite:
@@ -712,22 +724,26 @@ def _train(
     inputs: Mapping[str, str],
 ) -> TrainingResult:
     """Trains a fresh model and writes the phase's folder."""
-    draws = seeded(seed, _PURPOSES[phase]).initial_seed()
-    torch.manual_seed(draws)
-    model = build_model(task, settings["model"], window)
-    with place.writing(phase, resume, overwrite, inputs=inputs) as folder:
-        coverage = None if until == "validated" else _coverage(task, model, until)
-        beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume, "title": phase}
-        trained = train(task, model, **settings, **beside, coverage=coverage)
-        if not process_rank():
-            if window is not None:
-                save_text(folder / WINDOW, window.to_json())
-            save_weights(folder, model)
-            from abc_toolkit import figures  # here and below where it is used: it loads seaborn and pandas
+    with undisturbed():
+        runner = lightning_trainer(settings["trainer"])
+        rank = runner.global_rank
+        with only_first(rank):
+            draws = seeded(seed, _PURPOSES[phase]).initial_seed()
+            torch.manual_seed(draws)
+            model = build_model(task, settings["model"], window)
+            with place.writing(phase, resume, overwrite, inputs=inputs, rank=rank) as folder:
+                coverage = None if until == "validated" else _coverage(task, model, until)
+                beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume}
+                trained = train(task, model, **settings, **beside, coverage=coverage, title=phase, runner=runner)
+                if not rank:
+                    if window is not None:
+                        save_text(folder / WINDOW, window.to_json())
+                    save_weights(folder, model)
+                    from abc_toolkit import figures  # here and below where it is used: it loads seaborn and pandas
 
-            figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
-            facts = {"task": task, "model": settings["model"]}
-            save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
+                    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
+                    facts = {"task": task, "model": settings["model"]}
+                    save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
     return TrainingResult(place, model, trained)
 
 

@@ -23,7 +23,7 @@ class Data:
     """How training problems are served and how many are held out.
 
     Attributes:
-        batch_size: Problems in a batch; all of a batch have one shape.
+        batch_size: Problems in a batch, which several devices share; all of a batch have one shape.
         longer: A batch has a shape with probability in proportion to its length to this power: 0 serves every
             length equally often, 1 favours the long ones.
         validation_problems: Held-out problems on which interpolation is measured, over all shapes together.
@@ -126,23 +126,23 @@ def validation_problems(task: Task, seed: int, count: int) -> list[Problems]:
 class TrainingBatches(IterableDataset[Problems]):
     """Endless batches of training problems, each a function of the seed and the step alone.
 
+    Several processes get the same batches, of which each takes its own rows.
+
     Args:
         task: The task.
         data: Batch size and the mixture of lengths.
         seed: The run's seed.
-        rank: Which of several processes this is; each gets batches of its own.
         step: Tells the step that the next batch is for, so that a resumed run goes on where it was.
 
     Attributes:
         hard_examples: Problems that are to come up more often: they take a share of every batch of their shape.
     """
 
-    def __init__(self, task: Task, data: Data, seed: int, rank: int, step: Callable[[], int]) -> None:
+    def __init__(self, task: Task, data: Data, seed: int, step: Callable[[], int]) -> None:
         super().__init__()
         self.task = task
         self.data = data
         self.seed = seed
-        self.rank = rank
         self.step = step
         self.shapes = task.training_shapes()
         self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])
@@ -150,9 +150,8 @@ class TrainingBatches(IterableDataset[Problems]):
 
     def batch(self, step: int) -> Problems:
         """The batch of one step."""
-        # The shape is the same in every process, so that none waits for another.
         which = int(torch.multinomial(self.weights, 1, generator=seeded(self.seed, _SHAPES, step)))
-        generator = seeded(self.seed, _TRAINING, step, self.rank)
+        generator = seeded(self.seed, _TRAINING, step, 0)
         problems = draw(self.task, generator, self.data.batch_size, self.shapes[which], for_validation=False)
         for hard in self.hard_examples:
             if hard.shape == problems.shape:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -190,8 +189,3 @@ def load_json(path: Path) -> Any:
         UserError: If the file is missing or not whole JSON.
     """
     return parse_json(read_text(path), str(path))
-
-
-def process_rank() -> int:
-    """Which of several processes of one command this is; the first, 0, writes files and speaks."""
-    return getattr(rank_zero_only, "rank", 0)

@@ -50,6 +50,8 @@ class Optimizer:
 class TrainingModule(lightning.LightningModule):
     """Trains a model on a task by teacher forcing.
 
+    Several processes get the same batches. Each takes its own rows, so that together they do what one would.
+
     Args:
         task: The task.
         model: The model.
@@ -57,10 +59,20 @@ class TrainingModule(lightning.LightningModule):
         decay_steps: Steps over which the rate falls from `decay_from` on, towards zero.
         decay_to: Share of the rate below which it does not fall.
         seed: The run's seed, for messages.
+        rank: Which of several processes this is.
+        processes: Their number.
     """
 
     def __init__(
-        self, task: Task, model: Model, optimizer: Optimizer, decay_steps: int, decay_to: float, seed: int
+        self,
+        task: Task,
+        model: Model,
+        optimizer: Optimizer,
+        decay_steps: int,
+        decay_to: float,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         super().__init__()
         self.task = task
@@ -73,6 +85,8 @@ class TrainingModule(lightning.LightningModule):
         self.decay_to = decay_to
         self.decay_from: int | None = None
         self.seed = seed
+        self.rank = rank
+        self.processes = processes
         self.exact_match = ExactMatch()
         self.validation_loss = MeanMetric()
         self.last_loss = torch.tensor(float("nan"))
@@ -90,10 +104,21 @@ class TrainingModule(lightning.LightningModule):
             self._layouts[shape] = self.task.layout(shape).to(self.device)
         return self._layouts[shape]
 
+    def _own(self, batch: Problems) -> Problems:
+        """The rows of a batch that this process does; of few rows it may be none."""
+        return batch[self.rank :: self.processes]
+
     def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
-        logits = teacher_forced(self.model, batch, self.layout(batch.shape))
-        loss = functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten())
+        own = self._own(batch)
+        logits = teacher_forced(self.model, own, self.layout(own.shape))
+        loss = functional.cross_entropy(logits.flatten(0, 1), own.target.flatten())
+        if self.processes > 1:
+            # Gradients are averaged over processes, of which some may have a row more than others.
+            loss = loss * (len(own) * self.processes / len(batch))
         self.last_loss = loss.detach()
+        if self.processes > 1:
+            self.last_loss = self.last_loss / self.processes
+            torch.distributed.all_reduce(self.last_loss)
         if not torch.isfinite(self.last_loss):
             raise UserError(
                 f"the loss is {self.last_loss.item()} at step {self.global_step} (seed {self.seed}): "
@@ -105,9 +130,12 @@ class TrainingModule(lightning.LightningModule):
         self.average.update_parameters(self.model)
 
     def validation_step(self, batch: Problems, batch_idx: int) -> None:
-        logits = teacher_forced(self.averaged, batch, self.layout(batch.shape))
-        self.exact_match.update(logits.argmax(-1), batch.target)
-        self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten()), len(batch))
+        own = self._own(batch)
+        if not len(own):
+            return
+        logits = teacher_forced(self.averaged, own, self.layout(own.shape))
+        self.exact_match.update(logits.argmax(-1), own.target)
+        self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), own.target.flatten()), len(own))
 
     def on_validation_epoch_end(self) -> None:
         self.log("exact_match", self.exact_match)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from rich.progress import (
 from rich.table import Table
 
 from abc_toolkit.calibration.window import Rule, Window
-from abc_toolkit.files import process_rank
 from abc_toolkit.positions import SITES
 from abc_toolkit.tasks.base import shape_name
 
@@ -31,10 +31,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
 SITE_NAMES = {"encoder": "encoder self-attention", "decoder": "self-attention", "cross": "cross-attention"}
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Says nothing: for all but the first of the processes that train together."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
 
 
 def remark(text: str) -> None:
     """Tells the user something on standard error."""
+    if _silent.get():
+        return
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
@@ -95,7 +108,7 @@ def counter(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], 
 def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Iterator[Progress]:
     """Bars on a terminal alone, and gone when what they count fails, so that its message stands by itself."""
     console = Console(stderr=True)
-    disabled = process_rank() > 0 or not (shown and console.is_terminal)
+    disabled = _silent.get() or not (shown and console.is_terminal)
     with Progress(*columns, console=console, transient=transient, disable=disabled) as progress:
         try:
             yield progress
@@ -209,8 +222,6 @@ def _share(row: Mapping[str, Any]) -> str:
 
 def done(what: str, folder: Path, following: str | None) -> None:
     """The end of a command: what came of it, where its files are, what to type next."""
-    if process_rank():
-        return
     lines = [what, f"Files: {folder}"]
     if following is not None:
         lines.append(f"Next:  {following}")

@@ -1,9 +1,11 @@
 """The training that `fit` and `retrain` share: Lightning's Trainer, and what runs beside it."""
 
 import copy
+import hashlib
+import io
 import logging
-import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,17 +16,19 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.utils.data import DataLoader
 
-from abc_toolkit import report
+from abc_toolkit import processes, report
 from abc_toolkit.coverage import Coverage
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
 from abc_toolkit.description import describe
 from abc_toolkit.errors import UserError, check_numbers
-from abc_toolkit.files import cannot_write, save_json
+from abc_toolkit.files import canonical_hash, read_bytes, replacing, save_json
 from abc_toolkit.model import Architecture, Model
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.run import PROGRESS
@@ -34,7 +38,10 @@ from abc_toolkit.transformer import EncoderDecoder
 HISTORY = "training.json"
 # The share of the learning rate that is left to mend the last assignments; at the whole rate mending one costs others.
 LAST_RATE = 0.05
+# Settings that the weights at a step do not follow from: they may differ when a training is resumed.
+MAY_DIFFER = ("trainer.max_steps", "trainer.log_every", "trainer.logger", "trainer.progress_bar")
 _COVERAGE = 3  # what its seeds are drawn for; those of data.py are 0 to 2
+_HEADER = b"abc progress 1\n"  # before the hash of what follows
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class TrainerSettings:
         max_steps: Steps after which training ends, interpolating or not.
         validate_every: Steps between validations; progress is saved as often.
         accelerator: `cpu`, `gpu`, `auto` or another of Lightning's.
-        devices: Number of devices, or which.
+        devices: Number of devices, or which. A batch is shared among them.
         num_nodes: Number of machines.
         strategy: How several devices share the work, such as `ddp`.
         precision: Of the arithmetic; weights are kept in 32 bits.
@@ -132,9 +139,9 @@ class Watch(Callback):
     Args:
         stopping: The stopping rule.
         folder: Receives the progress.
-        log_every: Steps between recorded losses.
+        trainer: Lightning's settings.
         seed: The run's seed.
-        settings: What the weights follow from besides the code; a training is resumed under the same alone.
+        settings: What the weights follow from besides the code, for whoever resumes the training.
         bar: Shows the progress.
         coverage: Tries the model on all assignments, which it must pass in place of the rule's loss and decay.
 
@@ -148,7 +155,7 @@ class Watch(Callback):
         self,
         stopping: Stopping,
         folder: Path,
-        log_every: int,
+        trainer: TrainerSettings,
         seed: int,
         settings: Mapping[str, Any],
         bar: report.TrainingBar,
@@ -156,7 +163,9 @@ class Watch(Callback):
     ) -> None:
         self.stopping = stopping
         self.folder = folder
-        self.log_every = log_every
+        self.log_every = trainer.log_every
+        self.epoch_steps = trainer.validate_every
+        self.threads = trainer.threads
         self.seed = seed
         self.settings = settings
         self.bar = bar
@@ -165,12 +174,20 @@ class Watch(Callback):
         self.ended = False
         self.reached = False
         self.step_seconds = 0.0
+        self._terminated = signal.getsignal(signal.SIGTERM)
         self._steps_began = time.perf_counter()
         self.train: list[dict[str, float]] = []
         self.validation: list[dict[str, float]] = []
 
+    def setup(self, trainer: Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if self.threads:  # here, as Lightning sets them to its own liking when it starts several processes
+            torch.set_num_threads(self.threads)
+
     def on_train_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         self.began = True
+        if threading.current_thread() is threading.main_thread():
+            # In place of Lightning's, which lets processes wait for one another in the middle of a step.
+            signal.signal(signal.SIGTERM, self._terminated)
         trainer.should_stop = self.ended  # it had only to be written down when it was interrupted
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
@@ -207,32 +224,31 @@ class Watch(Callback):
         if self.coverage is not None:
             self.reached = False
             if met or pl_module.decay_from is not None:  # before that it is weak in many, and needs no hard examples
-                self.reached = self._passes(self.coverage, pl_module.averaged, trainer.global_step) and met
+                self.reached = self._passes(self.coverage, pl_module.averaged, trainer) and met
         if validated and pl_module.decay_from is None:
             pl_module.decay_from = trainer.global_step
         at_once = self.coverage is not None or self.stopping.decay_steps == 0
         trainer.should_stop = trainer.should_stop or (self.reached and at_once)
 
-    def _passes(self, coverage: Coverage, model: Model, step: int) -> bool:
+    def _passes(self, coverage: Coverage, model: Model, trainer: Trainer) -> bool:
         """Whether the model is weak in no assignment; of those in which it is, hard examples are made."""
         assert isinstance(model, EncoderDecoder)  # as everything inside a window is
-        covered = coverage.of(copy.deepcopy(model).cpu().eval(), seeded(self.seed, _COVERAGE, step))
+        covered = None
+        if trainer.is_global_zero:
+            covered = coverage.of(copy.deepcopy(model).cpu().eval(), seeded(self.seed, _COVERAGE, trainer.global_step))
+        covered = trainer.strategy.broadcast(covered)
+        assert covered is not None
         self.batches.hard_examples = covered.hard_examples
         self.validation[-1] |= {"weak": covered.weak, "smallest_margin": covered.smallest_margin}
-        self.bar.update(step, weak=covered.weak)
+        self.bar.update(trainer.global_step, weak=covered.weak)
         return not covered.weak
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         # Lightning validates before it ends an epoch, so what is saved holds this epoch's validation.
         self.ended = trainer.should_stop
-        temporary = self.folder / f".{PROGRESS}.tmp"
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                os.replace(temporary, self.folder / PROGRESS)
-        except (OSError, RuntimeError) as error:  # PyTorch's own writer raises the latter
-            temporary.unlink(missing_ok=True)
-            raise cannot_write(self.folder / PROGRESS, error) from error
+        # An epoch that was cut short by the number of steps is not saved: with more steps it is gone through anew.
+        if self.ended or trainer.global_step % self.epoch_steps == 0:
+            trainer.save_checkpoint(self.folder / PROGRESS)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -249,12 +265,96 @@ class Watch(Callback):
         self.reached, self.ended = bool(state_dict["reached"]), bool(state_dict["ended"])
         hard = [Problems(tuple(shape), source, target) for shape, source, target in state_dict["hard_examples"]]
         self.batches.hard_examples = tuple(hard)
-        changed = [name for name, value in self.settings.items() if state_dict["settings"].get(name) != value]
-        if changed:
+
+
+class ProgressFile(CheckpointIO):
+    """Lightning's checkpoints as files that appear whole, and are loaded only if every bit is as it was written.
+
+    A file is a header, the SHA-256 of the rest, and what `torch.save` writes, of which tensors and plain data are read.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        written = content.getvalue()
+        with replacing(Path(path)) as temporary:
+            temporary.write_bytes(_HEADER + hashlib.sha256(written).digest() + written)
+
+    def load_checkpoint(
+        self, path: Path | str, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        found = read_bytes(Path(path))
+        start = len(_HEADER) + hashlib.sha256().digest_size
+        content = found[start:]
+        if found[:start] != _HEADER + hashlib.sha256(content).digest():
+            raise UserError(f"{path} is damaged: start afresh with --overwrite")
+        try:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # what its reader raises is not told, and nobody but a stranger wrote such a file
             raise UserError(
-                f"the interrupted training had another {' and '.join(changed)}: give the same to resume it, or start "
-                "afresh with --overwrite"
-            )
+                f"{path} is no progress of this version ({_first_line(error)}): start afresh with --overwrite"
+            ) from None
+
+    def remove_checkpoint(self, path: Path | str) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> None:
+    """Refuses to go on from a progress under other settings, or where no step is to follow.
+
+    Args:
+        path: The progress.
+        settings: What the training is to go on under, as `Watch` saves it.
+        max_steps: The steps that it may take.
+
+    Raises:
+        UserError: With every difference; or if the file is damaged.
+    """
+    progress = ProgressFile().load_checkpoint(path)
+    try:
+        steps, state = int(progress["global_step"]), progress["callbacks"][Watch.__qualname__]
+        before, ended = state["settings"], bool(state["ended"])
+        different = list(_differences(before, settings))
+        most = before["trainer"]["max_steps"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no progress of this version ({_first_line(error)}): start afresh with --overwrite"
+        ) from None
+    if different:
+        raise UserError(
+            f"the training in {path.parent} cannot be resumed under other settings: {'; '.join(different)}; give the "
+            "same, or start afresh with --overwrite"
+        )
+    if max_steps < steps:
+        raise UserError(f"{path} is of step {steps}: give at least as many --trainer.max_steps as that to resume it")
+    if ended and max_steps > most:
+        raise UserError(
+            f"the training in {path.parent} ended at step {steps} by its stopping rule, and more steps change nothing: "
+            "start afresh, with other settings, with --overwrite"
+        )
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two values as plain data, each by its name with both values."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and before.get("class_path") == now.get("class_path"):
+        for key in [*before, *(key for key in now if key not in before)]:
+            below = name if key == "init_args" else f"{name}.{key}" if name else key
+            if below not in MAY_DIFFER:
+                yield from _differences(before.get(key), now.get(key), below)
+    elif before != now:
+        yield f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: of a class its name and settings."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return str(value)
+    own = ", ".join(f"{name}={_shown(setting)}" for name, setting in value.get("init_args", {}).items())
+    return f"{value['class_path'].rpartition('.')[2]}({own})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def train(
@@ -271,7 +371,8 @@ def train(
     draws: int,
     folder: Path,
     resume: bool,
-    title: str,
+    title: Literal["fit", "retrain"],
+    runner: Trainer,
 ) -> Trained:
     """Trains a model in place until the stopping rule is met; the averaged weights become its weights.
 
@@ -288,55 +389,66 @@ def train(
         draws: The phase's own seed, from which everything random follows.
         folder: Receives the progress and the history (`training.json`).
         resume: Whether to go on from the progress in the folder.
-        title: Heads the progress bar.
+        title: The phase's name, which heads the progress bar.
+        runner: Lightning's trainer of these settings.
 
     Raises:
-        UserError: If the loss is not finite, or the progress cannot be loaded.
+        UserError: If the loss is not finite, the progress cannot be loaded or is of other settings, or a batch has too
+            few problems for all processes.
     """
     start = time.perf_counter()
+    rank, size = runner.global_rank, runner.world_size
+    if data.batch_size < size:
+        raise UserError(f"--data.batch_size {data.batch_size}: give at least 1 for each of {size} processes")
+    settings = {"seed": seed, "task": task, "model": model, "data": data, "optimizer": optimizer, "stopping": stopping}
+    settings |= {"trainer": trainer, "processes": size, "device": runner.strategy.root_device.type}
+    settings |= {"until": "certified" if coverage else "validated"}
+    described = describe(settings) | {"window": canonical_hash(describe(network.position))[:16]}
+    if resume:
+        check_resumable(folder / PROGRESS, described, trainer.max_steps)
     held_out = validation_problems(task, draws, data.validation_problems)
     decay_to = 0.0 if coverage is None else LAST_RATE
-    module = TrainingModule(task, network, optimizer, stopping.decay_steps, decay_to, seed)
-    with report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar, _quiet():
-        settings = {"seed": seed, "task": task, "data": data, "optimizer": optimizer, "stopping": stopping}
-        settings |= {"model": model, "window": network.position, "until": "certified" if coverage else "validated"}
-        watch = Watch(stopping, folder, trainer.log_every, draws, describe(settings), bar, coverage)
-        lightning_trainer = _lightning_trainer(trainer, watch)
-        batches = TrainingBatches(
-            task, data, draws, lightning_trainer.global_rank, lambda: lightning_trainer.global_step
-        )
+    module = TrainingModule(task, network, optimizer, stopping.decay_steps, decay_to, seed, rank, size)
+    validating = DataLoader(held_out, batch_size=None)  # type: ignore[arg-type]
+    with (
+        report.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar,
+        _quiet(),
+        processes.together(runner, title, resume),
+    ):
+        watch = Watch(stopping, folder, trainer, draws, described, bar, coverage)
+        batches = TrainingBatches(task, data, draws, lambda: runner.global_step)
         watch.batches = batches
+        runner.callbacks.append(watch)  # type: ignore[attr-defined]
         try:
-            lightning_trainer.fit(
+            runner.fit(
                 module,
                 DataLoader(batches, batch_size=None),
-                DataLoader(held_out, batch_size=None),  # type: ignore[arg-type]
+                validating,
                 ckpt_path=str(folder / PROGRESS) if resume else None,
                 weights_only=True,
             )
-            if not watch.validation or watch.validation[-1]["step"] != lightning_trainer.global_step:
+            processes.started(runner)
+            if not watch.validation or watch.validation[-1]["step"] != runner.global_step:
                 # The last steps were too few for a validation of their own.
-                lightning_trainer.validate(module, DataLoader(held_out, batch_size=None), verbose=False)  # type: ignore[arg-type]
-        except SystemExit:  # Lightning's answer to Ctrl-C, which it ignores from then on
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+                runner.validate(module, validating, verbose=False)
+        except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
         except UserError:
             raise
-        except Exception as error:  # a broken file makes the loader raise almost anything
+        except Exception as error:  # a file that nobody's training wrote makes the loader raise almost anything
             if not resume or watch.began:
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                f"{folder / PROGRESS} cannot be resumed ({reason}): start afresh with --overwrite"
+                f"{folder / PROGRESS} cannot be resumed ({_first_line(error)}): start afresh with --overwrite"
             ) from error
     network.load_state_dict(module.averaged.state_dict())
     network.cpu().eval()
     last = watch.validation[-1]
     history = {"train": watch.train, "validation": watch.validation, "threshold": stopping.exact_match}
-    if lightning_trainer.is_global_zero:
+    if not rank:
         save_json(folder / HISTORY, history)
     return Trained(
-        steps=lightning_trainer.global_step,
+        steps=runner.global_step,
         exact_match=last["exact_match"],
         loss=last["loss"],
         validated_on=sum(len(problems) for problems in held_out),
@@ -348,31 +460,41 @@ def train(
     )
 
 
-def _lightning_trainer(settings: TrainerSettings, watch: Watch) -> Trainer:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+def lightning_trainer(settings: TrainerSettings) -> Trainer:
+    """Lightning's trainer, which knows which of several processes this is: `global_rank`, 0 where there is one.
+
+    Raises:
+        UserError: If there is no such trainer.
+    """
     try:
-        return Trainer(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
-            precision=settings.precision,
-            gradient_clip_val=settings.gradient_clip or None,
-            logger=settings.logger,
-            max_steps=settings.max_steps,
-            max_epochs=-1,
-            limit_train_batches=settings.validate_every,
-            num_sanity_val_steps=0,
-            log_every_n_steps=min(settings.log_every, settings.validate_every),  # more than that makes it warn
-            callbacks=[watch],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+        with _quiet():
+            trainer = Trainer(
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                num_nodes=settings.num_nodes,
+                strategy=settings.strategy,
+                precision=settings.precision,
+                gradient_clip_val=settings.gradient_clip or None,
+                logger=settings.logger,
+                max_steps=settings.max_steps,
+                max_epochs=-1,
+                limit_train_batches=settings.validate_every,
+                num_sanity_val_steps=0,
+                log_every_n_steps=min(settings.log_every, settings.validate_every),  # more than that makes it warn
+                plugins=[ProgressFile(), processes.environment(settings.devices, settings.num_nodes)],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+            )
+    except (TypeError, ValueError, KeyError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from None
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(
+            f"--trainer.strategy {settings.strategy} trains copies that this process gets nothing back from: take ddp"
+        )
+    processes.goes_by(trainer.global_rank)
+    return trainer
 
 
 @contextmanager

@@ -64,8 +64,8 @@ def values(task: Task, problems: Problems) -> set[tuple[int, ...]]:
     return {tuple(map(int, text.replace("*", "+").split("+"))) for text in texts(task, problems)}
 
 
-def batches(task: Task, seed: int = 0, rank: int = 0, step: int = 0, **settings: float) -> TrainingBatches:
-    return TrainingBatches(task, Data(**settings), seed, rank, lambda: step)  # type: ignore[arg-type]
+def batches(task: Task, seed: int = 0, step: int = 0, **settings: float) -> TrainingBatches:
+    return TrainingBatches(task, Data(**settings), seed, lambda: step)  # type: ignore[arg-type]
 
 
 def same(one: Problems, other: Problems) -> bool:
@@ -222,9 +222,7 @@ def test_a_batch_follows_from_seed_and_step(task: Task) -> None:
     for one, other in itertools.combinations(numbered, 2):
         assert not same(one, other)
     for step, batch in enumerate(numbered):
-        other_rank, other_seed = batches(task, rank=1).batch(step), batches(task, seed=1).batch(step)
-        assert other_rank.shape == batch.shape
-        assert not same(other_rank, batch)
+        other_seed = batches(task, seed=1).batch(step)
         assert not same(other_seed, batch)
 
 
@@ -255,8 +253,8 @@ def test_a_batch_with_hard_examples_follows_from_seed_and_step_and_them() -> Non
     task = Successor(max_length=1)
     hard, other = (task.problems((1,), [torch.arange(first, first + 5)[:, None]]) for first in (0, 5))
 
-    def taught(hard: Problems, seed: int = 0, rank: int = 0) -> TrainingBatches:
-        served = batches(task, seed, rank, step=3)
+    def taught(hard: Problems, seed: int = 0) -> TrainingBatches:
+        served = batches(task, seed, step=3)
         served.hard_examples = (hard,)
         return served
 
@@ -268,14 +266,13 @@ def test_a_batch_with_hard_examples_follows_from_seed_and_step_and_them() -> Non
     for step, batch in enumerate(numbered, 3):
         assert not same(batch, taught(other).batch(step))
         assert not same(batch, taught(hard, seed=1).batch(step))
-        assert not same(batch, taught(hard, rank=1).batch(step))
     assert len({tuple(batch.source[:16, 0].tolist()) for batch in numbered}) == len(numbered)
     assert torch.equal(hard.source, kept)
 
 
 def test_the_step_is_asked_for_when_an_epoch_starts() -> None:
     now = [0]
-    served = TrainingBatches(Successor(), Data(), 0, 0, lambda: now[0])
+    served = TrainingBatches(Successor(), Data(), 0, lambda: now[0])
     first = list(itertools.islice(served, 3))
     now[0] = 2
     assert same(next(iter(served)), first[2])

@@ -21,7 +21,7 @@ from abc_toolkit.model import Architecture, teacher_forced
 from abc_toolkit.module import Optimizer
 from abc_toolkit.run import Run, build_model
 from abc_toolkit.tasks import Addition
-from abc_toolkit.training import Stopping, TrainerSettings, train
+from abc_toolkit.training import Stopping, TrainerSettings, lightning_trainer, train
 
 
 def bare(steps: int) -> float:
@@ -36,7 +36,7 @@ def bare(steps: int) -> float:
         weight_decay=optimizer.weight_decay,
         fused=True,
     )
-    batches = iter(TrainingBatches(task, Data(), 0, 0, lambda: 0))
+    batches = iter(TrainingBatches(task, Data(), 0, lambda: 0))
     start = time.perf_counter()
     for _ in range(steps):
         batch = next(batches)
@@ -68,7 +68,8 @@ def toolkit(steps: int) -> float:
             draws=0,
             folder=Path(folder),
             resume=False,
-            title="",
+            title="fit",
+            runner=lightning_trainer(settings),
         )
     return trained.step_seconds / trained.steps
 
