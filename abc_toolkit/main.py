@@ -46,7 +46,7 @@ from jsonargparse._actions import (
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import abc_toolkit.commands as commands
-from abc_toolkit import report
+from abc_toolkit import report, solving
 from abc_toolkit.errors import UserError
 from abc_toolkit.run import PIPELINE
 
@@ -185,6 +185,14 @@ class Parser(LightningArgumentParser):
             message = re.sub(pattern, words, message)
         return message
 
+    def _positional_optionals(self, cfg: Namespace, unk: list[str]) -> tuple[Namespace, list[str]]:
+        """Takes problems that stand behind options, which argparse leaves over."""
+        if self.command == "solve":
+            problems = [word for word in unk if not re.match("--?[^0-9-]", word)]
+            cfg.problems = [*cfg.problems, *(word for word in problems if word != "--")]
+            unk = [word for word in unk if word not in problems]
+        return super()._positional_optionals(cfg, unk)
+
     def format_help(self, *arguments: Any, **keywords: Any) -> str:
         with self._shown_to_users():
             return super().format_help(*arguments, **keywords)
@@ -218,7 +226,7 @@ class Commands:
     calibrate = staticmethod(commands.calibrate)
     retrain = staticmethod(commands.retrain)
     evaluate = staticmethod(commands.evaluate)
-    solve = staticmethod(commands.solve)
+    solve = staticmethod(solving.solve)
     certify = staticmethod(commands.certify)
 
 
@@ -304,7 +312,7 @@ class CommandLine(LightningCLI):
         try:
             with trusting(trusted or ""):
                 if subcommand == "solve":
-                    _solve(arguments)
+                    self.status = solving.answer_all(**arguments)
                 elif subcommand == "certify":
                     self.status = VERDICTS[commands.certify(**arguments).verdict]
                 else:
@@ -318,26 +326,6 @@ def _how_to_go_on(command: str, resumable: bool) -> str:
     if resumable:
         return f"Go on where it was with 'abc {command} --resume', the other options as before."
     return f"Nothing was changed: start again with 'abc {command}', the options as before."
-
-
-def _solve(arguments: Mapping[str, Any]) -> None:
-    problems = list(arguments["problems"])
-    source = arguments["file"] or ("-" if not problems and not sys.stdin.isatty() else None)
-    if source is not None:
-        try:
-            text = sys.stdin.read() if source == "-" else Path(source).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--file {source} cannot be read: {error}") from None
-        problems += [line.strip() for line in text.splitlines() if line.strip()]
-    answers = commands.solve(
-        problems, run=arguments["run"], weights=arguments["weights"], attention=arguments["attention"]
-    )
-    if arguments["check"]:
-        verdicts = commands.check_answers(problems, answers, run=arguments["run"])
-        answers = [
-            f"{answer}\t{'right' if right else 'wrong'}" for answer, right in zip(answers, verdicts, strict=True)
-        ]
-    print("\n".join(answers), flush=True)
 
 
 COMMANDS = tuple(name for name in vars(Commands) if not name.startswith("_"))
