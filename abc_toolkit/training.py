@@ -24,6 +24,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.utils.data import DataLoader
 
 from abc_toolkit import processes, report
+from abc_toolkit.calibration.window import Windowed
 from abc_toolkit.coverage import Coverage
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
 from abc_toolkit.description import describe
@@ -41,7 +42,7 @@ LAST_RATE = 0.05
 # Settings that the weights at a step do not follow from: they may differ when a training is resumed.
 MAY_DIFFER = ("trainer.max_steps", "trainer.log_every", "trainer.logger", "trainer.progress_bar")
 _COVERAGE = 3  # what its seeds are drawn for; those of data.py are 0 to 2
-_HEADER = b"abc progress 1\n"  # before the hash of what follows
+HEADER = b"abc progress 1\n"  # before the hash of what follows
 
 
 @dataclass(frozen=True)
@@ -278,15 +279,15 @@ class ProgressFile(CheckpointIO):
         torch.save(checkpoint, content)
         written = content.getvalue()
         with replacing(Path(path)) as temporary:
-            temporary.write_bytes(_HEADER + hashlib.sha256(written).digest() + written)
+            temporary.write_bytes(HEADER + hashlib.sha256(written).digest() + written)
 
     def load_checkpoint(
         self, path: Path | str, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
         found = read_bytes(Path(path))
-        start = len(_HEADER) + hashlib.sha256().digest_size
+        start = len(HEADER) + hashlib.sha256().digest_size
         content = found[start:]
-        if found[:start] != _HEADER + hashlib.sha256(content).digest():
+        if found[:start] != HEADER + hashlib.sha256(content).digest():
             raise UserError(f"{path} is damaged: start afresh with --overwrite")
         try:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -403,7 +404,9 @@ def train(
     settings = {"seed": seed, "task": task, "model": model, "data": data, "optimizer": optimizer, "stopping": stopping}
     settings |= {"trainer": trainer, "processes": size, "device": runner.strategy.root_device.type}
     settings |= {"until": "certified" if coverage else "validated"}
-    described = describe(settings) | {"window": canonical_hash(describe(network.position))[:16]}
+    described = describe(settings)
+    if isinstance(network.position, Windowed):  # too long to be shown
+        described |= {"window": canonical_hash(describe(network.position.window))[:16]}
     if resume:
         check_resumable(folder / PROGRESS, described, trainer.max_steps)
     held_out = validation_problems(task, draws, data.validation_problems)

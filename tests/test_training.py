@@ -1,7 +1,10 @@
 import csv
+import hashlib
+import io
 import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -22,9 +25,19 @@ from abc_toolkit.data import Data, TrainingBatches
 from abc_toolkit.errors import UserError
 from abc_toolkit.model import Architecture
 from abc_toolkit.module import Optimizer, TrainingModule
+from abc_toolkit.positions import ALiBi
 from abc_toolkit.run import PROGRESS, WEIGHTS, Run
 from abc_toolkit.tasks import Parity
-from abc_toolkit.training import LAST_RATE, Stopping, Trained, TrainerSettings, Watch
+from abc_toolkit.training import (
+    HEADER,
+    LAST_RATE,
+    MAY_DIFFER,
+    ProgressFile,
+    Stopping,
+    Trained,
+    TrainerSettings,
+    Watch,
+)
 
 TASK = Parity(max_length=3)
 SETTINGS: dict[str, Any] = {
@@ -51,7 +64,7 @@ def _interrupted(function: Callable[..., Any], target: Any, name: str, patched: 
             function(**settings)
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -125,10 +138,11 @@ def test_an_interrupted_retrain_ends_with_the_same_weights(epochs: int, until: U
     _interrupted(retrain, Watch, "on_train_epoch_end", interrupted, **settings, overwrite=True)
     assert _weights(pipeline, "retrain") == expected
     (pipeline / "retrain" / WEIGHTS).write_bytes(b"old")
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match=r"model\.dropout was 0\.1 and is 0\.0;"):
         retrain(**(settings | {"model": ArchitectureChanges()}), resume=True)
-    with pytest.raises(UserError, match="another until"):
-        retrain(**(settings | {"until": next(other for other in UNTIL if other != until)}), resume=True)
+    other = next(other for other in UNTIL if other != until)
+    with pytest.raises(UserError, match=f"until was {until} and is {other};"):
+        retrain(**(settings | {"until": other}), resume=True)
     retrain(**settings, resume=True)
     assert _weights(pipeline, "retrain") == expected
     assert (pipeline / "retrain" / "training.json").read_bytes() == history
@@ -167,7 +181,7 @@ def test_a_model_is_tried_on_every_assignment_until_it_is_weak_in_none(
     assert "does everything that it can meet at these lengths" in capsys.readouterr().err
     record = json.loads((pipeline / "retrain" / "record.json").read_text())
     assert record["results"]["weak"] == 0
-    assert record["until"] == "certified"
+    assert record["arguments"]["until"] == "certified"
     history = json.loads((pipeline / "retrain" / "training.json").read_text())["validation"]
     assert history[-1]["smallest_margin"] == trained.smallest_margin
     # It is tried from the first validation on at which all problems are solved; the loss, which is never met, is not
@@ -259,7 +273,7 @@ def test_a_window_that_cannot_be_decided_is_trained_in_by_validation(
     assert (trained.steps, trained.weak, trained.reached) == (23, None, True) == (validated.steps, None, True)
     assert _weights(pipeline, "retrain") == weights
     recorded = json.loads((pipeline / "retrain" / "record.json").read_text())
-    assert recorded["until"] == "auto"
+    assert recorded["arguments"]["until"] == "auto"
 
 
 def test_auto_is_certified_where_that_can_be(pipeline: Path) -> None:
@@ -278,41 +292,124 @@ def progress(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (path / ".fit.partial" / PROGRESS).read_bytes()
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.9, 0.999, "foreign"])
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999, "foreign", "pickle"])
 def test_broken_progress_is_named_and_kept(kept: float | str, progress: bytes, tmp_path: Path) -> None:
     length = len(progress)
-    content = b"foreign" if isinstance(kept, str) else progress[: int(kept * length) if 0 < kept < 1 else int(kept)]
+    content = progress[: int(kept * length) if 0 < kept < 1 else int(kept)] if not isinstance(kept, str) else b"foreign"
+    if kept == "pickle":  # of a class that is not to be loaded, under a hash that is right
+        pickled = io.BytesIO()
+        torch.save({"global_step": 10, "callbacks": Path("a")}, pickled)
+        content = HEADER + hashlib.sha256(pickled.getvalue()).digest() + pickled.getvalue()
     folder = tmp_path / ".fit.partial"
     folder.mkdir()
     (folder / PROGRESS).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{PROGRESS} cannot be resumed \(.+\): start afresh with --overwrite"):
+    with pytest.raises(UserError, match=rf"{PROGRESS} is (damaged|no progress of .+): start afresh with --overwrite$"):
         _fit(tmp_path, resume=True)
     assert (folder / PROGRESS).read_bytes() == content
+
+
+def test_a_flipped_bit_of_progress_is_found(progress: bytes, tmp_path: Path) -> None:
+    numbers, path = random.Random(0), tmp_path / PROGRESS
+    path.write_bytes(progress)
+    assert ProgressFile().load_checkpoint(path)["global_step"] == 10
+    bits = [*range(0, 8 * 60, 7), *(numbers.randrange(8 * len(progress)) for _ in range(300))]
+    for bit in bits:
+        content = bytearray(progress)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged: start afresh with --overwrite"):
+            ProgressFile().load_checkpoint(path)
+
+
+def _trainer(**changes: Any) -> dict[str, TrainerSettings]:
+    return {"trainer": replace(SETTINGS["trainer"], **changes)}
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"seed": 1}, "seed"),
-        ({"optimizer": Optimizer(learning_rate=1e-4)}, "optimizer"),
-        ({"model": replace(SETTINGS["model"], dropout=0.0)}, "model"),
-        ({"data": Data(batch_size=9, validation_problems=8)}, "data"),
+        ({"seed": 1}, ["seed was 0 and is 1"]),
+        ({"optimizer": Optimizer(learning_rate=1e-4)}, ["optimizer.learning_rate was 0.003 and is 0.0001"]),
+        ({"model": replace(SETTINGS["model"], dropout=0.0)}, ["model.dropout was 0.1 and is 0.0"]),
+        ({"data": Data(batch_size=9, validation_problems=8)}, ["data.batch_size was 8 and is 9"]),
+        ({"stopping": Stopping(0.5, 1.0, 13)}, ["stopping.exact_match was 0.0 and is 0.5", "stopping.loss was 100.0"]),
+        (_trainer(gradient_clip=0.5), ["trainer.gradient_clip was 1.0 and is 0.5"]),
+        (_trainer(precision="bf16-mixed"), ["trainer.precision was 32-true and is bf16-mixed"]),
+        (_trainer(threads=2), ["trainer.threads was 1 and is 2"]),
+        (_trainer(validate_every=5), ["trainer.validate_every was 10 and is 5"]),
+        (_trainer(accelerator="auto"), ["trainer.accelerator was cpu and is auto"]),
+        (
+            _trainer(devices=2, strategy="ddp"),
+            ["trainer.devices was 1 and is 2", "trainer.strategy was auto and is ddp", "processes was 1 and is 2"],
+        ),
+        (
+            {"model": replace(SETTINGS["model"], position=ALiBi())},
+            ["model.position was None and is ALiBi("],
+        ),
     ],
 )
 def test_a_training_is_resumed_under_its_own_settings_alone(
-    changes: dict[str, Any], named: str, progress: bytes, tmp_path: Path
+    changes: dict[str, Any], named: list[str], progress: bytes, tmp_path: Path
 ) -> None:
     folder = tmp_path / ".fit.partial"
     folder.mkdir()
     (folder / PROGRESS).write_bytes(progress)
-    with pytest.raises(UserError, match=f"had another {named}"):
+    with pytest.raises(UserError, match="cannot be resumed under other settings: ") as caught:
         _fit(tmp_path, resume=True, **changes)
+    assert all(name in str(caught.value) for name in named), str(caught.value)
+    assert "max_steps" not in str(caught.value)
     assert (folder / PROGRESS).read_bytes() == progress
 
 
+def test_what_weights_do_not_follow_from_may_differ_when_a_training_is_resumed(
+    progress: bytes, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / ".fit.partial"
+    folder.mkdir()
+    (folder / PROGRESS).write_bytes(progress)
+    others = _trainer(max_steps=1000, log_every=2, logger=CSVLogger(tmp_path / "logs"), progress_bar=False)
+    assert _fit(tmp_path, resume=True, **others).steps == 23
+    assert _weights(tmp_path) == _weights(whole)
+    before, now = SETTINGS["trainer"], others["trainer"]
+    differing = [f"trainer.{name}" for name, value in vars(now).items() if value != vars(before)[name]]
+    assert set(differing) == set(MAY_DIFFER)
+
+
+# An end by steps is within an epoch, at its end, and before the first.
+@pytest.mark.parametrize("steps", [[14, 30], [10, 30], [10, 20, 23, 29, 30], [19, 24]])
+def test_a_finished_training_goes_on_with_more_steps_as_if_it_had_never_ended(steps: list[int], tmp_path: Path) -> None:
+    never = Stopping(exact_match=1.0, loss=0.0)
+    _fit(tmp_path / "whole", stopping=never, **_trainer(max_steps=steps[-1]))
+    for number, most in enumerate(steps):
+        trained = _fit(tmp_path / "parts", stopping=never, resume=number > 0, **_trainer(max_steps=most))
+        assert (trained.steps, trained.reached) == (most, False)
+    assert _weights(tmp_path / "parts") == _weights(tmp_path / "whole")
+    histories = [(tmp_path / name / "fit" / "training.json").read_bytes() for name in ("parts", "whole")]
+    assert histories[0] == histories[1]
+    kept = _weights(tmp_path / "parts")
+    with pytest.raises(UserError, match=r"is of step \d+: give at least as many --trainer\.max_steps"):
+        _fit(tmp_path / "parts", stopping=never, resume=True, **_trainer(max_steps=5))
+    assert _weights(tmp_path / "parts") == kept
+
+
+def test_a_training_that_its_rule_ended_takes_no_more_steps(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        _fit(whole, resume=True, **_trainer(max_steps=100))
+    # One that is not yet written down.
+    _interrupted(_fit, commands, "save_weights", _interrupt, path=tmp_path)
+    with pytest.raises(UserError, match="ended at step 23 by its stopping rule"):
+        _fit(tmp_path, resume=True, **_trainer(max_steps=100))
+    assert _fit(tmp_path, resume=True).steps == 23
+    assert _weights(tmp_path) == _weights(whole)
+
+
 def test_a_full_disk_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    own = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == PROGRESS:
+            raise OSError(28, "No space left on device")
+        own(source, target)
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"progress\.ckpt cannot be written \(No space left on device\)"):
@@ -374,7 +471,7 @@ def test_two_processes_share_a_training_and_one_writes(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 3, done.stderr
     record = json.loads((tmp_path / "run" / "fit" / "record.json").read_text())
     assert record["results"]["steps"] == 6
-    assert record["trainer"]["devices"] == 2
+    assert record["arguments"]["trainer"]["devices"] == 2
 
 
 @pytest.mark.parametrize(
