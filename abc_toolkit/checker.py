@@ -34,6 +34,7 @@ import numpy as np
 
 MOST_PREDICTIONS = 3_000_000  # sizes and tokens that layouts are built for
 MOST_ROWS = 30_000_000  # assignments of one kind
+TOO_MANY = f"a kind has more than {MOST_ROWS} assignments, which is beyond the budget"
 BATCH = 8192  # assignments that go through the model at once
 CARTESIAN = ("place", "index", "row", "column")
 COORDINATES = (*CARTESIAN, "raw", "raw_from_end", "segment")
@@ -123,19 +124,10 @@ def fits(value: Any, pattern: Any, name: str, remedy: str = "write the certifica
             fits(inside, pattern[0], f"{name} {number}", remedy)
     elif isinstance(pattern, (set, range)):
         fits(value, tuple({type(each) for each in pattern}) if isinstance(pattern, set) else int, name, remedy)
-        require(value in pattern, f"{name} is {str(value)[:40]!r}, which it cannot be", remedy)
+        require(value in pattern, f"{name} is {repr(value)[:40]}, which it cannot be", remedy)
     else:  # `type`, as `true` is no number
         good = type(value) in (pattern if isinstance(pattern, tuple) else (pattern,))
         require(good, f"{name} is {repr(value)[:40]}, of the wrong type", remedy)
-
-
-def read_bytes(path: Path) -> bytes:
-    """What a file holds."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = f"{path} cannot be read ({error.strerror or error}): give the path of another file"
-        raise Outcome(reason, 2) from error
 
 
 def read_json(data: bytes, name: str) -> Any:
@@ -599,11 +591,11 @@ class Prediction:
             key, equations = Token.any_of(item, "key"), []
             for each in rule["conditions"]:
                 name = f"held {each['key']}" if causal and each["key"].startswith("raw") else each["key"]
-                mine = key.coordinate(name)
-                other: Any = query.coordinate(each["query"]) if each["query"] else Expr()
-                linear = mine is not None and other is not None
+                compared = [query.coordinate(each["query"])] if each["query"] else []
+                compared.append(key.coordinate(name))
+                linear = None not in compared
                 decide(linear, f"{rule['name']} compares a coordinate of {item.segment!r} that is not linear")
-                equations.append((mine if each["query"] is None else other - mine) - each["equals"])
+                equations.append((compared[0] - compared[1] if each["query"] else compared[0]) - each["equals"])
             if not possible([*known, *key.ranges(), *zero(*equations)]):
                 continue
             key, rest = solved(key, equations)
@@ -785,7 +777,7 @@ class Layout:
         ):
             for layer in range(model.num_layers[side]):
                 rules = [[r for r in window.at(site, layer) if r["head"] == head] for head in range(model.num_heads)]
-                heads = [open_keys(of_head, queries, keys, site == "decoder") for of_head in rules]
+                heads = [open_keys(rules_of_head, queries, keys, site == "decoder") for rules_of_head in rules]
                 self.open[site, layer] = list(zip(*heads, strict=True))
 
     def receptive_field(self, query: int) -> tuple[list[Placed], Form]:
@@ -844,8 +836,7 @@ def open_keys(rules: list[Any], queries: list[Placed], keys: list[Placed], causa
     q, k = ({name: np.array([t[name] for t in tokens], int) for name in COORDINATES} for tokens in (queries, keys))
     biases = np.full((len(queries), len(keys)), -math.inf)
     for fallback in (False, True):
-        # A fallback is for queries with nothing open.
-        asks = ~fallback | np.isinf(biases).all(axis=1, keepdims=True)
+        asks = np.isinf(biases).all(axis=1, keepdims=True) | (not fallback)  # a fallback is for queries with none open
         for rule in (rule for rule in rules if rule["fallback"] == fallback):
             opens = asks & (np.tri(*biases.shape, dtype=bool) if causal else np.full(biases.shape, True))
             opens &= [[rule["query_segment"] in (None, token["item"].segment)] for token in queries]
@@ -865,45 +856,44 @@ class Plan(NamedTuple):
 
     # The places from 0 on: which operands have a digit, which reads are told, and how many such places follow.
     steps: tuple[tuple[tuple[bool, ...], tuple[int, ...], int], ...]
-    leaves: tuple[tuple[str, Any], ...]  # what tells each: step and read, number of a constant, or the ids it can hold
-    required: tuple[str, Any]  # what tells the required token
+    leaves: tuple[tuple[str, Any], ...]  # number of the told symbol, or of the constant, or the ids that it can hold
+    required: tuple[str, Any]  # of the required token
 
 
 def plan_of(layout: Layout, query: int, leaves: list[Placed], rule: Rule) -> Plan:
     """The plan of the prediction of a target token."""
     predicted = layout.target[query]
-    told: dict[int, set[int]] = {}  # reads whose symbols are told, by place
+    told: set[tuple[int, int]] = set()  # places and reads
 
-    def tells(token: Placed, reads: list[int]) -> tuple[str, Any]:
+    def tells(token: Placed, reads: Iterable[int]) -> tuple[str, Any]:
         for i in reads:
             if may_be(rule.reads[i], token, predicted["row"]):
                 if i in rule.constants:
                     return "constant", rule.constants.index(i)
                 if (place := token[rule.along] - rule.reads[i]["shift"]) >= 0:
-                    told.setdefault(place, set()).add(i)
+                    told.add((place, i))
                     return "told", (place, i)
         return "id", token["item"].values
 
-    sources = [*(tells(token, list(range(len(rule.reads)))) for token in leaves), tells(predicted, rule.answers)]
+    sources = [tells(token, range(len(rule.reads))) for token in leaves] + [tells(predicted, rule.answers)]
     if sources[-1][0] == "id":
         segment = predicted["item"].segment
         none = not any(may_be(rule.reads[i], predicted, predicted["row"]) for i in rule.answers)
         decide(none, f"the rule has no place for a token of {segment!r} ({named(layout.sizes)})")
         decide(len(sources[-1][1]) == 1, f"nothing says which token of {segment!r} is required")
     present, last = layout.places(predicted["row"])
-    steps: list[tuple[tuple[bool, ...], tuple[int, ...], int]] = []
-    number = {}
-    for place in range(last + 1):
-        there, wanted = tuple(place in places for places in present), tuple(sorted(told.get(place, ())))
-        if steps and not wanted and steps[-1][:2] == (there, ()):
-            steps[-1] = there, (), steps[-1][2] + 1
-        else:
-            steps.append((there, wanted, 1))
-        number[place] = len(steps) - 1
-    for n, (there, wanted, times) in enumerate(steps):  # powers of a relation repeat themselves
-        if not wanted and times > rule.first:
-            steps[n] = there, (), rule.first + (times - rule.first) % rule.period
-    sources = [(how, (number[what[0]], what[1]) if how == "told" else what) for how, what in sources]
+    places = (
+        (tuple(place in digits for digits in present), tuple(i for x, i in sorted(told) if x == place))
+        for place in range(last + 1)
+    )
+    steps = []
+    for (there, wanted), alike in itertools.groupby(places):
+        times = len(list(alike))
+        if not wanted and times > rule.first:  # powers of a relation repeat themselves
+            times = rule.first + (times - rule.first) % rule.period
+        steps.append((there, wanted, times))
+    columns = {place_and_read: column for column, place_and_read in enumerate(sorted(told))}
+    sources = [(how, columns[what] if how == "told" else what) for how, what in sources]
     return Plan(tuple(steps), tuple(sources[:-1]), sources[-1])
 
 
@@ -912,14 +902,9 @@ def joined(runs: np.ndarray, steps: np.ndarray) -> np.ndarray:
     parts = [np.zeros((0, runs.shape[1] + steps.shape[1] - 2), runs.dtype)]
     for state in np.unique(runs[:, -1]):
         mine, then = runs[runs[:, -1] == state, :-1], steps[steps[:, 0] == state, 1:]
-        within_budget(len(mine) * len(then))
+        decide(len(mine) * len(then) <= MOST_ROWS, TOO_MANY)
         parts.append(np.hstack([np.repeat(mine, len(then), axis=0), np.tile(then, (len(mine), 1))]))
     return unique_rows(np.concatenate(parts))
-
-
-def within_budget(rows: int) -> None:
-    """Ends the check where there are too many assignments."""
-    decide(rows <= MOST_ROWS, f"a kind has more than {MOST_ROWS} assignments, which is beyond the budget")
 
 
 def assignments(plan: Plan, rule: Rule) -> np.ndarray:
@@ -928,7 +913,6 @@ def assignments(plan: Plan, rule: Rule) -> np.ndarray:
     The rule takes down the states in which runs end, by the constants, where the required token is an answer.
     """
     sources = [*plan.leaves, plan.required]
-    columns = [(n, read) for n, (_, wanted, _) in enumerate(plan.steps) for read in wanted]
     found = []
     for constants in rule.constant_values:
         runs = np.array(rule.starts, np.int16)[:, None]
@@ -938,12 +922,14 @@ def assignments(plan: Plan, rule: Rule) -> np.ndarray:
         runs = runs[rule.ends[runs[:, -1]]]
         if plan.required[0] == "told":
             rule.ended.setdefault(constants, set()).update(np.unique(runs[:, -1]).tolist())
-        told = {source: runs[:, n] + 2 for n, source in enumerate(columns)}
         ids = [what if how == "id" else (constants[what] + 2,) if how == "constant" else (0,) for how, what in sources]
-        within_budget(len(runs) * math.prod(map(len, ids)))
+        decide(len(runs) * math.prod(map(len, ids)) <= MOST_ROWS, TOO_MANY)
         for chosen in itertools.product(*ids):  # each run with all ids that the other leaves can hold
-            row = [told[what] if how == "told" else one for (how, what), one in zip(sources, chosen, strict=True)]
-            found.append(unique_rows(np.stack([np.broadcast_to(x, len(runs)) for x in row], axis=1).astype(np.int16)))
+            rows = np.full((len(runs), len(sources)), chosen, np.int16)
+            for column, (how, what) in enumerate(sources):
+                if how == "told":
+                    rows[:, column] = runs[:, what] + 2
+            found.append(unique_rows(rows))
     return unique_rows(np.concatenate(found))
 
 
@@ -1001,7 +987,7 @@ class Model:
         for name in [name for name in tensors if ".key_value." in name]:
             for part, half in zip(("key", "value"), np.split(tensors[name], 2), strict=True):
                 self.weights[name.replace("key_value", part)] = half
-        matrices = {name[: -len(".weight")]: tensor for name, tensor in self.weights.items() if tensor.ndim == 2}
+        matrices = {name.removesuffix(".weight"): x for name, x in self.weights.items() if x.ndim == 2}
         self.stretch = {name: float(np.linalg.norm(matrix, 2)) * SAFELY for name, matrix in matrices.items()}
         self.entries = {name: float(np.linalg.norm(abs(matrix), 2)) * SAFELY for name, matrix in matrices.items()}
         output = tensors["output.weight"]
@@ -1038,20 +1024,18 @@ class Model:
         """
         root, sizes = math.sqrt(self.dim), [abs(rule["bias"]) for rule in window.rules]
 
-        def noted(size: Any) -> float:
-            sizes.append(float(size))
-            return sizes[-1]
-
         def linear(name: str, size: float) -> float:
-            return noted(self.entries[name] * size + norm(self.weights[f"{name}.bias"]))
+            sizes.append(self.entries[name] * size + float(norm(self.weights[f"{name}.bias"])))
+            return sizes[-1]
 
         def normed(name: str, size: float) -> float:
             # Of a vector that is nearly the same everywhere, float32 may leave rounding errors alone.
             left = root + 4 * gamma(self.dim + 8) * size / math.sqrt(1e-5)
-            return noted(abs(self.weights[f"{name}.weight"]).max() * left + norm(self.weights[f"{name}.bias"]))
+            sizes.append(float(abs(self.weights[f"{name}.weight"]).max() * left + norm(self.weights[f"{name}.bias"])))
+            return sizes[-1]
 
         waves = sum(len(table["coordinates"]) for table in self.positions)
-        embedded = memory = noted(root * float(norm(self.weights["embedding.weight"]).max() + waves))
+        embedded = encoded = root * float(norm(self.weights["embedding.weight"]).max() + waves)
         for side, attentions in ATTENTIONS.items():
             stream = embedded
             for name in (f"{side}.{n}" for n in range(self.num_layers[side])):
@@ -1060,14 +1044,15 @@ class Model:
                     if part == "feedforward":
                         update = linear(f"{name}.feedforward.3", linear(f"{name}.feedforward.0", inside))
                     else:
-                        attention, read = f"{name}.{part}_attention", memory if part == "cross" else inside
-                        noted(linear(f"{attention}.query", inside) * linear(f"{attention}.key", read))
-                        mixed = noted(math.sqrt(self.num_heads) * linear(f"{attention}.value", read))
+                        attention, read = f"{name}.{part}_attention", encoded if part == "cross" else inside
+                        logit = linear(f"{attention}.query", inside) * linear(f"{attention}.key", read)
+                        mixed = math.sqrt(self.num_heads) * linear(f"{attention}.value", read)
                         update = linear(f"{attention}.output", mixed)
-                    stream = noted(stream + update)
-                    stream = stream if self.pre else normed(f"{name}.{part}_norm", stream)
-            memory = normed(f"{side}_norm", stream) if f"{side}_norm.weight" in self.weights else stream
-        linear("output", memory)
+                        sizes += [logit, mixed]
+                    sizes += [stream, stream + update]
+                    stream = stream + update if self.pre else normed(f"{name}.{part}_norm", stream + update)
+            encoded = normed(f"{side}_norm", stream) if f"{side}_norm.weight" in self.weights else stream
+        sizes += [embedded, linear("output", encoded)]  # the decoder's own by now
         safe = all(2 * size <= HUGE for size in sizes)
         decide(safe, f"float32 may overflow, as the weights or biases allow of numbers up to {max(sizes):.3g}")
 
@@ -1117,8 +1102,7 @@ class Model:
             if not open_:
                 continue
             block, count = slice(head * width, (head + 1) * width), len(open_)
-            own, logits, errors = q.part(block), [], []
-            size = own.size
+            own, size, logits, errors = q.part(block), q.part(block).size, [], []
             for n, bias in open_:
                 key = k[n].part(block)
                 logits.append((own.value * key.value).sum(axis=1) * width**-0.5 + bias)
@@ -1152,9 +1136,8 @@ class Model:
         inside = {n: self.normed(f"{name}.self_norm", x) for n, x in streams.items()}
         before, after = {}, {}
         for n, own, cross in needed:
-            x = self.add(
-                streams[n], self.attention(f"{name}.self_attention", inside[n], inside, own), f"{name}.self_norm"
-            )
+            update = self.attention(f"{name}.self_attention", inside[n], inside, own)
+            x = self.add(streams[n], update, f"{name}.self_norm")
             if name.startswith("decoder"):
                 asking = self.normed(f"{name}.cross_norm", x)
                 x = self.add(x, self.attention(f"{name}.cross_attention", asking, memory, cross), f"{name}.cross_norm")
@@ -1378,7 +1361,7 @@ def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str,
     Raises:
         Outcome: If anything does not agree, cannot be decided, or is bad input.
     """
-    data = read_json(read_bytes(path), str(path))
+    data = read_json(path.read_bytes(), str(path))
     for key, known, remedy in (
         ("schema", 3, "certify the model anew"),
         ("argument", 1, "take that version's checker"),
@@ -1390,7 +1373,7 @@ def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str,
     count, bound = data["tokens"]["count"], data["bound"]["sizes"]
     family, rule = Family(data["layout"], count), Rule(data["rule"], count)
     fits(bound, dict.fromkeys(family.sizes, int), "bound, sizes")
-    weights, window_bytes = read_bytes(weights_path), read_bytes(window_path)
+    weights, window_bytes = weights_path.read_bytes(), window_path.read_bytes()
     model = Model(data["architecture"], data["positions"], count, read_tensors(weights, str(weights_path)))
     window = Window(read_json(window_bytes, str(window_path)), data["architecture"])
 
@@ -1451,12 +1434,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights, window = chosen.weights or beside / "weights.safetensors", chosen.window or beside / "window.json"
     try:
         check(chosen.certificate, weights, window, lambda heading, text: print(f"{heading:<17} {text}", flush=True))
-    except (Outcome, RecursionError) as error:
-        line, status = error.args if isinstance(error, Outcome) else ("a file is nested too deep: write it anew", 2)
-        print(line, file=sys.stderr if status == 2 else sys.stdout)
-        return status
-    print("agrees")
-    return 0
+    except OSError as error:
+        line, status = f"{error.filename} cannot be read ({error.strerror}): give the path of another file", 2
+    except RecursionError:
+        line, status = "a file is nested too deep: write it anew", 2
+    except Outcome as outcome:
+        line, status = outcome.args
+    else:
+        line, status = "agrees", 0
+    print(line, file=sys.stderr if status == 2 else sys.stdout)
+    return status
 
 
 if __name__ == "__main__":
