@@ -1,1 +1,30 @@
 """Attention Bias Calibration: transformers that learn arithmetic on short numbers and do it on long ones."""
+
+import os
+import re
+import sys
+from contextlib import suppress
+
+
+def _survive_the_environment() -> None:
+    """Lets the toolkit be imported where variables of the environment would make its libraries fail.
+
+    A notebook names the backend of its figures in `MPLBACKEND`, which another Python that it starts may not have;
+    matplotlib fails on that as it is imported, whether anything is drawn on a screen or not. Lightning fails on ranks
+    that are no numbers.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"):
+        if not re.fullmatch(r"\s*[+-]?\d+\s*", os.environ.get(name, "0")):
+            del os.environ[name]
+    backend = os.environ.get("MPLBACKEND")
+    if backend and "matplotlib" not in sys.modules:
+        del os.environ["MPLBACKEND"]
+        with suppress(ImportError):  # the checker of certificates does without
+            import matplotlib
+
+            with suppress(ValueError):
+                matplotlib.rcParams["backend"] = backend
+        os.environ["MPLBACKEND"] = backend
+
+
+_survive_the_environment()

@@ -2,15 +2,14 @@
 
 import contextlib
 import math
-import os
 import re
-import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -24,6 +23,11 @@ from abc_toolkit.positions import ModelPosition
 from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM, shape_name
 from abc_toolkit.vocabulary import BOS, EOS
+
+try:
+    import resource
+except ImportError:  # on Windows, where a process has no such limits
+    resource = None
 
 Decode = Literal["parallel", "steps"]
 Size = int | Shape  # a length, whose shapes are up to the task, or one shape
@@ -470,8 +474,9 @@ def _memory(device: torch.device) -> int:
     """Bytes that this process may take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    limits = [psutil.virtual_memory().total]
+    if resource is not None:
+        limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
     with contextlib.suppress(OSError, ValueError):  # a container's limit, where there is one
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     return min(limits)

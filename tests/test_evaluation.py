@@ -5,8 +5,10 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -244,10 +246,9 @@ def _limited(monkeypatch: pytest.MonkeyPatch, what: str, limit: int) -> torch.de
     if what == "process":
         monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, resource.RLIM_INFINITY))
     if what == "container":
-        monkeypatch.setattr(Path, "read_text", lambda path: f"{limit}\n" if path.name == "memory.max" else "")
+        monkeypatch.setattr(Path, "read_text", lambda path, **_: f"{limit}\n" if path.name == "memory.max" else "")
     if what == "machine":
-        sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": limit // 4096}
-        monkeypatch.setattr(evaluation.os, "sysconf", sizes.__getitem__)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=limit))
     return CPU
 
 

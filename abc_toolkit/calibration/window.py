@@ -313,7 +313,7 @@ class Window:
             WindowError: As `from_json`, the path named; also if the file cannot be read.
         """
         try:
-            return cls.from_json(path.read_text())
+            return cls.from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise WindowError(f"there is no window at {path}") from None
         except (OSError, ValueError) as error:
