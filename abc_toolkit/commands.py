@@ -24,7 +24,7 @@ from abc_toolkit.calibration.method import find_window
 from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, seeded, validation_problems
 from abc_toolkit.description import describe
-from abc_toolkit.errors import UserError
+from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.evaluation import (
     Decode,
     Row,
@@ -523,7 +523,10 @@ def run_all(
             arguments: dict[str, Any] = {"run": place.path, "overwrite": not go_on if resume else overwrite}
             if phase in ("fit", "retrain"):
                 arguments["resume"] = go_on
-            result = COMMANDS[phase](**(settings[phase] | arguments))
+            try:
+                result = COMMANDS[phase](**(settings[phase] | arguments))
+            except KeyboardInterrupt:
+                raise Interrupted(phase != PIPELINE[0] or place.interrupted(phase)) from None
     assert isinstance(result, EvaluationResult)
     return result
 
@@ -731,7 +734,7 @@ def _train(
             draws = seeded(seed, _PURPOSES[phase]).initial_seed()
             torch.manual_seed(draws)
             model = build_model(task, settings["model"], window)
-            with place.writing(phase, resume, overwrite, inputs=inputs, rank=rank) as folder:
+            with _told(place, phase), place.writing(phase, resume, overwrite, inputs=inputs, rank=rank) as folder:
                 coverage = None if until == "validated" else _coverage(task, model, until)
                 beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume}
                 trained = train(task, model, **settings, **beside, coverage=coverage, title=phase, runner=runner)
@@ -745,6 +748,15 @@ def _train(
                     facts = {"task": task, "model": settings["model"]}
                     save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
     return TrainingResult(place, model, trained)
+
+
+@contextlib.contextmanager
+def _told(place: Run, phase: Phase) -> Iterator[None]:
+    """Tells whoever catches an interruption whether a training can go on from its progress."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(place.interrupted(phase)) from None
 
 
 def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: Task) -> None:

@@ -57,3 +57,15 @@ def check_choice(settings: object, name: str, choices: Any, several: bool = Fals
     if not values or several != isinstance(value, tuple) or any(one not in known for one in values):
         give = "a tuple of one or more of" if several else "one of"
         raise UserError(f"{type(settings).__name__}: {name} cannot be {value!r}: give {give} {', '.join(known)}")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a signal to end.
+
+    Args:
+        resumable: Whether there is something that the command can go on from.
+    """
+
+    def __init__(self, resumable: bool) -> None:
+        super().__init__()
+        self.resumable = resumable
