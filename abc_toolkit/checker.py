@@ -38,7 +38,8 @@ TOO_MANY = f"a kind has more than {MOST_ROWS} assignments, which is beyond the b
 BATCH = 8192  # assignments that go through the model at once
 CARTESIAN = ("place", "index", "row", "column")
 COORDINATES = (*CARTESIAN, "raw", "raw_from_end", "segment")
-ATTENTIONS = {"encoder": ("self",), "decoder": ("self", "cross")}  # of a layer
+SITES = {"encoder": ["encoder"], "decoder": ["decoder", "cross"]}  # of the attentions of a layer
+ATTENTIONS = {"encoder": ["self"], "decoder": ["self", "cross"]}  # their names
 HASHED = ("architecture", "task", "tokens", "positions", "layout", "rule", "identities")
 COMPARED = ("assignments", "smallest_margin", "largest_rounding", "smallest_slack")
 U = 2.0**-24  # rounding of float32
@@ -106,7 +107,6 @@ WINDOW: Any = {
          "conditions": [{"key": {*COORDINATES}, "equals": int, "query": {*COORDINATES, None}}]},
     ],
 }  # fmt: skip
-ITEM: Any = {"segment": str, **dict.fromkeys(CARTESIAN, (int, dict)), "values": [int]}
 REPEAT: Any = {"repeat": (int, dict), "variable": str, "items": [dict]}
 TENSOR: Any = {"dtype": str, "shape": [range(2**31)], "data_offsets": [int]}
 
@@ -221,7 +221,7 @@ class Item:
     """Tokens of a layout that are written alike: one, or one for each round of the repeats around it."""
 
     segment: str
-    coordinates: dict[str, Any]  # `None` where not linear; "held raw": what a token of the target has in the prefix
+    coordinates: dict[str, Any]  # `None` where not linear; "held raw": what a token has in the decoder's prefix
     values: tuple[int, ...]  # token ids that it can hold
     loops: Loops  # the repeats around it
     address: tuple[int, ...]  # where it stands in the nested lists
@@ -258,25 +258,33 @@ class Family:
     """The family of layouts, read from the certificate."""
 
     def __init__(self, data: Any, num_tokens: int) -> None:
-        self.num_tokens, self.segments, self.least = num_tokens, data["segments"], data["least"]
+        self.segments, self.least = data["segments"], data["least"]
         self.sizes = [f"s{i}" for i in range(len(self.least))]
+        self.item = {
+            "segment": {*self.segments},
+            "values": [range(num_tokens)],
+            **dict.fromkeys(CARTESIAN, (int, dict)),
+        }
         self.cases: list[Case] = []
         for number, case in enumerate(data["cases"]):
             name = f"layout, case {number}"
-            source, target = (self._nodes(case[side], (), (), f"{name}, {side}") for side in ("source", "target"))
-            start = self._item(case["start"], (), (-1,), f"{name}, start")
+            source, (start, *target) = (
+                self._nodes(nodes, (), (), name) for nodes in (case["source"], [case["start"], *case["target"]])
+            )
             last = target[-1] if target else start
-            good = isinstance(last, Item) and last.values == (1,) and start.segment == "start" and start.values == (0,)
+            good = isinstance(start, Item) and start.segment == "start" and start.values == (0,)
+            good = good and isinstance(last, Item) and last.values == (1,)
             require(good, f"{name}: the target does not begin with token 0 of 'start' and end in token 1")
-            for string in (source, target):
+            for string, ahead in ((source, 0), ([start, *target], 1)):
                 whole = count_through(string, Expr())
                 for item in flat(string):
-                    raw = item.coordinates["raw"]
-                    end = None if raw is None or whole is None else whole - raw - 1
-                    held = {"held raw": raw and raw + 1, "held raw_from_end": end and end - 1}
-                    item.coordinates.update({"raw_from_end": end, **held})
-                start.coordinates.update({"held raw": Expr(), "held raw_from_end": whole and whole - 1})
-            self.cases.append(Case([self._expr(expr, (), name) for expr in case["where"]], start, source, target))
+                    if (at := item.coordinates["held raw"]) is not None:
+                        item.coordinates["raw"] = at - ahead
+                    if at is not None and whole is not None:
+                        item.coordinates["raw_from_end"] = whole - at - 1
+                        item.coordinates["held raw_from_end"] = whole - at - 2
+            where = [self._expr(expr, (), name) for expr in case["where"]]
+            self.cases.append(Case(where, next(flat([start])), source, target))
 
     def _expr(self, data: Any, loops: Loops, name: str) -> Expr:
         terms = data if isinstance(data, dict) else {"": data}
@@ -285,29 +293,27 @@ class Family:
         require(good, f"{name}: {str(data)[:60]} is no linear expression of the sizes and the variables around it")
         return Expr.of(terms)
 
-    def _item(self, data: Any, loops: Loops, address: tuple[int, ...], name: str) -> Item:
-        fits(data, ITEM, name)
-        segment, values = data["segment"], tuple(data["values"])
-        require(segment in self.segments, f"{name}: the segment {segment!r} is not among the layout's")
-        good = bool(values) and all(0 <= value < self.num_tokens for value in values)
-        require(good, f"{name}: there is no token of these values")
-        coordinates: dict[str, Any] = {key: self._expr(data[key], loops, name) for key in CARTESIAN}
-        coordinates["segment"] = Expr.of(self.segments.index(segment))
-        return Item(segment, coordinates, values, loops, address)
-
     def _nodes(self, data: Any, loops: Loops, address: tuple[int, ...], name: str) -> Nodes:
         nodes: Nodes = []
         for number, node in enumerate(data):
             here = *address, number
-            if "repeat" not in node:
-                nodes.append(self._item(node, loops, here, name))
-                continue
-            fits(node, REPEAT, name)
-            variable, count = node["variable"], self._expr(node["repeat"], loops, name)
-            taken = variable in {"", *self.sizes, *(other for other, _ in loops)} or variable.startswith("?")
-            good = len(loops) < 2 and not taken and bool(node["items"])
-            require(good, f"{name}: the repeat over {variable!r} is the third of a nest, is empty, or has no new name")
-            nodes.append(Repeat(count, variable, self._nodes(node["items"], (*loops, (variable, count)), here, name)))
+            if "repeat" in node:
+                fits(node, REPEAT, name)
+                variable, count = node["variable"], self._expr(node["repeat"], loops, name)
+                new = variable not in {"", *self.sizes, *(other for other, _ in loops)} and variable[0] != "?"
+                good = len(loops) < 2 and new and bool(node["items"])
+                require(
+                    good, f"{name}: the repeat over {variable!r} is a third inside others, empty, or has no new name"
+                )
+                inside = self._nodes(node["items"], (*loops, (variable, count)), here, name)
+                nodes.append(Repeat(count, variable, inside))
+            else:
+                fits(node, self.item, name)
+                require(bool(node["values"]), f"{name}: there is no token of these values")
+                coordinates: dict[str, Any] = dict.fromkeys((*COORDINATES, "held raw", "held raw_from_end"))
+                coordinates |= {key: self._expr(node[key], loops, name) for key in CARTESIAN}
+                coordinates["segment"] = Expr.of(self.segments.index(node["segment"]))
+                nodes.append(Item(node["segment"], coordinates, tuple(node["values"]), loops, here))
         return nodes
 
     def case_of(self, sizes: dict[str, int]) -> Case | None:
@@ -316,10 +322,10 @@ class Family:
 
 
 def count_through(nodes: Nodes, before: Expr | None) -> Expr | None:
-    """Gives items their coordinate `raw`, and returns the number of tokens so far: `None` where that is not linear."""
+    """Gives items the number of tokens before them, and returns that of all: `None` where it is not linear."""
     for node in nodes:
         if isinstance(node, Item):
-            node.coordinates["raw"] = before
+            node.coordinates["held raw"] = before
             before = None if before is None else before + 1
         else:
             once = count_through(node.nodes, Expr())
@@ -641,8 +647,7 @@ class Prediction:
             return in_turn([*parts, first(nodes[address[0] + 1 :] if step == 1 else nodes[: address[0]], values)])
 
         found = []
-        address = token.item.address[0] + 1, *token.item.address[1:]  # as the start is ahead of the others here
-        for other, conditions, facts in beyond([self.case.start, *self.case.target], address, {}):
+        for other, conditions, facts in beyond([self.case.start, *self.case.target], token.item.address, {}):
             if other is not None and possible(known.union(conditions)):
                 found.append((other, known.union(conditions)))
                 self.note(facts)
@@ -744,8 +749,8 @@ class Form(NamedTuple):
 
     encoder: tuple[Any, ...]
     decoder: tuple[Any, ...]
-    source_residues: tuple[tuple[int, ...], ...]  # what the position tables take at each leaf of the source
-    prefix_residues: tuple[tuple[int, ...], ...]
+    residues: tuple[tuple[int, ...], ...]  # what the position tables take at each leaf
+    num_sources: int  # leaves of the source, which come first; those of the prefix are numbered from 0 again
     read: int  # the stream that is read out
 
 
@@ -770,12 +775,10 @@ class Layout:
             for number, token in enumerate(string):
                 token["raw"], token["raw_from_end"] = number, len(string) - 1 - number
         self.open: dict[tuple[str, int], list[Any]] = {}  # by query and head, the open keys and their biases
-        for site, side, queries, keys in (
-            ("encoder", "encoder", self.source, self.source),
-            ("decoder", "decoder", self.target, self.prefix),
-            ("cross", "decoder", self.target, self.source),
-        ):
-            for layer in range(model.num_layers[side]):
+        for side, sites in SITES.items():
+            for site, layer in itertools.product(sites, range(model.num_layers[side])):
+                queries = self.source if side == "encoder" else self.target
+                keys = self.prefix if site == "decoder" else self.source
                 rules = [[r for r in window.at(site, layer) if r["head"] == head] for head in range(model.num_heads)]
                 heads = [open_keys(rules_of_head, queries, keys, site == "decoder") for rules_of_head in rules]
                 self.open[site, layer] = list(zip(*heads, strict=True))
@@ -783,32 +786,31 @@ class Layout:
     def receptive_field(self, query: int) -> tuple[list[Placed], Form]:
         """The leaves and the form of the prediction of a target token."""
 
-        def read(open_: list[Any], queries: set[int]) -> set[int]:
-            return {key for n in queries for head in open_[n] for key, _ in head}
+        def read(site: str, layer: int, queries: set[int]) -> set[int]:
+            return {key for n in queries for head in self.open[site, layer][n] for key, _ in head}
 
         needed, reached = {query}, set()
-        decoder, encoder = [], []
+        passed: list[tuple[str, int, list[int]]] = []  # layers, from the last on, and the streams that each must give
         for layer in range(self.model.num_layers["decoder"])[::-1]:
-            own, cross = self.open["decoder", layer], self.open["cross", layer]
-            decoder.insert(0, [(n, own[n], cross[n]) for n in sorted(needed)])
-            reached |= read(cross, needed)
-            needed |= read(own, needed)
+            passed.append(("decoder", layer, sorted(needed)))
+            reached |= read("cross", layer, needed)
+            needed |= read("decoder", layer, needed)
         for layer in range(self.model.num_layers["encoder"])[::-1]:
-            own = self.open["encoder", layer]
-            encoder.insert(0, [(n, own[n], ()) for n in sorted(reached)])
-            reached |= read(own, reached)
+            passed.append(("encoder", layer, sorted(reached)))
+            reached |= read("encoder", layer, reached)
         source, prefix = ({n: leaf for leaf, n in enumerate(sorted(numbers))} for numbers in (reached, needed))
-
-        def renumbered(layers: list[Any], own: dict[int, int]) -> tuple[Any, ...]:
-            def heads(open_: Any, numbers: dict[int, int]) -> tuple[Any, ...]:
-                return tuple(tuple((numbers[key], bias) for key, bias in head) for head in open_)
-
-            return tuple(tuple((own[n], heads(a, own), heads(b, source)) for n, a, b in layer) for layer in layers)
-
-        source_residues = tuple(self.model.residues(self.source[n]) for n in source)
-        prefix_residues = tuple(self.model.residues(self.target[n]) for n in prefix)  # of the token that is predicted
-        layers = renumbered(encoder, source), renumbered(decoder, prefix)
-        form = Form(*layers, source_residues, prefix_residues, prefix[query])
+        leaf_of = {"encoder": source, "decoder": prefix, "cross": source}
+        layers: dict[str, list[Any]] = {side: [] for side in SITES}
+        for side, layer, streams in passed[::-1]:
+            layers[side].append([])
+            for n in streams:
+                opens = [(leaf_of[site], self.open[site, layer][n]) for site in SITES[side]]
+                heads = [tuple(tuple((leaf[key], b) for key, b in head) for head in open_) for leaf, open_ in opens]
+                layers[side][-1].append((leaf_of[side][n], *heads))
+        residues = tuple(self.model.residues(self.source[n]) for n in source)
+        residues += tuple(self.model.residues(self.target[n]) for n in prefix)  # of the token that is predicted
+        encoder, decoder = (tuple(map(tuple, layers[side])) for side in SITES)
+        form = Form(encoder, decoder, residues, len(source), prefix[query])
         return [self.source[n] for n in source] + [self.prefix[n] for n in prefix], form
 
     def places(self, row: int) -> tuple[list[set[int]], int]:
@@ -1135,12 +1137,12 @@ class Model:
         """The streams that are needed after a layer: before and after its feed-forward block."""
         inside = {n: self.normed(f"{name}.self_norm", x) for n, x in streams.items()}
         before, after = {}, {}
-        for n, own, cross in needed:
-            update = self.attention(f"{name}.self_attention", inside[n], inside, own)
-            x = self.add(streams[n], update, f"{name}.self_norm")
-            if name.startswith("decoder"):
-                asking = self.normed(f"{name}.cross_norm", x)
-                x = self.add(x, self.attention(f"{name}.cross_attention", asking, memory, cross), f"{name}.cross_norm")
+        for n, *opens in needed:
+            x = streams[n]
+            for part, heads in zip(ATTENTIONS[name.split(".")[0]], opens, strict=True):
+                asking, read = self.normed(f"{name}.{part}_norm", x), inside if part == "self" else memory
+                update = self.attention(f"{name}.{part}_attention", asking, read, heads)
+                x = self.add(x, update, f"{name}.{part}_norm")
             hidden = self.linear(f"{name}.feedforward.0", self.normed(f"{name}.feedforward_norm", x))
             update = self.linear(f"{name}.feedforward.3", Bounded(np.maximum(hidden.value, 0), hidden.error))
             before[n], after[n] = x, self.add(x, update, f"{name}.feedforward_norm")
@@ -1197,9 +1199,8 @@ class Model:
 
         Both are arrays `[assignment, token]`, with infinity and 0 for the required token.
         """
-        count = len(form.source_residues)
-        leaves = [self.embed(each, ids[:, n]) for n, each in enumerate(form.source_residues + form.prefix_residues)]
-        memory, streams = dict(enumerate(leaves[:count])), dict(enumerate(leaves[count:]))
+        leaves = [self.embed(residues, ids[:, n]) for n, residues in enumerate(form.residues)]
+        memory, streams = dict(enumerate(leaves[: form.num_sources])), dict(enumerate(leaves[form.num_sources :]))
         before = streams
         for number, needed in enumerate(form.encoder):
             _, memory = self.layer(f"encoder.{number}", memory, {}, needed)
