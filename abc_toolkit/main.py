@@ -52,6 +52,7 @@ from abc_toolkit.run import PIPELINE
 
 with suppress(ValueError):
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 SHARED = ("task", "run", "seed", "resume", "overwrite", "trust")
 # What a user reads in place of what jsonargparse says.
@@ -317,8 +318,8 @@ class CommandLine(LightningCLI):
                     self.status = VERDICTS[commands.certify(**arguments).verdict]
                 else:
                     getattr(Commands, subcommand)(**arguments)
-        except KeyboardInterrupt:
-            report.remark(f"Interrupted. {_how_to_go_on(subcommand, 'resume' in arguments)}")
+        except KeyboardInterrupt as interrupt:
+            report.remark(f"Interrupted. {_how_to_go_on(subcommand, getattr(interrupt, 'resumable', False))}")
             raise SystemExit(130) from None
 
 
