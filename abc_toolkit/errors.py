@@ -1,12 +1,25 @@
 """What a user got wrong."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any, get_args
 
 
 class UserError(ValueError):
     """Ends a command with exit status 2 and its message: one line that names the thing and the remedy."""
+
+
+_NO_MEMORY = re.compile("(can't|cannot) allocate memory|out of memory|not enough memory|failed to map", re.IGNORECASE)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error comes of too little memory; PyTorch and the loader of libraries say so in words alone."""
+    while error is not None:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_numbers(
