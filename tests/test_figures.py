@@ -111,6 +111,20 @@ def test_files_appear_whole_from_any_thread(name: str, tmp_path: Path) -> None:
     assert pyplot.get_fignums() == []
 
 
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_figure_asks_for_a_backend(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = DRAWN[name](tmp_path / "expected.png").read_bytes()
+
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("a figure asks pyplot")
+
+    for function in ("switch_backend", "figure", "subplots", "gcf", "gca", "show", "new_figure_manager"):
+        monkeypatch.setattr(pyplot, function, asked)
+    monkeypatch.setattr(pyplot, "_backend_mod", None)
+    torch.manual_seed(0)
+    assert DRAWN[name](tmp_path / "found.png").read_bytes() == expected
+
+
 def test_a_failure_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_off(figure: Figure, path: Path, **_: Any) -> None:
         path.write_bytes(b"half a fig")
