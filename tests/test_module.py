@@ -78,6 +78,43 @@ def test_weights_are_averaged(averaging: float) -> None:
     assert not torch.allclose(fresh.output.weight, history[0]["output.weight"])
 
 
+@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("size", [5, 6, 7, 31])
+def test_processes_together_do_what_one_does(size: int, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda loss: told.append(loss.item()))
+    torch.manual_seed(0)
+    alone = make()
+    batch, held_out = problems(2, size), [problems(step, few) for step, few in enumerate((1, 2, size))]
+    alone.training_step(batch, 0).backward()
+    expected = {name: w.grad for name, w in alone.model.named_parameters()}
+    found = {name: torch.zeros_like(w) for name, w in alone.model.named_parameters()}
+    loss = alone.last_loss.item()
+    whole, parts = alone.eval(), []
+    for rank in range(processes):
+        own = make()
+        own.load_state_dict(alone.state_dict())
+        own.rank, own.processes = rank, processes
+        own.training_step(batch, 0).backward()
+        for name, w in own.model.named_parameters():
+            assert w.grad is not None
+            found[name] += w.grad / processes  # as DistributedDataParallel averages them
+        parts.append(own.eval())
+    assert sum(told) == pytest.approx(loss, rel=1e-5)
+    for name, gradient in expected.items():
+        assert gradient is not None
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+    for module in (whole, *parts):
+        for own in held_out:
+            with torch.no_grad():
+                module.validation_step(own, 0)
+    assert sum(int(part.exact_match.total) for part in parts) == sum(map(len, held_out))
+    assert sum(int(part.exact_match.right) for part in parts) == int(whole.exact_match.right)
+    for state in ("mean_value", "weight"):
+        together = sum(float(getattr(part.validation_loss, state)) for part in parts)
+        assert together == pytest.approx(float(getattr(whole.validation_loss, state)), rel=1e-5)
+
+
 def test_only_the_models_own_weights_are_trained() -> None:
     # Several processes wait for the gradient of every parameter that asks for one: the average's must not.
     module = make()
