@@ -35,7 +35,7 @@ import numpy as np
 MOST_PREDICTIONS = 3_000_000  # sizes and tokens that layouts are built for
 MOST_ROWS = 30_000_000  # assignments of one kind
 TOO_MANY = f"a kind has more than {MOST_ROWS} assignments, which is beyond the budget"
-BATCH = 8192  # assignments that go through the model at once
+BATCH = 1024  # assignments that go through the model at once
 CARTESIAN = ("place", "index", "row", "column")
 COORDINATES = (*CARTESIAN, "raw", "raw_from_end", "segment")
 SITES = {"encoder": ["encoder"], "decoder": ["decoder", "cross"]}  # of the attentions of a layer
@@ -1261,7 +1261,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     """Where an identity does not hold on the rule's table, `None` if it does."""
     kind, up, said = identity["kind"], rule.along == "place", f"identity {identity['statement']!r}"
     decide(kind in IDENTITIES, f"nothing is known of identities of the kind {kind!r}")
-    identity = {"answer": None, **identity}
+    identity = {"answer": None} | {key: value for key, value in identity.items() if key in IDENTITIES[kind]}
     fits(identity, IDENTITIES[kind], said)
     takes, gives, answer = identity.get("takes", []), identity.get("gives", []), identity["answer"]
     carry = identity.get("order" if kind == "order" else "carry", [0] * rule.num_states)
