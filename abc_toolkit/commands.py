@@ -23,7 +23,7 @@ from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, seeded, validation_problems
-from abc_toolkit.description import describe
+from abc_toolkit.description import describe, differences
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.evaluation import (
     Decode,
@@ -62,14 +62,12 @@ from abc_toolkit.solving import check_answers as check_answers
 from abc_toolkit.solving import solve as solve
 from abc_toolkit.tasks import Addition, ProblemError, Task
 from abc_toolkit.tasks.base import SETS, UNIFORM, shape_name
-from abc_toolkit.training import HISTORY, Stopping, Trained, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training import HISTORY, MAY_DIFFER, Stopping, Trained, TrainerSettings, lightning_trainer, train
 
 MAPS = "attention_maps.safetensors"
 RESULTS = "results.json"
 DIGITS = "digit_accuracy.json"
 Until = Literal["auto", "certified", "validated"]
-# The settings under which a phase need not have been done to be kept when a run is resumed.
-MAY_DIFFER = ("trainer.max_steps", "trainer.log_every", "trainer.logger", "trainer.progress_bar", "export", "size")
 # What the seeds of the phases are drawn for.
 _PURPOSES: Mapping[Phase, int] = {"fit": 100, "calibrate": 101, "retrain": 102}
 # The held-out problems that calibration asks are others than those that ended the training.
@@ -565,21 +563,7 @@ def _differences(place: Run, phase: Phase, settings: Mapping[str, Any]) -> list[
     before = record["arguments"] | ({"seed": record["seed"]} if "seed" in record["arguments"] else {})
     defaults = {name: parameter.default for name, parameter in signature(COMMANDS[phase]).parameters.items()}
     asked = {name: describe(settings.get(name, defaults.get(name))) for name in before}
-    return [
-        f"{name} was {old} and is {new}"
-        for name, old, new in _unequal(before, json.loads(json.dumps(asked)))
-        if name not in MAY_DIFFER
-    ]
-
-
-def _unequal(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Names of what differs in nested settings, with both values."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**before, **now}:
-            own = name if key == "init_args" else f"{name}.{key}".lstrip(".")
-            yield from _unequal(before.get(key), now.get(key), own)
-    elif before != now:
-        yield name.removesuffix(".class_path"), before, now
+    return list(differences(before, json.loads(json.dumps(asked)), (*MAY_DIFFER, "export", "size")))
 
 
 COMMANDS: Mapping[Phase, Callable[..., Any]] = {

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -33,6 +33,32 @@ def describe(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
+
+
+def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: str = "") -> Iterator[str]:
+    """What differs between two values as plain data: each setting by its name, with both values.
+
+    Args:
+        before: The one.
+        now: The other.
+        may_differ: Names of settings that are left out.
+        name: What the values are called.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping) and before.get("class_path") == now.get("class_path"):
+        for key in {**before, **now}:
+            own = name if key == "init_args" else f"{name}.{key}".lstrip(".")
+            if own not in may_differ:
+                yield from differences(before.get(key), now.get(key), may_differ, own)
+    elif before != now:
+        yield f"{name} was {_shown(before)} and is {_shown(now)}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: of a class its name and settings."""
+    if not isinstance(value, Mapping) or "class_path" not in value:
+        return str(value)
+    own = ", ".join(f"{name}={_shown(setting)}" for name, setting in value.get("init_args", {}).items())
+    return f"{value['class_path'].rpartition('.')[2]}({own})"
 
 
 def rebuild(described: Any, kind: type, source: str | Path = "the description", whole: bool = False) -> Any:

@@ -27,7 +27,7 @@ from abc_toolkit import processes, report
 from abc_toolkit.calibration.window import Windowed
 from abc_toolkit.coverage import Coverage
 from abc_toolkit.data import Data, TrainingBatches, seeded, validation_problems
-from abc_toolkit.description import describe
+from abc_toolkit.description import describe, differences
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.files import canonical_hash, read_bytes, replacing, save_json
 from abc_toolkit.model import Architecture, Model
@@ -315,7 +315,7 @@ def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> 
     try:
         steps, state = int(progress["global_step"]), progress["callbacks"][Watch.__qualname__]
         before, ended = state["settings"], bool(state["ended"])
-        different = list(_differences(before, settings))
+        different = list(differences(before, settings, MAY_DIFFER))
         most = before["trainer"]["max_steps"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -333,25 +333,6 @@ def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> 
             f"the training in {path.parent} ended at step {steps} by its stopping rule, and more steps change nothing: "
             "start afresh, with other settings, with --overwrite"
         )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs between two values as plain data, each by its name with both values."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping) and before.get("class_path") == now.get("class_path"):
-        for key in [*before, *(key for key in now if key not in before)]:
-            below = name if key == "init_args" else f"{name}.{key}" if name else key
-            if below not in MAY_DIFFER:
-                yield from _differences(before.get(key), now.get(key), below)
-    elif before != now:
-        yield f"{name} was {_shown(before)} and is {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: of a class its name and settings."""
-    if not isinstance(value, Mapping) or "class_path" not in value:
-        return str(value)
-    own = ", ".join(f"{name}={_shown(setting)}" for name, setting in value.get("init_args", {}).items())
-    return f"{value['class_path'].rpartition('.')[2]}({own})"
 
 
 def _first_line(error: Exception) -> str:
