@@ -91,8 +91,8 @@ class Stopping:
         exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
         loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, that must be reached
             as well.
-        decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends; 0
-            ends it at once.
+        decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends, in
+            which a model settles that reached them by chance; 0 ends it at once.
     """
 
     exact_match: float = 0.999

@@ -115,33 +115,43 @@ def calibrated(task: Task, model: Model, threshold: float, seed: int, draws: int
 def fitted(config: str, seed: int, folder: Path, *options: str) -> None:
     name, _, base = config.partition(" ")
     chosen = [f"--task.base={base}"] if base else []
-    words = ["fit", "--trainer.progress_bar=false", "--config", str(ROOT / "configs" / f"{name}.yaml"), *chosen, "--seed", str(seed)]
+    words = [
+        "fit",
+        "--trainer.progress_bar=false",
+        "--config",
+        str(ROOT / "configs" / f"{name}.yaml"),
+        *chosen,
+        "--seed",
+        str(seed),
+    ]
     if status := abc([*words, "--run", str(folder), "--overwrite", *options]):
         raise SystemExit(f"abc fit ended with exit status {status}")
 
 
-def compared(config: str, seed: int, decays: list[int], draws: int) -> dict:
-    """What every rule ends with, for one configuration and seed."""
+def compared(config: str, seed: int, decays: list[int], draws: int, alone: bool) -> dict:
+    """What every rule ends with, or the decays alone, for one configuration and seed."""
     result: dict[str, Any] = {"config": config, "seed": seed, "rules": {}}
     with tempfile.TemporaryDirectory() as place:
         folder, start = Path(place) / "run", time.perf_counter()
-        with mock.patch.object(training, "Watch", Recorder):
-            fitted(config, seed, folder)
-        result["seconds"] = time.perf_counter() - start
-        run, watch = Run(folder), Recorder.made
-        task, model, threshold = run.task("fit"), run.load_model("fit"), watch.stopping.exact_match
-        result["history"] = watch.history
-        done: dict[int, dict] = {}
-        for name, steps in watch.rules.items():
-            if steps not in done:
-                model.load_state_dict(watch.weights[steps])
-                done[steps] = calibrated(task, model, threshold, seed, draws)
-            result["rules"][name] = {"steps": steps} | done[steps]
+        run = Run(folder)
+        if not alone:
+            with mock.patch.object(training, "Watch", Recorder):
+                fitted(config, seed, folder, "--stopping.decay_steps=0")
+            watch, task, model = Recorder.made, run.task("fit"), run.load_model("fit")
+            result["history"] = watch.history
+            done: dict[int, dict] = {}
+            for name, steps in watch.rules.items():
+                if steps not in done:
+                    model.load_state_dict(watch.weights[steps])
+                    done[steps] = calibrated(task, model, watch.stopping.exact_match, seed, draws)
+                result["rules"][name] = {"steps": steps} | done[steps]
         for steps in decays:
             fitted(config, seed, folder, f"--stopping.decay_steps={steps}")
-            taken = run.record("fit")["results"]["steps"]
-            found = calibrated(task, run.load_model("fit"), threshold, seed, draws)
-            result["rules"][f"decay {steps}"] = {"steps": taken} | found
+            record = run.record("fit")
+            threshold = record["arguments"]["stopping"]["exact_match"]
+            found = calibrated(run.task("fit"), run.load_model("fit"), threshold, seed, draws)
+            result["rules"][f"decay {steps}"] = {"steps": record["results"]["steps"]} | found
+        result["seconds"] = time.perf_counter() - start
     return result
 
 
@@ -164,6 +174,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="*", default=["multiplication"])
     parser.add_argument("--seeds", nargs="*", type=int, default=range(10, 20))
     parser.add_argument("--decays", nargs="*", type=int, default=[])
+    parser.add_argument("--alone", action="store_true", help="the decays alone")
     parser.add_argument("--draws", type=int, default=5, help="draws of held-out problems that a model is asked")
     parser.add_argument("--results", type=Path, default=HERE / "stopping.json")
     settings = parser.parse_args()
@@ -171,10 +182,10 @@ def main() -> None:
     torch.set_num_threads(1)
     results = json.loads(settings.results.read_text(encoding="utf-8")) if settings.results.exists() else []
     there = {(result["config"], result["seed"]) for result in results}
-    for config in settings.configs:
-        for seed in settings.seeds:
+    for seed in settings.seeds:
+        for config in settings.configs:
             if (config, seed) not in there:
-                results.append(compared(config, seed, settings.decays, settings.draws))
+                results.append(compared(config, seed, settings.decays, settings.draws, settings.alone))
                 save_json(settings.results, results)
                 print(json.dumps(results[-1] | {"history": None}), flush=True)
     show(results)
