@@ -11,6 +11,7 @@ if (
 ):
     del sys.path[0]
 
+import math
 import re
 import signal
 from argparse import SUPPRESS, Action
@@ -28,14 +29,15 @@ from abc_toolkit.trust import TrustOption, comma_list, in_the_packages_folder, s
 with in_the_packages_folder():
     import matplotlib  # noqa: F401
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import yaml
-from jsonargparse import ActionParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 from jsonargparse._actions import (
     ActionConfigFile,
     _ActionConfigLoad,
@@ -43,11 +45,24 @@ from jsonargparse._actions import (
     _ActionPrintConfig,
     remove_actions,
 )
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import abc_toolkit.commands as commands
 from abc_toolkit import report, solving
-from abc_toolkit.errors import UserError
+from abc_toolkit.configuration import (
+    NOTHING,
+    SettingsError,
+    check_class_has,
+    check_words,
+    option_names,
+    own_settings,
+    read_settings,
+    variables,
+    words_of,
+)
+from abc_toolkit.errors import UserError, lacks_memory
 from abc_toolkit.run import PIPELINE
 
 with suppress(ValueError):
@@ -71,9 +86,28 @@ WORDING = (
     (r"(?s)\s*Subclass types expect one of:.*", ""),
     (r"Problem with given class_path '([^']+)':", r"\1:"),
     (r"(No module named '[^']+')", r"\1 where Python looks: there is none here, nor in a folder of PYTHONPATH"),
-    (r"Option '(\w+)' is not accepted", r"there is no setting \1"),
+    (r"Option '([\w.]+)' is not accepted", r"there is no setting \1"),
+    (r"(?s)Unable to load config '(.*?)'.*", r"\1 is neither a file nor settings such as '{NAME: VALUE}'"),
+    (r"Got value: None", "It is given no value"),
     (r"the following arguments are required:", "missing:"),
 )
+
+
+def _read_numbers_only() -> None:
+    """Lets jsonargparse read numbers as YAML 1.2 has them: `1:40` is no hundred seconds."""
+    loader = get_yaml_default_loader()
+    kinds = [f"tag:yaml.org,2002:{kind}" for kind in ("int", "float")]
+    resolvers = loader.yaml_implicit_resolvers
+    for letter in resolvers:
+        resolvers[letter] = [(tag, pattern) for tag, pattern in resolvers[letter] if tag not in kinds]
+    loader.add_implicit_resolver(kinds[0], re.compile("[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), [*"-+0123456789"])
+    real = r"""[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+
+        |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"""
+    loader.add_implicit_resolver(kinds[1], re.compile(real, re.VERBOSE), [*"-+0123456789."])
+
+
+_read_numbers_only()
+set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning lets files of settings be fetched from anywhere
 
 
 class ConfigFile(ActionConfigFile):
@@ -81,23 +115,30 @@ class ConfigFile(ActionConfigFile):
 
     @staticmethod
     def apply_config(parser: Any, cfg: Namespace, dest: str, value: str) -> None:
-        ActionConfigFile.apply_config(parser, cfg, dest, _own_section(parser, value))
+        if not value:
+            raise UserError("--config: name a file")
+        try:
+            own = own_settings(read_settings(Path(value)), parser.command, options(), SHARED, PIPELINE)
+        except SettingsError as error:
+            raise UserError(f"--config: {value} {error}") from None
+        except UserError as error:
+            raise UserError(f"--config: {error}") from None
+        parser.reading = f"--config {value}: "
+        # Quoted, texts are read as texts.
+        ActionConfigFile.apply_config(parser, cfg, dest, yaml.safe_dump(own, default_style='"', width=math.inf))
+        parser.reading = ""
 
 
-def _own_section(parser: "Parser", value: str) -> str:
-    """The part of an experiment's file that a command honours; other files as they are."""
-    path = Path(value)
-    try:
-        content = yaml.safe_load(path.read_text()) if path.is_file() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {value} cannot be read: {' '.join(str(error).split())}") from None
-    if not path.is_file() and path.suffix in (".yaml", ".yml", ".json"):
-        raise UserError(f"--config {value}: there is no such file")
-    if not isinstance(content, dict) or parser.command in (None, "run") or not set(content) & {*PIPELINE, *SHARED}:
-        return value
-    own = {key: content[key] for key in SHARED if key in content and key in parser.shared}
-    rest = {key: part for key, part in content.items() if key not in (*PIPELINE, *SHARED)}
-    return yaml.safe_dump(own | rest | (content.get(parser.command) or {}))
+class SettingsFile(_ActionConfigLoad):
+    """A group of settings, such as `--trainer`, that is given as a file."""
+
+    def _load_config(self, value: Any, parser: Any) -> Any:
+        try:
+            if isinstance(value, str) and os.path.lexists(value):
+                value = read_settings(Path(value))
+        except (OSError, ValueError) as error:
+            raise UserError(f"--{self.dest}: {error}") from None
+        return super()._load_config(value, parser)
 
 
 class Formatter(DefaultHelpFormatter):
@@ -145,8 +186,10 @@ class Parser(LightningArgumentParser):
     """LightningCLI's parser, whose help and errors are worded for a user."""
 
     command: str | None = None
-    shared: tuple[str, ...] = ()
     settings_of: str | None = None
+    reading = ""  # the file of settings that is read at the moment, as messages begin with it
+    variables: Mapping[str, str] = {}  # of the environment, by the options that they set
+    problems: Sequence[str] = ()  # that stand on the command line
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, formatter_class=Formatter, **keywords)
@@ -163,8 +206,10 @@ class Parser(LightningArgumentParser):
         text = str(ex) if isinstance(ex, UserError) else self._reworded(message)
         if self.settings_of is not None and not self.command:  # the parser of a class that another parser chose
             text = f"{self.settings_of}: {text}"
+        for option, variable in self.variables.items():
+            text = re.sub(rf"--{re.escape(option)}(?![\w.])", variable, text)
         command = f"abc {self.command}" if self.command else "abc"
-        report.remark(f"{command}: error: {' '.join(text.split())} (see {command} --help)")
+        report.remark(f"{command}: error: {self.reading}{' '.join(text.split())} (see {command} --help)")
         raise SystemExit(2)
 
     def _reworded(self, message: str) -> str:
@@ -187,11 +232,11 @@ class Parser(LightningArgumentParser):
         return message
 
     def _positional_optionals(self, cfg: Namespace, unk: list[str]) -> tuple[Namespace, list[str]]:
-        """Takes problems that stand behind options, which argparse leaves over."""
+        """Takes problems, wherever they stand: argparse leaves over what is neither an option nor its value."""
         if self.command == "solve":
-            problems = [word for word in unk if not re.match("--?[^0-9-]", word)]
-            cfg.problems = [*cfg.problems, *(word for word in problems if word != "--")]
-            unk = [word for word in unk if word not in problems]
+            words = [word for word in unk if not re.match("--?[^0-9-]", word)]
+            self.problems = [word for word in words if word != "--"]
+            unk = [word for word in unk if word not in words]
         return super()._positional_optionals(cfg, unk)
 
     def format_help(self, *arguments: Any, **keywords: Any) -> str:
@@ -200,21 +245,19 @@ class Parser(LightningArgumentParser):
 
     @contextmanager
     def _shown_to_users(self) -> Iterator[None]:
-        """Leaves out of the help what follows from the rest: variables of the environment, groups given as files.
+        """Leaves out of the help what follows from the rest: groups given as files.
 
         Only while it is printed: what is hidden for good is also missing from `--print_config`.
         """
         phases = tuple(f"{phase}." for phase in PIPELINE)
         hidden = [a for a in self._actions if isinstance(a, _ActionConfigLoad) and a.dest not in PIPELINE]
         hidden += [a for a in self._actions if a.dest.startswith(phases)]
-        kept, kept_env = [action.help for action in hidden], self._default_env
-        self._default_env = False
+        kept = [action.help for action in hidden]
         for action in hidden:
             action.help = SUPPRESS
         try:
             yield
         finally:
-            self._default_env = kept_env
             for action, text in zip(hidden, kept, strict=True):
                 action.help = text
 
@@ -241,13 +284,11 @@ class CommandLine(LightningCLI):
         named = [word for word in words if word in COMMANDS][:1]
         # Options are listed for the command that is named alone: listing all takes as long as loading PyTorch.
         self._wanted = named or ([] if {"-h", "--help"} & set(words) else COMMANDS)
-        environment = {"default_env": True, "env_prefix": "ABC"}
-        own = {"description": DESCRIPTION, "usage": "abc COMMAND [options]"} | environment
         super().__init__(
             trainer_class=Commands,  # type: ignore[arg-type]
             save_config_callback=None,
             parser_class=Parser,
-            parser_kwargs=own | {name: dict(environment) for name in COMMANDS},
+            parser_kwargs={"description": DESCRIPTION, "usage": "abc COMMAND [options]"},
             args=arguments,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -261,21 +302,22 @@ class CommandLine(LightningCLI):
         return Parser(**kwargs)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        operands = " [PROBLEM ...]" if subcommand == "solve" else ""
+        operands = ""
+        if subcommand == "solve":
+            operands = " [PROBLEM ...]"
+            kwargs["description"] += "\nProblems are written as in 123+989."
         parser = Parser(usage=f"abc {subcommand} [options]{operands}", **kwargs)
         parser.command = subcommand
         if subcommand not in self._wanted:
             return parser
         parser.add_argument("-c", "--config", action=ConfigFile, help="YAML file of settings; later ones win.")
         if subcommand == "solve":
-            parser.add_argument("problems", nargs="*", type=str, metavar="PROBLEM", help="Problems, such as 123+989.")
-            parser.add_argument("--file", type=str, help="File with a problem on each line; - for standard input.")
-            parser.add_argument("--check", action="store_true", help="Add whether each answer is right.")
+            parser.add_argument("--file", type=str | None, help="File with a problem a line; - for standard input.")
+            parser.add_argument("--check", type=bool, default=False, help="Add whether each answer is right.")
         skip: set[str | int] = {"problems"} if subcommand == "solve" else {f"{phase}_settings" for phase in PIPELINE}
         added = parser.add_function_arguments(getattr(klass, subcommand), as_group=False, skip=skip)
-        trust = {"metavar": "NAME", "type": comma_list, "action": TrustOption}
+        trust = {"metavar": "NAME", "type": _trusted, "action": TrustOption}
         parser.add_argument("--trust", **trust, help="Module or package whose classes the run may name; repeatable.")
-        parser.shared = tuple(name for name in SHARED if name in (*added, "trust"))
         if subcommand == "run":
             for phase in PIPELINE:
                 settings = Parser(description="")
@@ -283,6 +325,8 @@ class CommandLine(LightningCLI):
                 remove_actions(settings, _ActionHelpClassPath)
                 parser.add_argument(f"--{phase}", action=ActionParser(settings))
         for action in parser._actions:
+            if isinstance(action, _ActionConfigLoad):
+                action.__class__ = SettingsFile
             if getattr(action, "_typehint", None) is bool:  # a flag alone means true
                 action.nargs, action.const = "?", True
             elif isinstance(action, _ActionPrintConfig):
@@ -291,6 +335,32 @@ class CommandLine(LightningCLI):
                 action.help = f"File of settings of {action.dest}; --{action.dest}.OPTION gives one of them."
         self._subcommand_method_arguments[subcommand] = added
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the words of the command line, after those that the environment stands for."""
+        words = sys.argv[1:] if args is None else list(args)
+        check_words(words)
+        command = next((word for word in words if word in COMMANDS), None)
+        if command is None or {"-h", "--help"} & set(words):
+            self.config = parser.parse_args(words)
+            return
+        start = words.index(command) + 1
+        before, own = words[:start], words[start:]
+        if command == "solve":  # a word behind it would be its value
+            own = ["--check=true" if word == "--check" else word for word in own]
+        found = variables(os.environ, command, options())
+        self._subcommand_parsers[command].variables = {v.option: v.name for v in found}  # type: ignore[attr-defined]
+        before += words_of(variable for variable in found if variable.chooser is None)
+        of_classes = [variable for variable in found if variable.chooser is not None]
+        if of_classes:  # which only the class can judge that everything else chooses
+            chosen = parser.parse_args([*before, *(word for word in own if not word.startswith("--print_config"))])
+            for variable in of_classes:
+                value = chosen[command].get(variable.chooser)
+                path = value.get("class_path") if isinstance(value, Namespace) else None
+                kind: Any = None if path is None else import_object(path)
+                check_class_has(variable, kind)
+                before.append(f"--{variable.chooser}={path}")
+        self.config = parser.parse_args([*before, *words_of(of_classes), *own])
 
     def _set_seed(self) -> None:
         """Every phase draws from generators of its own; nothing global is seeded here."""
@@ -313,7 +383,8 @@ class CommandLine(LightningCLI):
         try:
             with trusting(trusted or ""):
                 if subcommand == "solve":
-                    self.status = solving.answer_all(**arguments)
+                    own: Any = self._subcommand_parsers[subcommand]
+                    self.status = solving.answer_all(own.problems, **arguments)
                 elif subcommand == "certify":
                     self.status = VERDICTS[commands.certify(**arguments).verdict]
                 else:
@@ -323,10 +394,27 @@ class CommandLine(LightningCLI):
             raise SystemExit(130) from None
 
 
+def _trusted(names: Any) -> str | None:
+    return None if names == NOTHING else comma_list(names)
+
+
 def _how_to_go_on(command: str, resumable: bool) -> str:
     if resumable:
         return f"Go on where it was with 'abc {command} --resume', the other options as before."
     return f"Nothing was changed: start again with 'abc {command}', the options as before."
+
+
+@lru_cache
+def options() -> Mapping[str, Mapping[str, bool]]:
+    """The options of every command, and whether each names a class, whose settings are options too."""
+    found = {name: {"trust": False, **option_names(getattr(Commands, name))} for name in COMMANDS}
+    found["solve"] = {"file": False, "check": False} | found["solve"]
+    del found["solve"]["problems"]
+    for phase in PIPELINE:
+        del found["run"][f"{phase}_settings"]
+        own = {name: is_open for name, is_open in found[phase].items() if name not in SHARED}
+        found["run"] |= {phase: False} | {f"{phase}.{name}": is_open for name, is_open in own.items()}
+    return {name: {"config": False} | own for name, own in found.items()}
 
 
 COMMANDS = tuple(name for name in vars(Commands) if not name.startswith("_"))
@@ -350,6 +438,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         report.remark("Interrupted.")
         return 130
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not lacks_memory(error):
+            raise
+        error.__traceback__ = None  # it keeps all that was in memory
+        # Nothing that would have to be loaded first.
+        print("abc: error: there is too little memory: free some, or take fewer or smaller problems", file=sys.stderr)
+        return 2
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # with that, the reader of the output has gone and wants no more
             report.remark(f"abc: error: {error}")

@@ -25,6 +25,8 @@ from abc_toolkit.proof.certificate import Certificate, Part
 from abc_toolkit.run import PHASES, PIPELINE
 from abc_toolkit.tasks import Parity
 from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.training import ProgressFile
+from tests.small_runs import resealed
 
 Abc = Callable[..., tuple[int, str, str]]
 COMMANDS = ("run", *PHASES, "solve")
@@ -212,8 +214,8 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
         ("fit --overwrite perhaps", "--overwrite: Expected a true or false"),
         ("run --fit.trainer.max_steps 0", "--trainer.max_steps 0"),
         ("run --evaluate.length 0x", "'0x'"),
-        ("fit --config nosuch.yaml", "there is no such file"),
-        ("fit --config broken.yaml", "broken.yaml cannot be read"),
+        ("fit --config nosuch.yaml", "there is no file nosuch.yaml"),
+        ("fit --config broken.yaml", "broken.yaml is no YAML"),
         ("fit --config unknown.yaml", "nosuch"),
         ("run --config unknown.yaml", "nosuch"),
         ("fit --run runs/parity", "is a run of parity: name another folder"),
@@ -221,7 +223,10 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
         ("fit --run runs/parity --task Parity --task.max_length 3", "is there already: add --overwrite"),
         ("fit --run runs/parity --resume --task Parity --task.max_length 3", "nothing to resume"),
         ("run --run runs/parity --task Parity --task.max_length 3", "holds fit, calibrate, retrain, evaluate already"),
-        ("run --run runs/parity --task Parity --task.max_length 3 --resume", "nothing to resume"),
+        (
+            "run --run runs/parity --task Parity --task.max_length 3 --resume",
+            "'fit' .* other settings: model",
+        ),
         ("calibrate", "is there already: add --overwrite"),
         ("calibrate --overwrite --problems 0", "--problems 0: give at least 1"),
         ("calibrate --overwrite --method Nosuch", "--method Nosuch does not exist: choose from Paper, Places"),
@@ -232,7 +237,7 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
         ("calibrate --overwrite --export nowhere/m.safetensors", "nowhere/m.safetensors cannot be written"),
         ("calibrate --overwrite --export /dev/full", "/dev/full is no file"),
         ("retrain", "is there already"),
-        ("retrain --overwrite --window nosuch.json", "no window at nosuch.json"),
+        ("retrain --overwrite --window nosuch.json", "there is no file nosuch.json"),
         ("retrain --overwrite --model.num_heads 8", "the window is for 2 heads and the model has 8"),
         ("retrain --overwrite --model.num_encoder_layers 2", "0 encoder layers and the model has 2"),
         ("retrain --overwrite --model.num_decoder_layers 3", "1 decoder layers and the model has 3"),
@@ -347,13 +352,13 @@ def test_the_models_that_are_asked_for_are_evaluated(
     weights: str, expected: set[str], abc: Abc, pipeline: Path
 ) -> None:
     words = ("evaluate", "--overwrite", "--length", "1x", "--samples", "4", "--weights", weights)
-    os.utime(pipeline / "fit" / "record.json")
+    resealed(pipeline / "calibrate", lambda record: record["inputs"].update({"fit: weights": "0" * 64}))
     status, out, err = abc(*words)
     assert status == 0, err
     rows = json.loads((pipeline / "evaluate" / "results.json").read_text())
     assert {row["weights"] for row in rows} == expected
     assert ("vanilla" in out, "retrained" in out) == ("fit" in expected, "retrain" in expected)
-    assert ("older than the phases before it" in err) == ("retrain" in expected)
+    assert ("'retrain' in runs/parity is stale" in err) == ("retrain" in expected)
     record = yaml.safe_load((pipeline / "evaluate" / "config.yaml").read_text())
     assert (record["weights"], record["attention"]) == (weights, "auto")
 
@@ -430,34 +435,47 @@ def test_solve_cannot_reach_the_oracle(abc: Abc, pipeline: Path, monkeypatch: py
     path = pipeline / "retrain" / "weights.safetensors"
     weights = load_file(path)
     save_file(weights | {name: torch.zeros_like(weights[name]) for name in ("output.weight", "output.bias")}, path)
+    resealed(path.parent)
     status, out, _ = abc("solve", "--check", "101", "111", "10", "1")
     assert status == 0
     assert out.count("wrong") == 4
 
 
+@pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize(
-    ("words", "target", "text"),
+    ("words", "target", "resumable"),
     [
-        (("fit", *TINY, "--run", "new"), "train", "abc fit --resume"),
-        (("retrain", "--overwrite"), "train", "abc retrain --resume"),
-        (("calibrate", "--overwrite"), "capture", "start again with 'abc calibrate'"),
-        (("evaluate", "--overwrite"), "evaluate_models", "start again with 'abc evaluate'"),
-        (("run", *PARITY, "--run", "new"), "train", "abc run --resume"),
-        (("solve", "101"), "solve_problems", "start again with 'abc solve'"),
+        (("fit", *TINY, "--run", "new"), "train", True),
+        (("retrain", "--overwrite"), "train", True),
+        (("calibrate", "--overwrite"), "capture", False),
+        (("evaluate", "--overwrite"), "evaluate_models", False),
+        (("run", *PARITY, "--run", "new"), "train", True),
+        (("solve", "101"), "solve_problems", False),
     ],
 )
 def test_an_interrupted_command_says_how_to_go_on(
-    words: tuple[str, ...], target: str, text: str, abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    target: str,
+    resumable: bool,
+    begun: bool,
+    abc: Abc,
+    pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
+    def interrupt(*_: Any, **keywords: Any) -> None:
+        if begun and resumable:
+            (keywords["folder"] / "progress.ckpt").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(solving if words[0] == "solve" else commands, target, interrupt)
     before = _contents(Path())
     status, out, err = abc(*words)
     assert (status, out, len(err.splitlines())) == (130, "", 1), err
-    assert text in err
-    assert _contents(Path()) == before
+    assert (f"abc {words[0]} --resume" in err) == (begun and resumable)
+    assert (f"Nothing was changed: start again with 'abc {words[0]}'" in err) != (begun and resumable)
+    after = _contents(Path())
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + (begun and resumable)
 
 
 def _start(*words: str, folder: Path) -> "subprocess.Popen[str]":
@@ -479,7 +497,7 @@ def test_a_training_that_was_stopped_from_outside_is_resumed(sent: signal.Signal
     if sent == signal.SIGINT:
         assert (process.returncode, out, len(err.splitlines())) == (130, "", 1), err
         assert "abc fit --resume" in err
-    progress = torch.load(tmp_path / "stopped" / ".fit.partial" / "progress.ckpt", weights_only=True)
+    progress = ProgressFile().load_checkpoint(tmp_path / "stopped" / ".fit.partial" / "progress.ckpt")
     words += ["--trainer.max_steps", str(progress["global_step"] + 10)]
     _refused(abc("fit", *words, "--run", str(tmp_path / "stopped")), "was interrupted: go on with --resume")
     for run, options in [("stopped", ("--resume",)), ("whole", ())]:
@@ -624,13 +642,15 @@ def test_a_certificate_of_what_a_run_no_longer_holds_is_stale(
     path, retrained = pipeline / "certify" / "certificate.json", pipeline / "retrain"
     window = json.loads((retrained / "window.json").read_text())
     (retrained / "window.json").write_text(json.dumps(window, indent=3))
-    _refused(abc("certify"), "certificate.json is stale, of other weights or another window.*: add --overwrite")
+    resealed(retrained)
+    _refused(abc("certify"), "certificate.json is stale: .*another window.*; replace it with --overwrite")
     _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its window is another")
     assert abc("certify", "--overwrite")[0] in (0, 1)
     assert json.loads(path.read_text())["verdict"] == certified["verdict"]
     weights = load_file(retrained / "weights.safetensors")
     weights["output.bias"] += 0.5
     save_file(weights, retrained / "weights.safetensors")
+    resealed(retrained)
     _refused(abc("certify"), "certificate.json is stale")
     _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its weights is another")
     shutil.rmtree(retrained)
