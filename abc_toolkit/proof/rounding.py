@@ -8,9 +8,9 @@ the whole segment between the two vectors, not by a derivative at one of them: n
 
 What is taken of single operations: products, sums, quotients and square roots are rounded to nearest, reciprocal square
 roots within 4 units; `exp` within 32 units in the last place; variances are computed in two passes, by updates, or as
-the mean of squares less the square of the mean; a softmax may be rescaled as often as there are open keys. TF32,
-bfloat16 and float16 are not covered. The float64 arithmetic itself misses by some `10^-13` of a number, which `SLACK`
-covers.
+the mean of squares less the square of the mean, and are never negative; a softmax may be rescaled as often as there are
+open keys. TF32, bfloat16 and float16 are not covered. The float64 arithmetic itself misses by some `10^-13` of a
+number, which `SLACK` covers.
 """
 
 import copy
@@ -123,9 +123,16 @@ class BoundedNorm:
         return centred, (length**2 / dim + eps).sqrt(), ((length - x.error).clamp(min=0) ** 2 / dim + eps).sqrt()
 
     def largest_of(self, size: float) -> float:
-        """Bound of the norm of what comes out, of vectors up to a norm."""
+        """Bound of the norm of what comes out, of vectors up to a norm.
+
+        Of a vector that is nearly constant, rounding alone may be left once it is centred: `g(d) size` over `sqrt eps`.
+        """
         layer = self.layer
-        return size if layer is None else self.largest * len(layer.weight) ** 0.5 + float(layer.bias.norm())
+        if layer is None:
+            return size
+        dim = len(layer.weight)
+        normal = dim**0.5 + 4 * growth(dim + 8) * size / layer.eps**0.5
+        return self.largest * normal + float(layer.bias.norm())
 
     def lipschitz(self, x: Bounded) -> Tensor:
         """By how much it moves vectors apart between `x` and what rounding may make of it, `[row]`."""

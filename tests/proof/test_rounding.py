@@ -506,3 +506,17 @@ def test_the_finer_bound_counts_units_that_open_on_the_way() -> None:
         assert float(bounded._refined(shut, required, other)) < moved
     finally:
         block.first.local_each = kept
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4, 1e8, 1e12, 1e17])
+@torch.no_grad()
+def test_a_normalised_vector_is_no_larger_than_is_said(size: float) -> None:
+    """Nearly constant vectors too, of which rounding alone is left once they are centred."""
+    layer = torch.nn.LayerNorm(24)
+    layer.weight.copy_(torch.randn(24))
+    layer.bias.copy_(torch.randn(24))
+    bound = BoundedNorm(layer.double())
+    constant = size / 24**0.5 * (torch.ones(500, 24) + 1e-7 * torch.randn(500, 24))
+    vectors = torch.cat([constant, size * torch.nn.functional.normalize(torch.randn(500, 24))])
+    found = layer.float()(vectors).double().norm(dim=1)
+    assert found.max() <= 2 * bound.largest_of(float(vectors.double().norm(dim=1).max()))
