@@ -1104,8 +1104,9 @@ def shapes_to_try(task: DigitTask, longest: int, most: int, generator: Generator
     if len(every[0]) == 1:
         every = every + shapes_to(task, longest)[8:]
     elif longest > 8:
-        pairs = torch.randint(1, longest + 1, (most // 2, len(every[0])), generator=generator).tolist()
-        ends = [(n, m) for n in (1, 2, longest // 2, longest) for m in (1, 3, longest // 2 + 1, longest)]
+        least = min(min(shape) for shape in every)
+        pairs = torch.randint(least, longest + 1, (most // 2, len(every[0])), generator=generator).tolist()
+        ends = [(n, m) for n in (least, 2, longest // 2, longest) for m in (least, 3, longest // 2 + 1, longest)]
         every = every + [tuple(pair) for pair in pairs] + ends
     if len(every) <= most:
         return every
