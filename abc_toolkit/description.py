@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.trust import OtherKindError, find_class
 
 _SEQUENCES = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
+_made_with: WeakKeyDictionary[Any, Mapping[str, Any]] = WeakKeyDictionary()
 
 
 def describe(value: Any) -> Any:
@@ -32,7 +34,16 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
-    return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
+    named = {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
+    with contextlib.suppress(TypeError):  # what cannot be looked up was not remembered either
+        if value in _made_with:
+            return named | {"init_args": describe(_made_with[value])}
+    return named
+
+
+def remember(value: Any, arguments: Mapping[str, Any]) -> None:
+    """Lets `describe` tell by which arguments a value was made that does not say it itself, such as a logger."""
+    _made_with[value] = arguments
 
 
 def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: str = "") -> Iterator[str]:

@@ -48,6 +48,7 @@ from jsonargparse._actions import (
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._util import import_object
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 
 import abc_toolkit.commands as commands
 from abc_toolkit import report, solving
@@ -62,6 +63,7 @@ from abc_toolkit.configuration import (
     variables,
     words_of,
 )
+from abc_toolkit.description import remember
 from abc_toolkit.errors import UserError, lacks_memory
 from abc_toolkit.run import PIPELINE
 
@@ -81,8 +83,8 @@ WORDING = (
     (r"argument COMMAND: invalid choice: (\S+) \(choose from (.*)\)", r"there is no command \1; choose from \2"),
     (r'expected "subcommand" to be one of .*', "a command is missing: run, fit, calibrate, retrain, evaluate or solve"),
     (r"unrecognized arguments:", "unknown options or arguments:"),
-    # Of an optional class, what was wrong with the class.
-    (r"(?s)Does not validate against any of the Union subtypes.*?Errors:\s+- (.*?)\s+- Expected a NoneType.*", r"\1"),
+    # Of a class in whose place nothing, or true or false, may stand: what was wrong with the class.
+    (r"(?s)Does not validate against any .*?Errors:\s+- (.*?)\s+- Expected a (?:NoneType|true or false).*", r"\1"),
     (r"(?s)\s*Subclass types expect one of:.*", ""),
     (r"Problem with given class_path '([^']+)':", r"\1:"),
     (r"(No module named '[^']+')", r"\1 where Python looks: there is none here, nor in a folder of PYTHONPATH"),
@@ -366,13 +368,16 @@ class CommandLine(LightningCLI):
         """Every phase draws from generators of its own; nothing global is seeded here."""
 
     def instantiate_classes(self) -> None:
+        self.parser.add_instantiator(_made_and_remembered, Logger)
         try:
             self.config_init = self.parser.instantiate(self.config)
         except UserError:
             raise
-        except (TypeError, ValueError) as error:  # for optional settings, what failed and what it is not
-            reason = re.search(r"Errors:\s+- (.*)", str(error))
-            raise UserError(reason[1] if reason else " ".join(str(error).split())) from error
+        except Exception as error:  # a class that the user names may raise anything
+            text = " ".join(str(error).split())
+            reason = re.search(r"Errors: - (.*?)(?: - Expected a | Given value type:|$)", text)
+            kind = "" if isinstance(error, TypeError | ValueError | ImportError) else f"{type(error).__name__}: "
+            raise UserError(f"{kind}{reason[1] if reason else text}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         arguments = self.config_init[subcommand].as_dict()
@@ -396,6 +401,13 @@ class CommandLine(LightningCLI):
 
 def _trusted(names: Any) -> str | None:
     return None if names == NOTHING else comma_list(names)
+
+
+def _made_and_remembered(kind: type, *arguments: Any, **settings: Any) -> Any:
+    """A logger, which by itself would not tell its settings to the record."""
+    made = kind(*arguments, **settings)
+    remember(made, settings)
+    return made
 
 
 def _how_to_go_on(command: str, resumable: bool) -> str:
