@@ -368,9 +368,8 @@ class CommandLine(LightningCLI):
         """Every phase draws from generators of its own; nothing global is seeded here."""
 
     def instantiate_classes(self) -> None:
-        self.parser.add_instantiator(_made_and_remembered, Logger)
         try:
-            self.config_init = self.parser.instantiate(self.config)
+            self.config_init = self.parser.instantiate(self.config, instantiators=INSTANTIATORS)
         except UserError:
             raise
         except Exception as error:  # a class that the user names may raise anything
@@ -429,6 +428,7 @@ def options() -> Mapping[str, Mapping[str, bool]]:
     return {name: {"config": False} | own for name, own in found.items()}
 
 
+INSTANTIATORS = [(_made_and_remembered, Logger, True)]
 COMMANDS = tuple(name for name in vars(Commands) if not name.startswith("_"))
 VERDICTS = {"correct": 0, "wrong": 1, "undecided": 3}  # exit statuses
 DESCRIPTION = (
