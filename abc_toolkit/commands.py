@@ -23,7 +23,7 @@ from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, seeded, validation_problems
-from abc_toolkit.description import describe, differences
+from abc_toolkit.description import describe, differences, rebuild
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.evaluation import (
     Decode,
@@ -48,6 +48,7 @@ from abc_toolkit.proof.certificate import difference, document, foreign, read_ce
 from abc_toolkit.run import (
     CERTIFICATE,
     PIPELINE,
+    RECORD,
     WINDOW,
     Phase,
     Run,
@@ -238,6 +239,7 @@ def calibrate(
     if problems < 1:
         raise UserError(f"--problems {problems}: give at least 1")
     record, inputs = place.record("fit"), place.produced("fit")
+    asked_for = rebuild(record["arguments"].get("stopping"), Stopping, place.folder("fit") / RECORD, whole=True)
     sizes = place.architecture("fit")
     _check_backbone(sizes, place)
     task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
@@ -252,7 +254,7 @@ def calibrate(
             maps = capture(model.to(device), report.track(work, "averaging attention"))
         model.cpu()
         solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
-        exact_match, threshold = solved / asked, record["arguments"]["stopping"]["exact_match"]
+        exact_match, threshold = solved / asked, asked_for.exact_match
         if (exact_match < threshold - SAMPLING_SLACK and not force) or not solved:
             raise UserError(
                 f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "

@@ -329,6 +329,8 @@ class Run:
             raise UserError(f"{path} is not a record of '{phase}' of this version: {again}")
         if record.pop("hash", None) != canonical_hash(record):
             raise UserError(f"{path} was changed after '{phase}' wrote it, as its hash is another: {again}")
+        if not _has_its_parts(record, phase):
+            raise UserError(f"{path} lacks parts that a record of '{phase}' has: {again}")
         return record
 
     def _settled(self, phase: Phase, read: Callable[[], T]) -> T:
@@ -406,7 +408,7 @@ class Run:
         changed = self._changed_input(inputs)
         if changed is not None:
             return f"it was made of another {changed[1]} than '{changed[0]}' holds now"
-        for source in PHASES:
+        for source in PHASES[: PHASES.index(phase)]:
             if any(name.startswith(f"{source}: ") for name in inputs) and self.has(source):
                 reason = self.stale(source)
                 if reason is not None:
@@ -467,8 +469,20 @@ class Run:
 
     def certified_hashes(self) -> dict[str, str]:
         """SHA-256 of the files that a certificate is of."""
-        files = self.record("retrain")["files"]
-        return {"weights": files[WEIGHTS], "window": files[WINDOW]}
+        return {name: sha256(self.read("retrain", file)) for name, file in (("weights", WEIGHTS), ("window", WINDOW))}
+
+
+def _has_its_parts(record: Mapping[str, Any], phase: Phase) -> bool:
+    """Whether what is read of a record is there and of its kind; a sender can make the hash of anything right."""
+    kinds = {"seed": int, "arguments": dict, "results": dict, "inputs": dict, "files": dict, "finished": str}
+    if any(type(record.get(name)) is not kind for name, kind in kinds.items()):
+        return False
+    hashes = (*record["files"].values(), *record["inputs"].values())
+    return (
+        all(isinstance(value, str) for value in hashes)
+        and all(name == Path(name).name for name in record["files"])
+        and (phase not in ("fit", "retrain") or {"task", "model"} <= set(record))
+    )
 
 
 def _remove(folder: Path) -> None:
