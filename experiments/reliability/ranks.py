@@ -2,7 +2,8 @@
 
 Each case is `abc fit` with one process and with several, in a folder of its own, without dropout, which each process
 draws for itself. What is compared is every loss of `training.json`, logged at each step, and every validation. Rounding
-alone tells them apart, and grows with the steps.
+alone tells them apart, and grows with the steps. Then several processes take half of the steps and are resumed, which
+must change nothing at all.
 
     python experiments/reliability/ranks.py --processes 2 3
 """
@@ -27,9 +28,15 @@ CASES = {
 }
 
 
-def fit(case: dict, folder: Path, steps: int, processes: int) -> dict:
+def fit(case: dict, folder: Path, steps: int, processes: int, resume: bool = False) -> dict:
     """The history of one training."""
-    settings = case | {"run": folder, "model.dropout": 0, "stopping.exact_match": 1.0, "stopping.loss": 0}
+    settings = case | {
+        "run": folder,
+        "resume": resume,
+        "model.dropout": 0,
+        "stopping.exact_match": 1.0,
+        "stopping.loss": 0,
+    }
     settings |= {"trainer.max_steps": steps, "trainer.validate_every": 20, "trainer.log_every": 1}
     settings |= {"trainer.accelerator": "cpu", "trainer.devices": processes}
     if processes > 1:
@@ -67,6 +74,10 @@ def main() -> None:
                 result["losses"] = largest(one["train"], several["train"], "loss")
                 result["validation_losses"] = largest(one["validation"], several["validation"], "loss")
                 result["exact_match"] = largest(one["validation"], several["validation"], "exact_match", share=False)
+                halves = Path(place) / f"{processes} resumed"
+                fit(CASES[name], halves, settings.steps // 40 * 20, processes)
+                resumed = fit(CASES[name], halves, settings.steps, processes, resume=True)
+                result["resumed_alike"] = resumed == several
                 results.append(result)
                 save_json(settings.results, results)
                 print(json.dumps(result), flush=True)

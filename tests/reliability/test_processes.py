@@ -23,7 +23,7 @@ from abc_toolkit.model import Architecture
 from abc_toolkit.module import Optimizer, TrainingModule
 from abc_toolkit.run import Run
 from abc_toolkit.tasks import Parity
-from abc_toolkit.training import Stopping, TrainerSettings, lightning_trainer
+from abc_toolkit.training import ProgressFile, Stopping, TrainerSettings, lightning_trainer
 
 Abc = Callable[..., tuple[int, str, str]]
 SMALL = {
@@ -295,3 +295,11 @@ def test_a_signal_to_the_first_of_two_processes_ends_both(tmp_path: Path) -> Non
     assert refused.returncode == 2
     assert "trainer.devices was 2 and is 1" in err
     assert "processes was 2 and is 1" in err
+    # Two do.
+    steps = ProgressFile().load_checkpoint(progress)["global_step"] + 7
+    again = start("fit", *words(own | {"trainer.max_steps": steps, "resume": "true"}), folder=tmp_path)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert f"after {steps} steps" in err
+    history = json.loads((tmp_path / "run" / "fit" / "training.json").read_text(encoding="utf-8"))
+    assert [point["step"] for point in history["validation"]] == [*range(5, steps, 5), steps]
