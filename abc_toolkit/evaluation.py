@@ -151,7 +151,7 @@ def check_sets(sets: Sequence[str] | str) -> tuple[str, ...]:
     Raises:
         UserError: If there is none, or one that does not exist.
     """
-    sets = sets.split(",") if isinstance(sets, str) else sets
+    sets = [name.strip() for name in sets.split(",")] if isinstance(sets, str) else sets
     unknown = [name for name in sets if name not in SETS]
     if unknown or not sets:
         named = repr(unknown[0]) if unknown else "an empty list"

@@ -402,10 +402,10 @@ def _trusted(names: Any) -> str | None:
     return None if names == NOTHING else comma_list(names)
 
 
-def _made_and_remembered(kind: type, *arguments: Any, **settings: Any) -> Any:
+def _made_and_remembered(class_type: type, *args: Any, **kwargs: Any) -> Any:
     """A logger, which by itself would not tell its settings to the record."""
-    made = kind(*arguments, **settings)
-    remember(made, settings)
+    made = class_type(*args, **kwargs)
+    remember(made, kwargs)
     return made
 
 

@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from abc_toolkit import commands, solving
+from abc_toolkit.main import options
 from abc_toolkit.proof.certificate import Certificate, Part
 from abc_toolkit.run import PHASES, PIPELINE
 from abc_toolkit.tasks import Parity
@@ -185,6 +186,122 @@ def test_what_a_run_recorded_does_it_again(abc: Abc, pipeline: Path) -> None:
     assert before == {phase: (pipeline / phase / "weights.safetensors").read_bytes() for phase in before}
     assert (pipeline / "evaluate" / "results.json").read_text() == results
     assert (pipeline / "calibrate" / "window.json").read_text() == window
+
+
+# Every option of each phase, with another value than the one that it has by itself, where there is another.
+TRAINING = {
+    "data": {"batch_size": 32, "longer": 0.25, "validation_problems": 16},
+    "optimizer": {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.97, "epsilon": 1e-7, "weight_decay": 0.1}
+    | {"warmup_steps": 3, "averaging": 0.5},
+    "stopping": {"exact_match": 0.9, "loss": 0.3, "decay_steps": 3},
+    "trainer": {"max_steps": 9, "validate_every": 4, "accelerator": "cpu", "devices": "1", "num_nodes": 1}
+    | {"strategy": "auto", "precision": "bf16-mixed", "gradient_clip": 0.5, "log_every": 2, "threads": 2}
+    | {
+        "progress_bar": False,
+        "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "1e3", "version": "007"}},
+    },
+}
+SIZES = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 2, "backbone": "encoder-decoder"}
+CYCLIC = {"class_path": "Cyclic", "init_args": {"period": 5, "base": 7.0, "coordinates": ["raw", "place"]}}
+EVERY_OPTION: dict[str, dict[str, Any]] = {
+    "fit": {
+        "task": {"class_path": "Parity", "init_args": {"max_length": 3, "form": "label"}},
+        "seed": 4,
+        "model": SIZES | {"model_dim": 16, "feedforward_dim": 24, "norm": "post", "dropout": 0.1, "position": CYCLIC},
+        **TRAINING,
+    },
+    "calibrate": {
+        "method": {"class_path": "Places", "init_args": {"min_attention": 0.02, "max_offset": 1, "narrow": False}},
+        "problems": 40,
+        "force": True,
+        "export": "12",
+        "size": "2x3",
+        "accelerator": "auto",
+    },
+    "retrain": {
+        "seed": 5,
+        "window": "0x1f",
+        "model": SIZES | {"model_dim": 16, "feedforward_dim": 24, "norm": "post", "dropout": 0.1, "position": CYCLIC},
+        "until": "validated",
+        **TRAINING,
+    },
+    "evaluate": {
+        "length": "2:3",
+        "samples": 5,
+        "sets": "carry, zeros",
+        "decode": "steps",
+        "weights": "fit",
+        "attention": "dense",
+        "seed": 3,
+        "accelerator": "auto",
+    },
+}
+
+
+def _leaves(settings: dict[str, Any], below: str = "") -> dict[str, Any]:
+    """Settings by the names of their options."""
+    found = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and "class_path" not in value:
+            found |= _leaves(value, f"{below}{name}.")
+        else:
+            found[below + name] = value
+    return found
+
+
+@pytest.mark.parametrize("by", ["words", "file"])
+@pytest.mark.parametrize("phase", PIPELINE)
+def test_a_saved_configuration_repeats_every_option_of_a_phase(
+    phase: str, by: str, abc: Abc, pipeline: Path, tmp_path: Path
+) -> None:
+    shutil.copy(pipeline / "calibrate" / "window.json", "0x1f")
+    settings = _leaves(EVERY_OPTION[phase])
+    missing = {name for name in options()[phase] if not any(o.startswith(f"{name}.") for o in options()[phase])}
+    assert settings.keys() == missing - {"run", "resume", "overwrite", "trust", "config"}
+    assert abc(phase, "--print_config")[0] == 0
+    by_itself = _leaves(yaml.safe_load(abc(phase, "--print_config")[1]))
+    alike = {name for name, value in settings.items() if str(by_itself[name]) == str(value)}
+    assert alike <= {f"model.{name}" for name in SIZES} | {"trainer.devices", "trainer.num_nodes", "trainer.strategy"}
+    words: list[str] = []
+    if by == "file":
+        Path("settings.yaml").write_text(yaml.safe_dump(settings if phase == "evaluate" else EVERY_OPTION[phase]))
+        words = ["--config", "settings.yaml"]
+    else:
+        for name, value in settings.items():
+            words += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    place = pipeline if phase != "fit" else Path("new")
+    status, _, err = abc(phase, "--run", str(place), "--overwrite", *words)
+    assert status == 0, err
+    kept = {name: (place / phase / name).read_bytes() for name in os.listdir(place / phase)}
+    config = _leaves(yaml.safe_load(kept["config.yaml"]))
+    assert config.keys() == settings.keys()
+    plain = {"trainer.devices": 1, "sets": ["carry", "zeros"]}
+    for name, value in settings.items():
+        if not isinstance(value, dict):
+            assert config[name] == plain.get(name, value), name
+        else:
+            assert config[name]["init_args"].items() >= value["init_args"].items() or name == "trainer.logger"
+    shutil.move(place / phase / "config.yaml", "again.yaml")
+    logged = Path("1e3")
+    if logged.exists():
+        shutil.rmtree(logged)
+    shutil.rmtree(place / phase)
+    exported = load_file("12") if Path("12").exists() else {}
+    Path("12").unlink(missing_ok=True)
+    status, _, err = abc(phase, "--run", str(place), "--config", "again.yaml")
+    assert status == 0, err
+    again = load_file("12") if Path("12").exists() else {}
+    assert again.keys() == exported.keys()
+    assert all(torch.equal(exported[name], matrix) for name, matrix in again.items())
+    assert logged.exists() == ("trainer.logger" in settings)
+    redone = {name: (place / phase / name).read_bytes() for name in os.listdir(place / phase)}
+    assert redone.keys() == kept.keys()
+    records = [json.loads(files.pop("record.json")) for files in (kept, redone)]
+    for key in ("arguments", "seed", "inputs"):
+        assert records[0][key] == records[1][key]
+    for files in (kept, redone):
+        files.pop("progress.ckpt", None)  # holds times
+    assert kept == redone
 
 
 @pytest.mark.parametrize(
@@ -500,8 +617,8 @@ def test_a_training_that_was_stopped_from_outside_is_resumed(sent: signal.Signal
     progress = ProgressFile().load_checkpoint(tmp_path / "stopped" / ".fit.partial" / "progress.ckpt")
     words += ["--trainer.max_steps", str(progress["global_step"] + 10)]
     _refused(abc("fit", *words, "--run", str(tmp_path / "stopped")), "was interrupted: go on with --resume")
-    for run, options in [("stopped", ("--resume",)), ("whole", ())]:
-        status, _, err = abc("fit", *words, "--run", str(tmp_path / run), *options)
+    for run, resume in [("stopped", ("--resume",)), ("whole", ())]:
+        status, _, err = abc("fit", *words, "--run", str(tmp_path / run), *resume)
         assert status == 0, err
     weights = [(tmp_path / run / "fit" / "weights.safetensors").read_bytes() for run in ("stopped", "whole")]
     assert weights[0] == weights[1]
