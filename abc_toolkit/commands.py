@@ -360,7 +360,10 @@ def retrain(
     settings |= {"model": sizes}
     result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite, arguments, inputs)
     summary = _training_summary("The model inside the window", result.trained, stopping, trainer)
-    reason = place.stale("certify") if place.has("certify") else None
+    try:
+        reason = place.stale("certify") if place.has("certify") else None
+    except UserError as error:  # of a damaged certificate; what was trained is whole
+        reason = str(error)
     if reason is not None:
         summary += f" The certificate in the run is stale: {reason}."
     report.done(summary, place.folder("retrain"), _next(place, "evaluate", " --length 10x"))

@@ -201,8 +201,9 @@ class Run:
             for folder in (self.path, partial):
                 for left in folder.glob(".*.tmp"):
                     left.unlink(missing_ok=True)
-            if (own / PROGRESS).exists() and not self.extensible(phase):
-                (own / PROGRESS).unlink()
+            with suppress(UserError):  # of a damaged record nothing is known: the progress stays
+                if (own / PROGRESS).is_file() and self.record(phase) and not self.extensible(phase):
+                    (own / PROGRESS).unlink()
 
     @contextmanager
     def writing(
