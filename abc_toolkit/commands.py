@@ -21,6 +21,7 @@ from abc_toolkit.attention import AttentionPath
 from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
 from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.calibration.method import find_window
+from abc_toolkit.costs import check_fits, check_held_out, check_training_memory
 from abc_toolkit.coverage import THIN, Coverage
 from abc_toolkit.data import Data, seeded, validation_problems
 from abc_toolkit.description import describe, differences, rebuild
@@ -246,6 +247,9 @@ def calibrate(
     start = time.perf_counter()
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
+    if size is not None:
+        _check_size(size, sizes)
+    check_held_out(task, problems, "--problems")
     with place.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
         batches = validation_problems(task, seeded(record["seed"], _PURPOSES["calibrate"]).initial_seed(), problems)
         batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
@@ -495,7 +499,14 @@ def run_all(
         "retrain": {"seed": seed} | dict(retrain_settings or {}),
         "evaluate": {"seed": seed} | dict(evaluate_settings or {}),
     }
-    _check_backbone(settings["fit"].get("model", Architecture()), place)
+    sizes = settings["fit"].get("model", Architecture())
+    _check_backbone(sizes, place)
+    changes = settings["retrain"].get("model", ArchitectureChanges())
+    models: dict[Phase, Architecture] = {"fit": sizes, "retrain": changes.of(sizes)}
+    for phase, architecture in models.items():
+        data = settings[phase].get("data", Data() if phase == "fit" else RETRAIN_DATA)
+        accelerator = settings[phase].get("trainer", TrainerSettings()).accelerator
+        check_training_memory(task, architecture, data, accelerator)
     lengths = settings["evaluate"].get("length")
     if lengths is not None:  # found out now rather than after the training
         parse_sizes(lengths, task)
@@ -718,6 +729,7 @@ def _train(
     inputs: Mapping[str, str],
 ) -> TrainingResult:
     """Trains a fresh model and writes the phase's folder."""
+    check_training_memory(task, settings["model"], settings["data"], settings["trainer"].accelerator)
     with undisturbed():
         runner = lightning_trainer(settings["trainer"])
         rank = runner.global_rank
@@ -767,24 +779,36 @@ def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: T
 
 def _export(path: Path, size: str | None, window: Window, task: Task, maps: AttentionMaps) -> None:
     """Writes the window's matrices for the problems whose strings have the size asked for."""
-    layout = task.layout(maps.longest)
-    if size is not None:
-        numbers = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
-        if not numbers:
-            raise UserError(f"--size {size!r}: write target tokens x source tokens, such as 61x123")
-        layout = _layout_of_size(task, window, int(numbers[1]), int(numbers[2]))
+    layout = task.layout(maps.longest) if size is None else _layout_of_size(task, window, *_lengths_of(size))
     lengths = f"{len(layout.target)}x{len(layout.source)}"
     save_tensors(path, window.matrices(layout), {"task": window.task, "size": lengths})
+
+
+def _lengths_of(size: str) -> tuple[int, int]:
+    """Numbers of target and source tokens that a size names."""
+    numbers = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
+    if not numbers:
+        raise UserError(f"--size {size!r}: write target tokens x source tokens, such as 61x123")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _check_size(size: str, sizes: Architecture) -> None:
+    """Refuses a size that is none, or of which the matrices do not fit into memory."""
+    target, source = _lengths_of(size)
+    cells = sizes.num_encoder_layers * source**2 + sizes.num_decoder_layers * target * (target + source)
+    check_fits(4 * sizes.num_heads * cells, f"the matrices of --size {size}", torch.device("cpu"))
 
 
 def _layout_of_size(task: Task, window: Window, target_length: int, source_length: int) -> Layout:
     """Layout of the first target tokens of the problems with a source of the length, or of bare strings."""
     with contextlib.suppress(ProblemError):  # beyond a fixed width
         for length in range(1, source_length + 1):
-            layout = task.layout(task.evaluation_shapes(length, UNIFORM, torch.Generator())[0])
-            if len(layout.source) == source_length and len(layout.target) >= target_length:
+            shape = task.evaluation_shapes(length, UNIFORM, torch.Generator())[0]
+            source, target = task.num_tokens(shape)
+            if source == source_length and target >= target_length:
+                layout = task.layout(shape)
                 return Layout(layout.source, layout.target[:target_length], layout.prefix[:target_length])
-            if len(layout.source) > source_length:
+            if source > source_length:
                 break
     if any(rule.key_segment is not None for rule in window.rules):
         raise UserError(

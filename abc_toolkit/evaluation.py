@@ -452,7 +452,7 @@ def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -
     needed = (source + target) * (300 + 8 * sizes.model_dim)
     needed += source * 8 * sizes.model_dim * sizes.num_decoder_layers
     needed += target * 40 * sum(_num_slots(task, model, max(shape)))
-    available = _memory(device)
+    available = memory_of(device)
     if needed > available:
         raise UserError(
             f"length {max(shape):,}: one problem takes about {math.ceil(needed / 2**30):,} GiB and there are "
@@ -470,7 +470,7 @@ def _num_slots(task: Task, model: Model, length: int) -> Iterator[float]:
             yield many + growth * max(0, length - longest)
 
 
-def _memory(device: torch.device) -> int:
+def memory_of(device: torch.device) -> int:
     """Bytes that this process may take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

@@ -445,7 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
         with searching_current_folder():
             return CommandLine(arguments).status
     except UserError as error:
-        report.remark(f"abc: error: {error}")
+        report.remark(f"abc: error: {report.line(error)}")
         return 2
     except KeyboardInterrupt:
         report.remark("Interrupted.")
@@ -459,7 +459,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # with that, the reader of the output has gone and wants no more
-            report.remark(f"abc: error: {error}")
+            report.remark(f"abc: error: {report.line(error)}")
         with suppress(OSError):  # or Python would try to flush the output once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1 if isinstance(error, BrokenPipeError) else 2

@@ -1,5 +1,6 @@
 """What a person sees in the terminal: tables on standard output, progress and remarks on standard error."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.positions import SITES
@@ -44,11 +46,36 @@ def silent() -> Iterator[None]:
         _silent.reset(before)
 
 
+# What moves the cursor, changes the terminal or the direction of writing, or cannot be written.
+_CONTROLS = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ud800-\\udfff]"
+)
+
+
+def escaped(text: str) -> str:
+    """A text whose control characters, which may stand in names, are written as Python writes them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def line(text: object) -> str:
+    """A text as one line."""
+    return escaped(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """A text of a table, in which no character has a meaning of its own."""
+    return Text(escaped(text), style)
+
+
+def _title(text: str) -> Text:
+    return _plain(text, "table.title")
+
+
 def remark(text: str) -> None:
     """Tells the user something on standard error."""
     if _silent.get():
         return
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escaped(text), markup=False, emoji=False)
 
 
 class TrainingBar:
@@ -126,7 +153,8 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
         added: The lines that were added because the window was not sufficient without them.
         moved: Those that came to a head of their own.
     """
-    table = Table(title=f"Window for {window.task}: {len(window.rules)} lines", title_justify="left")
+    title = _title(f"Window for {window.task}: {len(window.rules)} lines")
+    table = Table(title=title, title_justify="left")
     for heading in ("site", "layer", "head", "open keys", "mean attention"):
         table.add_column(heading, justify="right" if heading in ("layer", "head", "mean attention") else "left")
     for site in SITES:
@@ -146,7 +174,7 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
                     SITE_NAMES[site] if first else "",
                     str(layer) if first else "",
                     str(head),
-                    "\n".join(lines) or "none",
+                    _plain("\n".join(lines) or "none"),
                     "\n".join(means),
                 )
             table.add_section()
@@ -158,8 +186,10 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
     table = Table(
-        title=f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems "
-        f"each, seed {first['seed']}",
+        title=_title(
+            f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems "
+            f"each, seed {first['seed']}"
+        ),
         title_justify="left",
         box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )
@@ -185,9 +215,9 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_certificate(certificate: "Certificate", task: str) -> None:
     """The verdict of a certificate and what it rests on."""
     titles = {"correct": "correct at every length", "wrong": "wrong", "undecided": "cannot decide"}
-    table = Table(title=f"{task}: {titles[certificate.verdict]}", title_justify="left", show_header=False)
+    table = Table(title=_title(f"{task}: {titles[certificate.verdict]}"), title_justify="left", show_header=False)
     if certificate.reason:
-        table.add_row("reason", certificate.reason)
+        table.add_row("reason", _plain(certificate.reason))
     if certificate.meaning is not None:
         sizes = " and ".join(map(str, certificate.bound.values()))
         table.add_row(
@@ -200,7 +230,7 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
             "assignments, each one run",
             f"{certificate.assignments:,} of {certificate.kinds} kinds; {beyond} {where} in training shapes",
         )
-        table.add_row("smallest margin", f"{certificate.smallest_margin:.3g}, {certificate.narrowest}")
+        table.add_row("smallest margin", _plain(f"{certificate.smallest_margin:.3g}, {certificate.narrowest}"))
         table.add_row(
             "rounding, at most",
             f"{certificate.largest_rounding:.2g}, in float32 and any order of summation; it leaves a margin of "
@@ -209,9 +239,8 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
         table.add_row("deviation, measured", f"{certificate.largest_deviation:.1g} over paths, pieces and batches")
         table.add_row("change by tokens outside", f"{certificate.outside:.1g}")
         meaning = certificate.meaning
-        table.add_row(
-            "meaning, proved by induction", "; ".join(meaning.proved) or "nothing: the task gives no identity"
-        )
+        proved = "; ".join(meaning.proved) or "nothing: the task gives no identity"
+        table.add_row("meaning, proved by induction", _plain(proved))
         table.add_row("held to", f"{meaning.held_to:,} problems of up to {meaning.longest} digits")
     Console().print(table)
 

@@ -272,7 +272,7 @@ def _answer_lines(asked: Solver, stream: Any, name: str, check: bool, answered: 
                 asked.check_fits(problem, where)
                 read.append(problem)
             except UserError as error:
-                report.remark(f"abc solve: error: {error}")
+                report.remark(f"abc solve: error: {report.line(error)}")
                 read.append(None)
                 status = 2
         _print(asked, read, check)
