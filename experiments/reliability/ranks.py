@@ -3,7 +3,7 @@
 Each case is `abc fit` with one process and with several, in a folder of its own, without dropout, which each process
 draws for itself. What is compared is every loss of `training.json`, logged at each step, and every validation. Rounding
 alone tells them apart, and grows with the steps. Then several processes take half of the steps and are resumed, which
-must change nothing at all.
+must change nothing at all. What is in the results already is skipped.
 
     python experiments/reliability/ranks.py --processes 2 3
 """
@@ -63,11 +63,15 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--results", type=Path, default=HERE / "ranks.json")
     settings = parser.parse_args()
-    results = []
+    results = json.loads(settings.results.read_text(encoding="utf-8")) if settings.results.exists() else []
+    there = {(result["case"], result["processes"]) for result in results}
     for name in settings.cases:
+        wanted = [processes for processes in settings.processes if (name, processes) not in there]
+        if not wanted:
+            continue
         with tempfile.TemporaryDirectory() as place:
             one = fit(CASES[name], Path(place) / "1", settings.steps, 1)
-            for processes in settings.processes:
+            for processes in wanted:
                 several = fit(CASES[name], Path(place) / str(processes), settings.steps, processes)
                 result = {"case": name, "processes": processes, "steps": settings.steps}
                 result["first_loss"] = largest(one["train"][:1], several["train"][:1], "loss")
