@@ -6,6 +6,7 @@ the phase, and of what the phase read of those before it. Whoever reads a file c
 never changes anything.
 """
 
+import filecmp
 import os
 import platform
 import shutil
@@ -238,14 +239,14 @@ class Run:
             return
         with self.locked():
             self._check_inputs(phase, inputs or {})
-            self._prepare(phase, resume, overwrite)
             try:
+                self._prepare(phase, resume, overwrite)
                 yield partial
                 self._finish(phase)
             except OSError as error:
                 raise cannot_write(partial, error) from error
             finally:
-                if not self.interrupted(phase):
+                if not self.interrupted(phase) or self._as_finished(phase):
                     _remove(partial)
 
     def _prepare(self, phase: Phase, resume: bool, overwrite: bool) -> None:
@@ -271,7 +272,9 @@ class Run:
             if not self.interrupted(phase):
                 partial.mkdir()
                 if resume:
-                    shutil.copyfile(folder / PROGRESS, partial / PROGRESS)
+                    copy = partial / f".{PROGRESS}.tmp"
+                    shutil.copyfile(folder / PROGRESS, copy)
+                    os.replace(copy, partial / PROGRESS)
             (partial / "writable").touch()
             (partial / "writable").unlink()
         except OSError as error:
@@ -305,10 +308,16 @@ class Run:
         if not self.extensible(phase):  # the progress was needed until the folder had its name
             (own / PROGRESS).unlink(missing_ok=True)
 
+    def _as_finished(self, phase: Phase) -> bool:
+        """Whether a finished training was to be extended, and has taken no step more."""
+        return (self._named(phase) / PROGRESS).is_file() and filecmp.cmp(
+            self._named(phase) / PROGRESS, self.partial(phase) / PROGRESS, shallow=False
+        )
+
     def extensible(self, phase: Phase) -> bool:
         """Whether a finished training ended with its steps and not by its stopping rule, so that more may follow."""
         try:
-            return (self._named(phase) / PROGRESS).exists() and self.record(phase)["results"]["reached"] is False
+            return (self._named(phase) / PROGRESS).is_file() and self.record(phase)["results"]["reached"] is False
         except (UserError, KeyError, TypeError):
             return False
 

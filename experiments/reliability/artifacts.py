@@ -145,10 +145,11 @@ def main() -> None:
         faults: list[dict[str, Any]] = []
         for kind, part, what, damage, command, words in tried:
             run = fresh(runs[kind])
+            whole = artifacts.snapshot(Path.cwd())
             damage(run)
             before = artifacts.snapshot(Path.cwd())
             result = artifacts.done(command, words, run)
-            wrong = artifacts.fault(result, expected[kind, command], before, artifacts.snapshot(Path.cwd()))
+            wrong = artifacts.fault(result, expected[kind, command], before, artifacts.snapshot(Path.cwd()), whole)
             verdicts[wrong or ("refused" if result.status == 2 else "the same outcome")] += 1
             if wrong:
                 said = result.said.splitlines()[-6:]

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from abc_toolkit import figures
+from abc_toolkit.errors import UserError
+from abc_toolkit.run import PROGRESS, Run
 from tests.reliability.artifacts import Result, damages, done, fault, phase_damages, sealed_changes, snapshot
+from tests.small_runs import fill
 
 CASES = 100
 CALLS = {
@@ -58,11 +61,12 @@ def test_damage_is_refused_or_changes_nothing(fresh: Fresh) -> None:
             what, damage = draw.choice(list(phase_damages(run, phase)))
         else:
             what, damage = draw.choice(list(damages(run, run, run / place, draw)))
+        whole = snapshot(Path.cwd())
         damage()
         before = snapshot(Path.cwd())
         command = draw.choice(READERS[phase])
         result = done(command, CALLS[command], run)
-        wrong = fault(result, expected[command], before, snapshot(Path.cwd()))
+        wrong = fault(result, expected[command], before, snapshot(Path.cwd()), whole)
         assert wrong is None, f"case {case}: {place}, {what}, {command}: {wrong}\n{result.said}"
         refused += result.status == 2
     assert CASES / 5 < refused < CASES
@@ -76,3 +80,25 @@ def test_a_record_of_which_the_hash_was_made_right_is_read_or_refused(phase: str
         command = "solve" if phase == "retrain" else "solve --weights fit"
         result = done(command, CALLS[command], run)
         assert result.status in (0, 2), f"{what}\n{result.said}"
+
+
+def test_an_extension_that_takes_no_step_leaves_a_run_as_it_was(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    with run.writing("fit") as folder:
+        fill(run, "fit", folder, reached=False)
+        (folder / PROGRESS).write_bytes(b"progress")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="damaged"), run.writing("fit", resume=True) as folder:
+        assert (folder / PROGRESS).read_bytes() == b"progress"
+        raise UserError("damaged")
+    assert snapshot(tmp_path) == before
+    with pytest.raises(KeyboardInterrupt), run.writing("fit", resume=True) as folder:
+        (folder / PROGRESS).write_bytes(b"more")
+        raise KeyboardInterrupt
+    assert run.interrupted("fit")
+    shutil.rmtree(run.partial("fit"))
+    (run.folder("fit") / PROGRESS).unlink()
+    (run.folder("fit") / PROGRESS).mkdir()
+    with pytest.raises(UserError, match="nothing to resume"), run.writing("fit", resume=True):
+        pass
+    assert snapshot(tmp_path) == before | {f"run/fit/{PROGRESS}": "no file"}
