@@ -151,6 +151,8 @@ def main() -> None:
             result = artifacts.done(command, words, run)
             wrong = artifacts.fault(result, expected[kind, command], before, artifacts.snapshot(Path.cwd()), whole)
             verdicts[wrong or ("refused" if result.status == 2 else "the same outcome")] += 1
+            if sum(verdicts.values()) % 100 == 0:
+                print(f"{sum(verdicts.values())} of {len(tried)}: {dict(verdicts)}", flush=True)
             if wrong:
                 said = result.said.splitlines()[-6:]
                 faults.append({"file": part, "damage": what, "command": command, "fault": wrong, "said": said})

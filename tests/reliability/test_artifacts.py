@@ -88,17 +88,22 @@ def test_an_extension_that_takes_no_step_leaves_a_run_as_it_was(tmp_path: Path) 
         fill(run, "fit", folder, reached=False)
         (folder / PROGRESS).write_bytes(b"progress")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="damaged"), run.writing("fit", resume=True) as folder:
-        assert (folder / PROGRESS).read_bytes() == b"progress"
-        raise UserError("damaged")
+
+    def extend(progress: bytes) -> None:
+        with run.writing("fit", resume=True) as folder:
+            assert (folder / PROGRESS).read_bytes() == b"progress"
+            (folder / PROGRESS).write_bytes(progress)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extend(b"progress")
     assert snapshot(tmp_path) == before
-    with pytest.raises(KeyboardInterrupt), run.writing("fit", resume=True) as folder:
-        (folder / PROGRESS).write_bytes(b"more")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        extend(b"more")
     assert run.interrupted("fit")
     shutil.rmtree(run.partial("fit"))
     (run.folder("fit") / PROGRESS).unlink()
     (run.folder("fit") / PROGRESS).mkdir()
-    with pytest.raises(UserError, match="nothing to resume"), run.writing("fit", resume=True):
-        pass
+    with pytest.raises(UserError, match="nothing to resume"):
+        extend(b"")
     assert snapshot(tmp_path) == before | {f"run/fit/{PROGRESS}": "no file"}
