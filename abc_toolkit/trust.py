@@ -119,7 +119,7 @@ def _imported(module: str, what: str) -> ModuleType:
     """The module, imported if it is not yet."""
     try:
         return importlib.import_module(module)
-    except Exception as error:  # a module may raise anything
+    except (Exception, SystemExit) as error:  # a module may raise anything, and end a program that it thinks its own
         missing = isinstance(error, ModuleNotFoundError)
         where = ", nor in the current folder; name its folder in PYTHONPATH" if missing else ""
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -156,9 +156,12 @@ class CurrentFolder(MetaPathFinder):
 def _importer() -> str:
     """Name of the module whose code imports another at the moment."""
     frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _IMPORT_SYSTEM:
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] not in _IMPORT_SYSTEM:
+            return name
         frame = frame.f_back
-    return "" if frame is None else frame.f_globals.get("__name__", "")
+    return ""
 
 
 _IMPORT_SYSTEM = ("importlib", "_frozen_importlib", "_frozen_importlib_external")

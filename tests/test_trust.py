@@ -93,6 +93,9 @@ def test_a_module_that_cannot_be_imported_is_named() -> None:
     Path("mine.py").write_text("1 / 0")
     with searching_current_folder(), trusting("mine"), pytest.raises(UserError, match="ZeroDivisionError: division"):
         rebuild(_described("mine.Own"), Task)
+    Path("script.py").write_text("raise SystemExit(3)")
+    with searching_current_folder(), trusting("script"), pytest.raises(UserError, match="SystemExit: 3"):
+        rebuild(_described("script.Own"), Task)
     with searching_current_folder(), trusting("nosuch"), pytest.raises(UserError, match="nor in the current folder"):
         rebuild(_described("nosuch.Own"), Task)
 
