@@ -19,8 +19,8 @@ TRAINING = (
 SIZES = "--fit.model.model_dim 32 --fit.model.feedforward_dim 64 --fit.model.num_heads 2"
 SETTINGS = (
     "--task Parity --task.max_length 3 "
-    f"{TRAINING.format('fit')} {SIZES} --fit.stopping.exact_match 1 --fit.stopping.decay_steps 20 --calibrate.problems 64 "
-    f"{TRAINING.format('retrain')} "
+    f"{TRAINING.format('fit')} {SIZES} --fit.stopping.exact_match 1 --fit.stopping.decay_steps 20 "
+    f"--calibrate.problems 64 {TRAINING.format('retrain')} "
     "--evaluate.length 1x,2x --evaluate.samples 16"
 ).split()
 # Files that say when they were written, or how long it took.
