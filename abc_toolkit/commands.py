@@ -29,6 +29,7 @@ from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.evaluation import (
     Decode,
     Row,
+    Size,
     check_memory,
     check_sets,
     chunks,
@@ -36,7 +37,7 @@ from abc_toolkit.evaluation import (
     evaluate_models,
     parse_sizes,
 )
-from abc_toolkit.files import load_json, save_json, save_tensors, save_text, sha256
+from abc_toolkit.files import load_json, read_text, save_json, save_tensors, save_text, sha256
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.model import Architecture, Backbone, Model
 from abc_toolkit.module import Optimizer
@@ -237,19 +238,13 @@ def calibrate(
         UserError: If the model does not interpolate or the window is not sufficient, unless forced.
     """
     place = Run.newest(run, "fit")
-    if problems < 1:
-        raise UserError(f"--problems {problems}: give at least 1")
     record, inputs = place.record("fit"), place.produced("fit")
     asked_for = rebuild(record["arguments"].get("stopping"), Stopping, place.folder("fit") / RECORD, whole=True)
     sizes = place.architecture("fit")
     _check_backbone(sizes, place)
-    task, model, device = place.task("fit"), place.load_model("fit"), device_for(accelerator)
+    task, model = place.task("fit"), place.load_model("fit")
     start = time.perf_counter()
-    if size is not None and export is None:
-        raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
-    if size is not None:
-        _check_size(size, sizes)
-    check_held_out(task, problems, "--problems")
+    device = _check_calibrating(task, sizes, problems, export, size, accelerator)
     with place.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
         batches = validation_problems(task, seeded(record["seed"], _PURPOSES["calibrate"]).initial_seed(), problems)
         batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
@@ -412,10 +407,8 @@ def evaluate(
     start = time.perf_counter()
     needed = "retrain" if weights == "retrain" else "fit"
     place = Run.newest(run, needed)
-    task, device = place.task(needed), device_for(accelerator)
-    sizes, sets = parse_sizes(length, task), check_sets(sets)
-    if samples < 1:
-        raise UserError(f"--samples {samples}: give at least 1")
+    task = place.task(needed)
+    sizes, sets, device = _check_evaluating(task, length, sets, samples, accelerator)
     asked: list[Literal["fit", "retrain"]] = ["fit", "retrain"] if weights == "all" else [weights]
     if weights == "all" and not place.has("retrain"):
         asked = ["fit"]
@@ -499,21 +492,12 @@ def run_all(
         "retrain": {"seed": seed} | dict(retrain_settings or {}),
         "evaluate": {"seed": seed} | dict(evaluate_settings or {}),
     }
-    sizes = settings["fit"].get("model", Architecture())
-    _check_backbone(sizes, place)
-    changes = settings["retrain"].get("model", ArchitectureChanges())
-    models: dict[Phase, Architecture] = {"fit": sizes, "retrain": changes.of(sizes)}
-    for phase, architecture in models.items():
-        data = settings[phase].get("data", Data() if phase == "fit" else RETRAIN_DATA)
-        accelerator = settings[phase].get("trainer", TrainerSettings()).accelerator
-        check_training_memory(task, architecture, data, accelerator)
-    lengths = settings["evaluate"].get("length")
-    if lengths is not None:  # found out now rather than after the training
-        parse_sizes(lengths, task)
+    _check_backbone(settings["fit"].get("model", Architecture()), place)
     helped = wanted_help()
     if helped is not None:  # this process was started for one training, and ends with it
         own: dict[str, Any] = {"run": place.path, "resume": helped.resume, "overwrite": not helped.resume}
         return COMMANDS[helped.phase](**(settings[helped.phase] | own))
+    _check_asked(task, settings)
     for phase in ("fit", "retrain"):
         trainer = settings[phase].get("trainer", TrainerSettings())
         if not starts_processes(trainer.devices, trainer.num_nodes):
@@ -545,6 +529,51 @@ def run_all(
                 raise Interrupted(phase != PIPELINE[0] or place.interrupted(phase)) from None
     assert isinstance(result, EvaluationResult)
     return result
+
+
+def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> None:
+    """Refuses settings of phases to come now rather than after a training."""
+
+    def asked(phase: Phase) -> dict[str, Any]:
+        defaults = {name: parameter.default for name, parameter in signature(COMMANDS[phase]).parameters.items()}
+        return defaults | dict(settings[phase])
+
+    fitted, retrained = asked("fit"), asked("retrain")
+    sizes = retrained["model"].of(fitted["model"])
+    for model, phase in ((fitted["model"], fitted), (sizes, retrained)):
+        check_training_memory(task, model, phase["data"], phase["trainer"].accelerator)
+    with undisturbed():
+        lightning_trainer(replace(retrained["trainer"], logger=False))
+    if retrained["window"] is not None:
+        Window.load(retrained["window"])
+    names = ("problems", "export", "size", "accelerator")
+    _check_calibrating(task, fitted["model"], *(asked("calibrate")[name] for name in names))
+    _check_evaluating(task, *(asked("evaluate")[name] for name in ("length", "sets", "samples", "accelerator")))
+
+
+def _check_calibrating(
+    task: Task, sizes: Architecture, problems: int, export: Path | None, size: str | None, accelerator: str
+) -> torch.device:
+    """Refuses what a calibration cannot do; the device that it runs on."""
+    if problems < 1:
+        raise UserError(f"--problems {problems}: give at least 1")
+    if size is not None and export is None:
+        raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
+    if size is not None:
+        _check_size(size, sizes)
+    if export is not None and not export.absolute().parent.is_dir():
+        raise UserError(f"--export: {export} cannot be written: there is no folder {export.absolute().parent}")
+    check_held_out(task, problems, "--problems")
+    return device_for(accelerator)
+
+
+def _check_evaluating(
+    task: Task, length: str, sets: Sequence[str] | str, samples: int, accelerator: str
+) -> tuple[list[Size], tuple[str, ...], torch.device]:
+    """Refuses what an evaluation cannot do; the sizes, the sets and the device."""
+    if samples < 1:
+        raise UserError(f"--samples {samples}: give at least 1")
+    return parse_sizes(length, task), check_sets(sets), device_for(accelerator)
 
 
 def _kept(place: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:
@@ -666,9 +695,9 @@ def _check_certificate(place: Run, overwrite: bool) -> None:
 def _stated(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What a certificate's file states, if it is one of a run's files and of this version."""
     try:
-        stated = read_certificate(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        stated = read_certificate(read_text(path))
+    except ValueError as error:
+        reason = " ".join(str(error).split())
         raise UserError(f"--verify {path} cannot be checked: {reason}; certify the run anew") from None
     wrong = foreign(stated, facts)
     if wrong is not None:

@@ -4,6 +4,7 @@ A file is YAML, but its plain scalars are texts, which the option that they are 
 is a range of lengths and no number of seconds. The environment becomes options of the command line.
 """
 
+import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -43,6 +44,8 @@ def check_words(words: Iterable[str]) -> None:
         for word in words:
             if "\0" in word:  # from Python alone: no system passes on such words, or takes them as names of files
                 raise SettingsError("holds a NUL character")
+            if not word.isprintable() and re.search("[\\ud800-\\udfff]", word):
+                raise SettingsError("is no UTF-8: give another name")
             check_limits(word)
     except SettingsError as error:
         raise UserError(f"{quoted(word)} {error}") from None

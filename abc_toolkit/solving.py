@@ -49,6 +49,11 @@ class Problem:
     source: str
     read_as: str | None = None
 
+    def tell(self, where: str) -> None:
+        """Says how it was read, if that is not how it was written."""
+        if self.read_as is not None:
+            report.remark(f"{where} is read as {quoted(self.read_as)}.")
+
 
 def read_problem(task: Task, text: str) -> Problem:
     """A problem as a person writes it.
@@ -127,12 +132,9 @@ class Solver:
             UserError: If it is none.
         """
         try:
-            problem = read_problem(self.task, text)
+            return read_problem(self.task, text)
         except ProblemError as error:
             raise UserError(f"{where} cannot be solved by this run ({self.task.name}): {error}") from None
-        if problem.read_as is not None:
-            report.remark(f"{where} is read as {quoted(problem.read_as)}.")
-        return problem
 
     def check_fits(self, problem: Problem, where: str) -> None:
         """Refuses a problem that is too long for memory.
@@ -158,6 +160,8 @@ class Solver:
         problems = [(self.read(text, where), where) for where, text in named]
         for problem, where in problems:
             self.check_fits(problem, where)
+        for problem, where in problems:
+            problem.tell(where)
         return [problem for problem, _ in problems]
 
     def answers(self, problems: Sequence[Problem]) -> list[str]:
@@ -270,6 +274,7 @@ def _answer_lines(asked: Solver, stream: Any, name: str, check: bool, answered: 
             try:
                 problem = asked.read(_decoded(line, where), where)
                 asked.check_fits(problem, where)
+                problem.tell(where)
                 read.append(problem)
             except UserError as error:
                 report.remark(f"abc solve: error: {report.line(error)}")

@@ -331,6 +331,21 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
         ("fit --overwrite perhaps", "--overwrite: Expected a true or false"),
         ("run --fit.trainer.max_steps 0", "--trainer.max_steps 0"),
         ("run --evaluate.length 0x", "'0x'"),
+        ("run --evaluate.sets nosuch", "'nosuch' names no evaluation set"),
+        ("run --evaluate.samples 0", "--samples 0: give at least 1"),
+        ("run --calibrate.accelerator nosuch", "choose cpu, gpu or auto"),
+        ("run --calibrate.size 3x3", "give --export FILE"),
+        ("run --calibrate.export nowhere/x", "there is no folder"),
+        ("run --retrain.trainer.accelerator nosuch", "the trainer cannot be set up"),
+        ("run --retrain.window nosuch.json", "there is no window at nosuch.json"),
+        ("fit --task Addition --task.max_length 1000000000 --run new", "would take about 3e.12 GiB and there are"),
+        ("fit --model.num_decoder_layers 1000000 --run new", "at most 1,024 layers, and this has 1,000,000"),
+        ("run --retrain.model.model_dim 1000000 --run new", "the model .--model. would take about"),
+        (
+            "calibrate --overwrite --export m.safetensors --size 99999x99999",
+            "matrices of --size 99999x99999 would take",
+        ),
+        ("calibrate --overwrite --problems 1000000000000", "1,000,000,000,000 held-out problems .* would take about"),
         ("fit --config nosuch.yaml", "there is no file nosuch.yaml"),
         ("fit --config broken.yaml", "broken.yaml is no YAML"),
         ("fit --config unknown.yaml", "nosuch"),
@@ -749,7 +764,7 @@ def test_other_certificates_are_refused_in_one_line(abc: Abc, pipeline: Path, ce
         _refused(refused, f"--verify other.json {reason}.*; certify the run anew")
     Path("other.json").write_bytes(b"\xff\xfe")
     _refused(abc("certify", "--verify", "other.json"), "--verify other.json cannot be checked: ")
-    _refused(abc("certify", "--verify", "."), "--verify . cannot be checked: Is a directory")
+    _refused(abc("certify", "--verify", "."), "--verify . cannot be checked: . is no file")
     _refused(abc("certify", "--verify", "nowhere.json"), "nowhere.json")
 
 
