@@ -416,12 +416,8 @@ def evaluate(
     inputs: dict[str, str] = {}
     for phase in asked:
         inputs |= place.produced(phase)
-    shown: list[Phase] = [*asked, "certify"]
-    for phase in shown:
-        reason = place.stale(phase) if place.has(phase) else None
-        if reason is not None:
-            what = "the certificate" if phase == "certify" else f"'{phase}'"
-            report.remark(f"Warning: {what} in {place.path} is stale: {reason}.")
+    for warning in place.warnings(*asked, "certify"):
+        report.remark(warning)
     models = {phase: attending(place, phase, attention) for phase in asked}
     shapes = [size for size in sizes if not isinstance(size, int)]
     lengths = [size for size in sizes if isinstance(size, int)]

@@ -425,6 +425,19 @@ class Run:
                     return f"'{source}', which it was made of, is stale: {reason}"
         return None
 
+    def warnings(self, *phases: Phase) -> list[str]:
+        """What is to be said of those of some phases that are stale, or of which a damaged record leaves that open."""
+        found = []
+        for phase in phases:
+            what = "the certificate" if phase == "certify" else f"'{phase}'"
+            try:
+                reason = self.stale(phase) if self.has(phase) else None
+            except UserError as error:
+                found.append(f"Warning: whether {what} in {self.path} is stale cannot be said: {error}.")
+            else:
+                found += [f"Warning: {what} in {self.path} is stale: {reason}."] if reason is not None else []
+        return found
+
     def up_to_date(self, phase: Phase) -> bool:
         """Whether a phase is finished, not stale, and not being replaced."""
         return self.has(phase) and not self.interrupted(phase) and self.stale(phase) is None

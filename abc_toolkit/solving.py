@@ -119,6 +119,8 @@ class Solver:
 
     @cached_property
     def _model(self) -> Model:
+        for warning in self._place.warnings(self._weights):
+            report.remark(warning)
         return attending(self._place, self._weights, self._attention)
 
     def read(self, text: str, where: str) -> Problem:

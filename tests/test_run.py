@@ -201,6 +201,9 @@ def test_a_phase_is_stale_as_soon_as_what_it_read_is_another(tmp_path: Path) -> 
     os.utime(run.folder("fit") / RECORD, (0, 0))  # its age says nothing
     assert run.up_to_date("fit")
     assert run.stale("calibrate") == "it was made of another weights than 'fit' holds now"
+    assert run.warnings("fit", "calibrate") == [
+        f"Warning: 'calibrate' in {tmp_path} is stale: {run.stale('calibrate')}."
+    ]
     assert run.stale("retrain") == f"'calibrate', which it was made of, is stale: {run.stale('calibrate')}"
     assert run.stale("certify") == f"'retrain', which it was made of, is stale: {run.stale('retrain')}"
     finish(run, "calibrate", overwrite=True)
@@ -247,3 +250,13 @@ def test_a_training_that_ended_with_its_steps_can_be_extended(tmp_path: Path) ->
         assert (run.folder("fit") / PROGRESS).exists() != reached
     with pytest.raises(UserError, match="is finished: there is nothing to resume"):
         finish(run, resume=True)
+
+
+def test_what_a_damaged_record_leaves_open_is_said(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for phase in ("fit", "calibrate"):
+        finish(run, phase)
+    (run.folder("fit") / RECORD).write_text("{}")
+    (warning,) = run.warnings("calibrate", "retrain")
+    assert warning.startswith(f"Warning: whether 'calibrate' in {tmp_path} is stale cannot be said: ")
+    assert f"fit/{RECORD}" in warning
