@@ -32,10 +32,10 @@ CALLS: Mapping[str, tuple[str, ...]] = {name: (words[0], *RUN, *words[1:]) for n
 }
 READERS: Mapping[str, tuple[str, ...]] = {
     "fit": ("solve --weights fit", "evaluate", "calibrate", "retrain", "run --resume", "fit --resume"),
-    "calibrate": ("retrain", "evaluate", "run --resume", "calibrate"),
-    "retrain": ("solve", "evaluate", "certify", "certify --verify", "run --resume", "retrain"),
-    "evaluate": ("run --resume", "evaluate", "solve"),
-    "certify": ("certify --verify", "evaluate", "certify", "retrain"),
+    "calibrate": ("retrain", "evaluate", "run --resume"),
+    "retrain": ("solve", "evaluate", "certify", "certify --verify", "run --resume"),
+    "evaluate": ("run --resume", "solve"),
+    "certify": ("certify --verify", "evaluate", "retrain"),
     ".retrain.partial": ("run --resume", "retrain --resume"),
 }
 INTERRUPTED: Mapping[str, tuple[str, ...]] = {
@@ -151,8 +151,10 @@ def main() -> None:
             result = artifacts.done(command, words, run)
             wrong = artifacts.fault(result, expected[kind, command], before, artifacts.snapshot(Path.cwd()), whole)
             verdicts[wrong or ("refused" if result.status == 2 else "the same outcome")] += 1
-            if sum(verdicts.values()) % 100 == 0:
-                print(f"{sum(verdicts.values())} of {len(tried)}: {dict(verdicts)}", flush=True)
+            count = sum(verdicts.values())
+            if count % 100 == 0:
+                print(f"{count} of {len(tried)}: {dict(verdicts)}", flush=True)
+                save_json(results, {"summary": {"cases": count, "verdicts": dict(verdicts)}, "faults": faults})
             if wrong:
                 said = result.said.splitlines()[-6:]
                 faults.append({"file": part, "damage": what, "command": command, "fault": wrong, "said": said})

@@ -18,11 +18,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from abc_toolkit.files import save_json
-from tests.reliability.received import BASE, FOLDERS, NAMED, PROBES, Probe, sent
+from tests.reliability.received import BASE, COMMANDS, FOLDERS, NAMED, PROBES, Probe, sent
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -84,10 +85,10 @@ class Abc:
         return int(self.server.stdout.readline()), (self.streams / "err").read_text()
 
 
-def tried(probe: Probe, base: Path, folder: Path, abc: Abc) -> dict[str, Any]:
+def tried(probe: Probe, base: Path, folder: Path, abc: Abc, lines: Sequence[tuple[str, ...]]) -> dict[str, Any]:
     """What happened with a probe, by command."""
     commands = []
-    for words in probe.lines():
+    for words in lines:
         made = sent(probe, base, folder)
         made.mark.unlink(missing_ok=True)
         starts = probe in FOLDERS or probe in NAMED
@@ -103,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--package", type=Path, default=ROOT, help="folder that holds the package to be probed")
     parser.add_argument("--only", default="", help="probes whose names hold this")
+    parser.add_argument("--commands", type=int, default=len(COMMANDS), help="most commands a probe")
     parser.add_argument("--results", type=Path, default=HERE / "received_runs.json")
     options = parser.parse_args()
     start = time.perf_counter()
@@ -116,7 +118,10 @@ def main() -> None:
         for group, probes in (("sent", PROBES), ("named by the user", NAMED)):
             results[group] = []
             for number, probe in enumerate(probe for probe in probes if options.only in probe.name):
-                result = tried(probe, work / "run", work / f"{group[:4]}{number}", abc)
+                lines = list(probe.lines())
+                most = min(len(lines), options.commands)
+                lines = [lines[(number + i) % len(lines)] for i in range(most)]  # in turn, if not all
+                result = tried(probe, work / "run", work / f"{group[:4]}{number}", abc, lines)
                 results[group].append(result)
                 print("RAN " if result["ran"] else "    ", probe.name, flush=True)
     sent_commands = [command for result in results["sent"] for command in result["commands"]]

@@ -61,7 +61,7 @@ OPTIONAL = (
     *("dill", "omegaconf", "pydantic", "triton", "onnx", "opt_einsum", "tensorflow", "scienceplots", "ipywidgets"),
     *("argcomplete", "_jsonnet", "ruamel", "requests", "statsmodels", "sklearn", "torch_xla", "torchvision", "pytz"),
     *("matplotlib_inline", "colorama", "regex", "tabulate", "zstandard", "cuda", "gmpy2", "monkeytype", "toml"),
-    *("xarray", "lz4", "comet_ml", "wandb", "mlflow"),
+    *("lz4", "comet_ml", "wandb", "mlflow"),
 )
 INSTALLED = ("torch", "lightning", "json", "numpy", "pandas", "yaml", "os", "re", "jsonargparse", "signal", "argparse")
 
