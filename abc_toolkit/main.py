@@ -87,6 +87,7 @@ WORDING = (
     (r"(?s)Does not validate against any .*?Errors:\s+- (.*?)\s+- Expected a (?:NoneType|true or false).*", r"\1"),
     (r"(?s)\s*Subclass types expect one of:.*", ""),
     (r"Problem with given class_path '([^']+)':", r"\1:"),
+    (r"Importing '([^']+)' is not allowed, denied by .*? to allow it\.", r"it is no class of settings, but runs code"),
     (r"(No module named '[^']+')", r"\1 where Python looks: there is none here, nor in a folder of PYTHONPATH"),
     (r"Option '([\w.]+)' is not accepted", r"there is no setting \1"),
     (r"(?s)Unable to load config '(.*?)'.*", r"\1 is neither a file nor settings such as '{NAME: VALUE}'"),
@@ -109,7 +110,10 @@ def _read_numbers_only() -> None:
 
 
 _read_numbers_only()
-set_parsing_settings(config_read_mode_fsspec_enabled=False)  # Lightning lets files of settings be fetched from anywhere
+set_parsing_settings(
+    config_read_mode_fsspec_enabled=False,  # which Lightning lets fetch files of settings from anywhere
+    import_path_denylist=[],  # none besides its own list, of what runs commands and files, which it then holds to
+)
 
 
 class ConfigFile(ActionConfigFile):
@@ -222,6 +226,11 @@ class Parser(LightningArgumentParser):
         if names and not unknown:
             own = r"given class_path '(abc_toolkit\.[\w.]+)':\s+(?:No )?module"
             unknown = re.search(r"value: ([\w.]+)\Z", message) or re.search(own, message)
+        if key and unknown and (reason := re.search(r"(?s)Errors:\s+- (.*?)\s+- Expected a ", message)):
+            if re.match(r"Problem with given class_path '(?!abc_toolkit\.)", reason[1]):
+                unknown = None  # of another package; WORDING tells what is wrong with its class
+            elif "." in unknown[1] and not re.match("Import path does not|Problem with", reason[1]):
+                return f"--{key[1]} {unknown[1]} cannot be imported: {reason[1]}"
         if key and unknown:
             by_letters = {name.lower(): name for name in names}
             found = get_close_matches(unknown[1].rpartition(".")[2].lower(), by_letters, n=1)
@@ -341,6 +350,14 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the words of the command line, after those that the environment stands for."""
         words = sys.argv[1:] if args is None else list(args)
+        try:
+            self._parse(parser, words)
+        except UserError:
+            raise
+        except Exception as error:  # a module that is imported for a class of the user's may raise anything
+            raise UserError(_told(error)) from error
+
+    def _parse(self, parser: LightningArgumentParser, words: list[str]) -> None:
         check_words(words)
         command = next((word for word in words if word in COMMANDS), None)
         if command is None or {"-h", "--help"} & set(words):
@@ -372,11 +389,8 @@ class CommandLine(LightningCLI):
             self.config_init = self.parser.instantiate(self.config, instantiators=INSTANTIATORS)
         except UserError:
             raise
-        except Exception as error:  # a class that the user names may raise anything
-            text = " ".join(str(error).split())
-            reason = re.search(r"Errors: - (.*?)(?: - Expected a | Given value type:|$)", text)
-            kind = "" if isinstance(error, TypeError | ValueError | ImportError) else f"{type(error).__name__}: "
-            raise UserError(f"{kind}{reason[1] if reason else text}") from error
+        except Exception as error:  # a class of the user's may raise anything
+            raise UserError(_told(error)) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         arguments = self.config_init[subcommand].as_dict()
@@ -400,6 +414,14 @@ class CommandLine(LightningCLI):
 
 def _trusted(names: Any) -> str | None:
     return None if names == NOTHING else comma_list(names)
+
+
+def _told(error: Exception) -> str:
+    """What is told of an error that may be of any kind."""
+    text = " ".join(str(error).split())
+    reason = re.search(r"Errors: - (.*?)(?: - Expected a | Given value type:|$)", text)
+    kind = "" if isinstance(error, TypeError | ValueError | ImportError) else f"{type(error).__name__}: "
+    return f"{kind}{reason[1] if reason else text}"
 
 
 def _made_and_remembered(class_type: type, *args: Any, **kwargs: Any) -> Any:

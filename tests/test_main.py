@@ -311,7 +311,7 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
         ("fit --task Additon", "--task Additon does not exist.*Parity.*did you mean Addition"),
         ("fit --task addition", "did you mean Addition"),
         ("fit --task abc_toolkit.tasks.Nosuch", "--task abc_toolkit.tasks.Nosuch does not exist"),
-        ("fit --task os.path", "--task os.path does not exist: choose from"),
+        ("fit --task os.path", "--task: os.path: it is no class of settings, but runs code"),
         ("fit --task.max_length 3", "--task.max_length needs --task before it: choose from"),
         ("fit --nosuch 3", "--nosuch"),
         ("fit --trainer.nosuch 3", "--trainer.nosuch"),
