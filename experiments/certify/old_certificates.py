@@ -118,8 +118,9 @@ def claim(task: DigitTask, model: EncoderDecoder, case: Case) -> tuple[Certifica
     bounded = BoundedModel(seen)
     found = [bounded.margins(kind) for kind in kinds if len(kind.assignments)]
     margin = min(float(own.margin.min()) for own in found)
-    rounding = max(float(own.rounding.max()) for own in found)
-    slack = min(float(own.slack.min()) for own in found)
+    # That certifier had no bound of rounding: where there is none, its certificate would have said something finite.
+    rounding = max(float(own.rounding.nan_to_num(posinf=0.0).max()) for own in found)
+    slack = min(float(own.slack.nan_to_num(neginf=margin).min()) for own in found)
     count = sum(len(kind.assignments) for kind in kinds)
     parts = (Part("", 1, count, margin, "", rounding, slack),)
     meaning = Meaning((), "", 10_000, 40)
