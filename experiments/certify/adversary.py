@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--predictions", type=int, default=1500, help="most that a certificate goes through")
     parser.add_argument("--results", type=Path, default=HERE / "adversary.json")
     settings = parser.parse_args()
-    outcomes = json.loads(settings.results.read_text())["outcomes"] if settings.results.exists() else []
+    before = json.loads(settings.results.read_text()) if settings.results.exists() else {}
+    outcomes = before.get("outcomes", [])  # of a finished study the figures alone are kept
     start = time.monotonic()
     seeds = range(FIRST_SEED + len(outcomes), FIRST_SEED + settings.cases)
     with get_context("spawn").Pool(settings.processes) as pool:
@@ -91,7 +92,8 @@ def main() -> None:
             if time.monotonic() - start > 60 * settings.minutes:
                 break
         pool.terminate()
-    save_json(settings.results, summary(outcomes) | {"outcomes": outcomes})
+    rest = {"outcomes": outcomes} if len(outcomes) < settings.cases else {}  # what a later call goes on from
+    save_json(settings.results, summary(outcomes) | rest)
     print()
 
 
