@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -32,23 +33,28 @@ def in_a_process(case: Case, bench: Bench) -> dict[str, object] | None:
     before = bench.prepare(case)
     command = [sys.executable, "-m", "abc_toolkit.main", *case.words]
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
-    start = time.monotonic()
+    start = _seconds_of_children()
     try:
         done = subprocess.run(
-            command, cwd=bench.folder, input=case.stdin, capture_output=True, timeout=120, check=False, env=environment
+            command, cwd=bench.folder, input=case.stdin, capture_output=True, timeout=600, check=False, env=environment
         )
     except (ValueError, OSError):  # no such word can be passed on: a NUL, a lone surrogate, too long
         return None
     except subprocess.TimeoutExpired:
         return {"words": case.words, "kind": "too long", "told": ""}
+    seconds = _seconds_of_children() - start
     after = snapshot(bench.folder)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     bench.changed = bool(changed)
     out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    outcome = judged(case, done.returncode, out, err, 0.0, changed)
-    if not outcome.is_fault:
-        return None
-    return {"words": case.words, "seconds": time.monotonic() - start} | asdict(outcome)
+    outcome = judged(case, done.returncode, out, err, seconds, changed)
+    return {"words": case.words} | asdict(outcome) if outcome.is_fault else None
+
+
+def _seconds_of_children() -> float:
+    """What processes that were started took of the processor: on a machine that others use too, less than has passed."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -64,13 +70,17 @@ def main() -> None:
     (work / "template").mkdir()
     bench = Bench(made(work / "template"), work / "case")
     counts: Counter[str] = Counter()
-    faults, refused, slowest, start = [], [], 0.0, time.monotonic()
+    faults, refused, slowest, again, start = [], [], 0.0, 0, time.monotonic()
     total = arguments.lines + arguments.files
     for number in arguments.only or range(total):
         draws = random.Random(f"{arguments.seed}-{number}")
         is_line = number < arguments.lines
         case = command_line(draws) if is_line else settings_file(draws)
         outcome = bench.outcome(case)
+        if outcome.kind == "too long":  # on a machine that others use too, once more
+            again += 1
+            bench.changed = True
+            outcome = bench.outcome(case)
         counts[f"{'lines' if is_line else 'files'}, {outcome.kind}"] += 1
         slowest = max(slowest, outcome.seconds)
         shown = {"number": number, "words": case.words, "settings": repr(case.settings)} | asdict(outcome)
@@ -102,6 +112,7 @@ def main() -> None:
             "seed": arguments.seed,
             "counts": dict(sorted(counts.items())),
             "slowest_seconds": round(slowest, 1),
+            "timed_twice": again,
             "seconds": round(time.monotonic() - start),
             "faults": faults,
         }
