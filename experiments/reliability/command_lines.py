@@ -52,7 +52,7 @@ def in_a_process(case: Case, bench: Bench) -> dict[str, object] | None:
 
 
 def _seconds_of_children() -> float:
-    """What processes that were started took of the processor: on a machine that others use too, less than has passed."""
+    """What processes that were started took of the processor, whoever else uses it."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
