@@ -133,11 +133,11 @@ class Run:
 
     def has(self, phase: Phase) -> bool:
         """Whether a phase is finished."""
-        return (self.folder(phase) / RECORD).is_file()
+        return os.path.lexists(self.folder(phase) / RECORD)  # a link that leads nowhere is damage, and told as such
 
     def interrupted(self, phase: Phase) -> bool:
         """Whether a phase was begun, and can be resumed."""
-        return (self.partial(phase) / PROGRESS).exists()
+        return os.path.lexists(self.partial(phase) / PROGRESS)
 
     # Writing.
 

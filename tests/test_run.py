@@ -260,3 +260,19 @@ def test_what_a_damaged_record_leaves_open_is_said(tmp_path: Path) -> None:
     (warning,) = run.warnings("calibrate", "retrain")
     assert warning.startswith(f"Warning: whether 'calibrate' in {tmp_path} is stale cannot be said: ")
     assert f"fit/{RECORD}" in warning
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "nowhere", "."])
+def test_links_in_place_of_files_are_damage_and_not_absence(target: str, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    finish(run)
+    (run.folder("fit") / RECORD).unlink()
+    (run.folder("fit") / RECORD).symlink_to(target)
+    assert run.has("fit")
+    with pytest.raises(UserError, match=f"fit/{RECORD}"):
+        run.record("fit")
+    run.partial("retrain").mkdir()
+    (run.partial("retrain") / PROGRESS).symlink_to(target)
+    with run.locked():
+        pass
+    assert run.interrupted("retrain")
