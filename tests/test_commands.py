@@ -49,6 +49,7 @@ def _count(monkeypatch: pytest.MonkeyPatch, path: Path, text: str = "new") -> li
 
     monkeypatch.setattr(commands, "COMMANDS", {name: phase(name) for name in PIPELINE})
     monkeypatch.setattr(commands, "_check_task", lambda *_: None)
+    monkeypatch.setattr(commands, "_check_asked", lambda *_: None)
     return done
 
 

@@ -268,10 +268,10 @@ def test_a_problem_beyond_memory_is_refused(what: str, monkeypatch: pytest.Monke
 
 def test_a_container_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("max\n", ""):
-        monkeypatch.setattr(Path, "read_text", lambda _, text=text: text)
+        monkeypatch.setattr(Path, "read_text", lambda _, encoding, text=text: text)
         check_memory(Addition(), make(Addition(), 0, "pre", True), (1000, 1000), CPU)
 
-    def missing(_: Path) -> str:
+    def missing(_: Path, encoding: str) -> str:
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", missing)

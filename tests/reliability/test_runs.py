@@ -203,7 +203,7 @@ def test_the_second_writer_is_told_who_is_the_first(tmp_path: Path) -> None:
     number = forked(hold)
     os.read(read, 1)
     before = listing(run.path)
-    with pytest.raises(UserError, match=rf"is being written by process {number} on .* \('abc .*', since .*\): wait"):
+    with pytest.raises(UserError, match=rf"is being written by process {number} on .* \('abc.*', since .*\): wait"):
         finish(run)
     assert listing(run.path) == before
     os.kill(number, signal.SIGKILL)
