@@ -5,6 +5,7 @@ Each phase writes a folder of its run and returns a small result; the next one f
 
 import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -411,6 +412,10 @@ def evaluate(
     sizes, sets, device = _check_evaluating(task, length, sets, samples, accelerator)
     asked: list[Literal["fit", "retrain"]] = ["fit", "retrain"] if weights == "all" else [weights]
     if weights == "all" and not place.has("retrain"):
+        if os.path.lexists(place.folder("retrain")):
+            raise UserError(
+                f"{place.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
+            )
         asked = ["fit"]
         report.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
     inputs: dict[str, str] = {}
