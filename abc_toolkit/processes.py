@@ -93,14 +93,24 @@ class _OwnProcesses(LightningEnvironment):
         return super().node_rank() if self._num_nodes > 1 else 0
 
 
+# What says, where nothing else has started the processes, where the first machine is and which this one is.
+_PLACES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+
+
 def environment(devices: Any, num_nodes: int) -> ClusterEnvironment:
     """Who starts the processes of a training on some devices, as Lightning wants to be told.
 
     Raises:
-        ValueError: If variables of the environment contradict one another.
+        ValueError: If variables of the environment contradict one another, or do not say where the other machines are.
     """
     outside = None if num_nodes == 1 and _is_one(devices) else _outside()
     if outside is None:
+        missing = [name for name in _PLACES if name not in os.environ] if num_nodes > 1 else []
+        if missing:  # it would wait for them for half an hour
+            raise ValueError(
+                f"--trainer.num_nodes {num_nodes}: on each machine set {', '.join(missing)}, or start the processes "
+                "with torchrun or srun"
+            )
         return _OwnProcesses(num_nodes)
     # The interrupted training of a job that SLURM ends is resumed by the user, with --resume.
     return SLURMEnvironment(auto_requeue=False) if outside is SLURMEnvironment else outside()
