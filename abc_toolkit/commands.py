@@ -471,7 +471,7 @@ def run_all(
         task: What to learn; Addition if not given.
         run: Run folder; runs/TASK if not given.
         seed: Everything random follows from it.
-        resume: Go on with an interrupted run; finished phases are kept.
+        resume: Go on with an interrupted run; finished phases are kept. A finished run stays as it is.
         overwrite: Replace what is there.
         fit_settings: Arguments of `fit` by name.
         calibrate_settings: Arguments of `calibrate` by name.
@@ -515,7 +515,7 @@ def run_all(
             )
         kept = _kept(place, settings) if resume else []
         if len(kept) == len(PIPELINE):
-            raise UserError(f"{place.path} is finished: there is nothing to resume; leave out --resume")
+            return _finished_before(place)
         for phase in kept:
             report.remark(f"{phase}: finished before, kept.")
         result = None
@@ -530,6 +530,15 @@ def run_all(
                 raise Interrupted(phase != PIPELINE[0] or place.interrupted(phase)) from None
     assert isinstance(result, EvaluationResult)
     return result
+
+
+def _finished_before(place: Run) -> EvaluationResult:
+    """Shows the results of a run of which nothing is left to do."""
+    plain = json.loads(place.read("evaluate", RESULTS))
+    report.print_results(plain)
+    report.done(f"{place.path} was finished before.", place.folder("evaluate"), _next(place, "solve", " PROBLEM ..."))
+    rows = (Row(**row | {"shape": None if row["shape"] is None else tuple(row["shape"])}) for row in plain)
+    return EvaluationResult(place, tuple(rows))
 
 
 def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> None:

@@ -99,9 +99,10 @@ def test_a_run_is_resumed_where_it_stopped(
         commands.run_all(Parity(), run=tmp_path, resume=True)
         assert done == expected
     assert all(run.up_to_date(phase) for phase in PIPELINE)
-    with pytest.raises(UserError, match="nothing to resume"):
-        commands.run_all(Parity(), run=tmp_path, resume=True)
     done.clear()
+    monkeypatch.setattr(commands, "_finished_before", lambda place: place)
+    assert commands.run_all(Parity(), run=tmp_path, resume=True) == Run(tmp_path)
+    assert done == []
     commands.run_all(Parity(), run=tmp_path, overwrite=True)
     assert done == [(phase, False, True) for phase in PIPELINE]
 
@@ -122,14 +123,17 @@ def test_a_run_is_resumed_under_the_same_settings_alone(pipeline: Path) -> None:
         "evaluate_settings": {"length": "1x,2x", "samples": 16},
     }
 
-    def resume(**changes: Any) -> None:
-        commands.run_all(Parity(max_length=3), run=pipeline, resume=True, **(same | changes))
+    def resume(**changes: Any) -> commands.EvaluationResult:
+        return commands.run_all(Parity(max_length=3), run=pipeline, resume=True, **(same | changes))
 
-    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
-        resume()
+    before = {path: path.read_bytes() for path in sorted(pipeline.rglob("*.*")) if path.parent != pipeline}
+    rows = resume().rows
+    assert [row.plain() for row in rows] == [
+        row | {"shape": None} for row in json.loads((pipeline / "evaluate" / "results.json").read_text())
+    ]
     loud = TrainerSettings(max_steps=900, validate_every=20, accelerator="cpu", log_every=20, progress_bar=False)
-    with pytest.raises(UserError, match="is finished: there is nothing to resume"):
-        resume(fit_settings=same["fit_settings"] | {"trainer": loud})
+    assert resume(fit_settings=same["fit_settings"] | {"trainer": loud}).rows == rows
+    assert before == {path: path.read_bytes() for path in sorted(pipeline.rglob("*.*")) if path.parent != pipeline}
     with pytest.raises(UserError, match=r"'fit' in .* was done under other settings: seed was 0 and is 7; give"):
         resume(seed=7)
     changed = {"model": Architecture(model_dim=16, feedforward_dim=64, num_heads=2, position=NoPE())}

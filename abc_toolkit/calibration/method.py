@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.sufficiency import Conflict, Evidence, receptive_fields
+from abc_toolkit.calibration.sufficiency import Clash, Conflict, Evidence, receptive_fields
 from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
@@ -96,6 +96,10 @@ def find_window(
     and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
     fewer by chance, so the first that leaves fewer is not good enough.)
 
+    Heads that mix many lines show little of each, and leave no room for another. Where no line leaves fewer conflicts,
+    the weakest quarter of the method's rules is therefore dropped, and lines are added to what is left; again and again
+    until the window is sufficient.
+
     Args:
         method: How lines are found.
         maps: Averaged attention.
@@ -104,12 +108,39 @@ def find_window(
         generator: Draws the training problems that are compared.
     """
     layouts = {shape: task.layout(shape) for shape in maps.maps}
-    window = window.with_rules(method.rules(maps, layouts))
+    lines, heads = method.lines(maps, layouts), heads_of(maps)
+    attention = {line.rule: line.attention for line in lines}
     evidence = Evidence(task, generator)
-    conflicts = evidence.conflicts(window)
-    lines = method.lines(maps, layouts)
     spare = _strongest(lines) if method.complete else []
-    heads = heads_of(maps)
+    first = window.with_rules(method.rules(maps, layouts))
+    window, added, conflicts = _completed(first, spare, heads, evidence)
+    rules = list(first.rules)
+    while conflicts and spare and rules:
+        rules.sort(key=lambda rule: attention.get(replace(rule, bias=0.0), 1.0), reverse=True)
+        rules = rules[: len(rules) * 3 // 4]
+        fewer = first.with_rules([rule for rule in first.rules if rule in rules])
+        other = _completed(fewer, spare, heads, evidence)
+        if not other[2]:
+            window, added, conflicts = other
+    narrow = narrowed(window, task, evidence) if method.narrow and not conflicts else window
+    spread = spread_out(narrow, evidence) if method.spread and not conflicts else narrow
+    moved = [rule for rule in spread.rules if rule not in narrow.rules]
+    added += [rule for rule in moved if any(replace(rule, head=other.head) == other for other in added)]
+    return Found(
+        spread,
+        added=tuple(rule for rule in added if rule in spread.rules),
+        closed=tuple(rule for rule in window.rules if rule not in narrow.rules),
+        moved=tuple(moved),
+        conflict=evidence.describe(conflicts[0]) if conflicts else None,
+        attention=attention,
+    )
+
+
+def _completed(
+    window: Window, spare: Sequence[Line], heads: Mapping[tuple[Site, int], int], evidence: Evidence
+) -> tuple[Window, list[Rule], list[Clash]]:
+    """A window with as many lines more as make it sufficient; these lines; the conflicts that are left."""
+    conflicts = evidence.conflicts(window)
     added: list[Rule] = []
     while conflicts and spare:
         best, fewest = None, len(conflicts)
@@ -126,18 +157,7 @@ def find_window(
             break
         window = best
         added.append(window.rules[-1])
-    narrow = narrowed(window, task, evidence) if method.narrow and not conflicts else window
-    spread = spread_out(narrow, evidence) if method.spread and not conflicts else narrow
-    moved = [rule for rule in spread.rules if rule not in narrow.rules]
-    added += [rule for rule in moved if any(replace(rule, head=other.head) == other for other in added)]
-    return Found(
-        spread,
-        added=tuple(rule for rule in added if rule in spread.rules),
-        closed=tuple(rule for rule in window.rules if rule not in narrow.rules),
-        moved=tuple(moved),
-        conflict=evidence.describe(conflicts[0]) if conflicts else None,
-        attention={line.rule: line.attention for line in lines},
-    )
+    return window, added, conflicts
 
 
 def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:

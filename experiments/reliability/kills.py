@@ -1,6 +1,6 @@
 """Commands that are killed: at random moments and at every rename; what is there afterwards, and after going on.
 
-    python -m experiments.reliability.kills --random 40
+    python -m experiments.reliability.kills --random 40 --two 12
 
 A case is one kill of `abc run`, in an empty folder, or with `--overwrite` in a finished run of another seed. Then the
 run is read, and `abc run --resume` (or, where there is nothing to resume, the command itself) does the rest. It must
@@ -13,6 +13,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,11 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from abc_toolkit.files import save_json
 from experiments.reliability.processes import SETTINGS, content, done, emptied, listing, start, status_of
 
 HERE = Path(__file__).parent
 KILLED = 9
+TOGETHER = [
+    word
+    for phase in ("fit", "retrain")
+    for word in (f"--{phase}.trainer.devices", "2", f"--{phase}.trainer.strategy", "ddp")
+]
 
 
 def dies_at_rename(step: int, after: bool) -> Callable[[], None]:
@@ -99,14 +108,72 @@ def case(work: Path, finished: Path | None, expected: dict[str, bytes], names: l
     return ended, ""
 
 
+def of_two(work: Path, expected: dict[str, bytes], moment: float, victim: int) -> tuple[str, str]:
+    """One of two processes that train together killed: how the command ended, and what is wrong afterwards."""
+    folder, output = emptied(work / "case"), work / "output"
+    command = [sys.executable, "-m", "abc_toolkit.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
+    with output.open("w", encoding="utf-8") as stream:
+        first = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream, start_new_session=True)
+        deadline = time.monotonic() + moment
+        while time.monotonic() < deadline and first.poll() is None:
+            time.sleep(0.05)
+        if first.poll() is None:
+            helpers = psutil.Process(first.pid).children(recursive=True)
+            chosen = [first.pid, *(helper.pid for helper in helpers)]
+            os.kill(chosen[min(victim, len(chosen) - 1)], signal.SIGKILL)
+            who = "the first" if victim == 0 or not helpers else "the second"
+        else:
+            helpers, who = [], "nobody"
+        try:
+            status = first.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(first.pid, signal.SIGKILL)
+            return who, "the first process waits for ever"
+        _, alive = psutil.wait_procs(helpers, timeout=120)
+        if alive:
+            os.killpg(first.pid, signal.SIGKILL)
+            return who, "the second process outlives the first"
+        # One that ended well did not need its second process any more.
+        for go_on in () if status == 0 else ([*command, "--resume"], command):
+            status = subprocess.run(go_on, cwd=folder, stdout=stream, stderr=stream).returncode
+            if status != 2:  # with 2, there was nothing to resume
+                break
+    if status != 0:
+        return who, f"going on ended with {status}: {told(output)}"
+    found = content(folder / "run")
+    different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    return who, f"other bytes in {', '.join(different)}" if different else ""
+
+
+def kills_of_two(work: Path, number: int) -> dict[str, Any]:
+    """Kills one of two processes at random moments, the first and the second in turn."""
+    folder = emptied(work / "two")
+    command = [sys.executable, "-m", "abc_toolkit.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
+    begin = time.monotonic()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    whole = time.monotonic() - begin
+    expected, draw = content(folder / "run"), random.Random(1)
+    cases = []
+    for case_number in range(number):
+        who, fault = of_two(work, expected, draw.uniform(0.2, 1) * whole, case_number % 2)
+        cases.append({"killed": who, "fault": fault})
+        print(f"two processes: {cases[-1]}", flush=True)
+    return {"kills": Counter(own["killed"] for own in cases), "faults": [own["fault"] for own in cases if own["fault"]]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--random", type=int, default=40, help="kills at random moments, half of them with --overwrite")
+    parser.add_argument("--two", type=int, default=12, help="kills of one of two processes")
     parser.add_argument("--every", type=int, default=1, help="at each of so many renames, one kill")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "abc_kills")
     parser.add_argument("--results", type=Path, default=HERE / "kills.json")
     settings = parser.parse_args()
     work = emptied(settings.folder)
+    if settings.two:
+        save_json(settings.results.with_name("kills_of_two.json"), kills_of_two(work, settings.two))
+    if not settings.random:
+        return
     output = work / "output"
     start_time = time.monotonic()
     runs = {}

@@ -1,18 +1,22 @@
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from abc_toolkit.calibration import Paper, Places
+from abc_toolkit.calibration import Paper, Places, sufficiency
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of, spread_out
 from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, views
 from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
 from abc_toolkit.layout import Layout
-from abc_toolkit.positions import SITES
+from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Addition, Parity, Shape, Successor, Task
 
+MIXED_HEADS = Path(__file__).parents[1] / "golden" / "calibration_mixed_heads.json"
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
 FIRST = (Condition("place", 0),)
 # Open for no training problem.
@@ -426,3 +430,30 @@ def test_spreading_loses_no_line_and_adds_none(task: Task, seed: int) -> None:
 
     assert sharing(spread) <= sharing(window)
     assert spread_out(spread, evidence).rules == spread.rules
+
+
+@dataclass(frozen=True)
+class Measured(CalibrationMethod):
+    """Finds what `Places` measured in the heads of a trained model."""
+
+    complete: bool = True
+
+    def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
+        return [measured(*line) for line in json.loads(MIXED_HEADS.read_text())["rules"]]
+
+    def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
+        found = json.loads(MIXED_HEADS.read_text())["lines"]
+        return [Line(measured(*line), attention, 1.0) for *line, attention in found]
+
+
+def measured(site: Site, layer: int, head: int, segment: str, conditions: Sequence[tuple[Any, int, Any]]) -> Rule:
+    return Rule(site, layer, head, segment, tuple(Condition(*own) for own in conditions))
+
+
+def test_heads_that_mix_many_lines_do_not_keep_a_window_from_being_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sufficiency, "MOST_PREDICTIONS", 2**11)
+    # Addition in base 2, seed 203: of three lines added to the sixteen measured ones, no fourth leaves fewer conflicts.
+    task = Addition(max_length=4, base=2)
+    found = find(task, Measured(), heads=4)
+    assert found.conflict is None
+    assert not Evidence(task, torch.Generator().manual_seed(1)).conflicts(found.window)
