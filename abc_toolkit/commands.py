@@ -534,11 +534,11 @@ def run_all(
 
 def _finished_before(place: Run) -> EvaluationResult:
     """Shows the results of a run of which nothing is left to do."""
-    plain = json.loads(place.read("evaluate", RESULTS))
-    report.print_results(plain)
-    report.done(f"{place.path} was finished before.", place.folder("evaluate"), _next(place, "solve", " PROBLEM ..."))
-    rows = (Row(**row | {"shape": None if row["shape"] is None else tuple(row["shape"])}) for row in plain)
-    return EvaluationResult(place, tuple(rows))
+    path = place.folder("evaluate") / RESULTS
+    rows = rebuild(load_json(path), tuple[Row, ...], path, whole=True)
+    report.print_results([row.plain() for row in rows])
+    report.done(f"{place.path} was finished before.", path.parent, _next(place, "solve", " PROBLEM ..."))
+    return EvaluationResult(place, rows)
 
 
 def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> None:

@@ -93,7 +93,7 @@ class _OwnProcesses(LightningEnvironment):
         return super().node_rank() if self._num_nodes > 1 else 0
 
 
-# What says, where nothing else has started the processes, where the first machine is and which this one is.
+# Each of several machines needs these variables if no launcher starts their processes.
 _PLACES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 

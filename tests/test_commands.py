@@ -22,7 +22,7 @@ from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.run import PIPELINE, PROGRESS, WEIGHTS, Phase, Run
 from abc_toolkit.tasks import Parity
 from abc_toolkit.training import Stopping, TrainerSettings
-from tests.small_runs import fill, finish
+from tests.small_runs import fill, finish, resealed
 
 
 def test_retraining_changes_what_it_is_told_to_alone() -> None:
@@ -105,6 +105,16 @@ def test_a_run_is_resumed_where_it_stopped(
     assert done == []
     commands.run_all(Parity(), run=tmp_path, overwrite=True)
     assert done == [(phase, False, True) for phase in PIPELINE]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[1]", '[{"task": "parity"}]', "[", '["class_path"]', '[{"class_path": "os.Row"}]']
+)
+def test_results_that_somebody_wrote_are_refused_in_a_line(text: str, pipeline: Path) -> None:
+    (pipeline / "evaluate" / "results.json").write_text(text)
+    resealed(pipeline / "evaluate")
+    with pytest.raises(UserError, match=r"results\.json"):
+        commands._finished_before(Run(pipeline))
 
 
 SMALL = {"model": Architecture(model_dim=32, feedforward_dim=64, num_heads=2)}

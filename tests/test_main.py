@@ -325,7 +325,7 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
         ("fit --model.position Cyclic --model.position.period 0", "--model.position.period 0: give at least 1"),
         ("fit --trainer.logger Nosuch", "--trainer.logger Nosuch does not exist"),
         ("fit --run new --trainer.num_nodes 3", "--trainer.num_nodes 3: on each machine set MASTER_ADDR, MASTER_PORT"),
-        ("run --run new --retrain.trainer.num_nodes 3", "--trainer.num_nodes 3: on each machine|starts the processes"),
+        ("run --run new --retrain.trainer.num_nodes 3", "--trainer.num_nodes 3: on each machine set MASTER_ADDR"),
         ("fit --trainer.max_steps 0", "--trainer.max_steps 0: give at least 1"),
         ("fit --data.batch_size=-3", "--data.batch_size -3: give at least 1"),
         ("fit --model.num_heads 3", "--model.num_heads 3 does not divide --model.model_dim 64"),

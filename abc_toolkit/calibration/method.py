@@ -96,9 +96,8 @@ def find_window(
     and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
     fewer by chance, so the first that leaves fewer is not good enough.)
 
-    Heads that mix many lines show little of each, and leave no room for another. Where no line leaves fewer conflicts,
-    the weakest quarter of the method's rules is therefore dropped, and lines are added to what is left; again and again
-    until the window is sufficient.
+    A head that mixes many lines shows little of each and leaves no room for another. If no line leaves fewer conflicts,
+    the search drops the weakest quarter of the method's rules and begins again, until the window is sufficient.
 
     Args:
         method: How lines are found.
@@ -114,11 +113,10 @@ def find_window(
     spare = _strongest(lines) if method.complete else []
     first = window.with_rules(method.rules(maps, layouts))
     window, added, conflicts = _completed(first, spare, heads, evidence)
-    rules = list(first.rules)
-    while conflicts and spare and rules:
-        rules.sort(key=lambda rule: attention.get(replace(rule, bias=0.0), 1.0), reverse=True)
-        rules = rules[: len(rules) * 3 // 4]
-        fewer = first.with_rules([rule for rule in first.rules if rule in rules])
+    strongest = sorted(first.rules, key=lambda rule: attention.get(replace(rule, bias=0.0), 1.0), reverse=True)
+    while conflicts and spare and strongest:
+        strongest = strongest[: len(strongest) * 3 // 4]
+        fewer = first.with_rules([rule for rule in first.rules if rule in strongest])
         other = _completed(fewer, spare, heads, evidence)
         if not other[2]:
             window, added, conflicts = other
@@ -139,7 +137,7 @@ def find_window(
 def _completed(
     window: Window, spare: Sequence[Line], heads: Mapping[tuple[Site, int], int], evidence: Evidence
 ) -> tuple[Window, list[Rule], list[Clash]]:
-    """A window with as many lines more as make it sufficient; these lines; the conflicts that are left."""
+    """Adds lines until a window is sufficient; returns the window, the added lines and the conflicts that are left."""
     conflicts = evidence.conflicts(window)
     added: list[Rule] = []
     while conflicts and spare:

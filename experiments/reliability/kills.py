@@ -5,7 +5,7 @@
 A case is one kill of `abc run`, in an empty folder, or with `--overwrite` in a finished run of another seed. Then the
 run is read, and `abc run --resume` (or, where there is nothing to resume, the command itself) does the rest. It must
 come to the bytes of a run that was not interrupted, and leave nothing behind, in the run or in the folder for temporary
-files.
+files. `--two` kills one of two processes that train together.
 """
 
 import argparse
@@ -35,6 +35,7 @@ TOGETHER = [
     for phase in ("fit", "retrain")
     for word in (f"--{phase}.trainer.devices", "2", f"--{phase}.trainer.strategy", "ddp")
 ]
+RUN_OF_TWO = [sys.executable, "-m", "abc_toolkit.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
 
 
 def dies_at_rename(step: int, after: bool) -> Callable[[], None]:
@@ -111,9 +112,8 @@ def case(work: Path, finished: Path | None, expected: dict[str, bytes], names: l
 def of_two(work: Path, expected: dict[str, bytes], moment: float, victim: int) -> tuple[str, str]:
     """One of two processes that train together killed: how the command ended, and what is wrong afterwards."""
     folder, output = emptied(work / "case"), work / "output"
-    command = [sys.executable, "-m", "abc_toolkit.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
     with output.open("w", encoding="utf-8") as stream:
-        first = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream, start_new_session=True)
+        first = subprocess.Popen(RUN_OF_TWO, cwd=folder, stdout=stream, stderr=stream, start_new_session=True)
         deadline = time.monotonic() + moment
         while time.monotonic() < deadline and first.poll() is None:
             time.sleep(0.05)
@@ -134,7 +134,7 @@ def of_two(work: Path, expected: dict[str, bytes], moment: float, victim: int) -
             os.killpg(first.pid, signal.SIGKILL)
             return who, "the second process outlives the first"
         # One that ended well did not need its second process any more.
-        for go_on in () if status == 0 else ([*command, "--resume"], command):
+        for go_on in () if status == 0 else ([*RUN_OF_TWO, "--resume"], RUN_OF_TWO):
             status = subprocess.run(go_on, cwd=folder, stdout=stream, stderr=stream).returncode
             if status != 2:  # with 2, there was nothing to resume
                 break
@@ -148,9 +148,8 @@ def of_two(work: Path, expected: dict[str, bytes], moment: float, victim: int) -
 def kills_of_two(work: Path, number: int) -> dict[str, Any]:
     """Kills one of two processes at random moments, the first and the second in turn."""
     folder = emptied(work / "two")
-    command = [sys.executable, "-m", "abc_toolkit.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
     begin = time.monotonic()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    subprocess.run(RUN_OF_TWO, cwd=folder, check=True, capture_output=True)
     whole = time.monotonic() - begin
     expected, draw = content(folder / "run"), random.Random(1)
     cases = []
