@@ -1,9 +1,23 @@
 """Attention Bias Calibration: transformers that learn arithmetic on short numbers and do it on long ones."""
 
+import importlib
 import os
 import re
 import sys
 from contextlib import suppress
+from typing import Any
+
+_PUBLIC = {
+    "fit": "phases.training",
+    "retrain": "phases.training",
+    "calibrate": "phases.calibrate",
+    "evaluate": "phases.evaluate",
+    "certify": "phases.certify",
+    "run_all": "phases.pipeline",
+    "solve": "phases.solve",
+    "check_answers": "phases.solve",
+    "trusting": "runs.trust",
+}
 
 
 def _survive_the_environment() -> None:
@@ -28,3 +42,14 @@ def _survive_the_environment() -> None:
 
 
 _survive_the_environment()
+
+
+def __getattr__(name: str) -> Any:
+    """The public functions, loaded when they are asked for: the checker of certificates needs none of them."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PUBLIC]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("tests.contracts")
+pytest.register_assert_rewrite("abc_toolkit.testing")
 torch.set_num_threads(1)
 
 # A contract's tests run in many classes, which is what `differing_executors` warns of.
@@ -34,7 +34,7 @@ def _seeded() -> None:
 @pytest.fixture
 def abc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command line in this process: exit status, standard output, standard error."""
-    from abc_toolkit.main import main
+    from abc_toolkit.cli.main import main
 
     monkeypatch.setattr(sys, "argv", ["abc"])
 
@@ -52,12 +52,12 @@ def abc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="session")
 def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from abc_toolkit import commands
-    from abc_toolkit.data import Data
-    from abc_toolkit.model import Architecture
-    from abc_toolkit.module import Optimizer
+    import abc_toolkit
+    from abc_toolkit.models.base import Architecture
     from abc_toolkit.tasks import Parity
-    from abc_toolkit.training import Stopping, TrainerSettings
+    from abc_toolkit.training.data import Data
+    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.module import Optimizer
 
     path = tmp_path_factory.mktemp("pipeline")
     training = {
@@ -66,10 +66,12 @@ def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer": TrainerSettings(max_steps=800, validate_every=20, accelerator="cpu"),
     }
     sizes = Architecture(model_dim=32, feedforward_dim=64, num_heads=2)
-    commands.fit(Parity(max_length=3), run=path, model=sizes, stopping=Stopping(exact_match=1.0, loss=0.02), **training)
-    commands.calibrate(run=path, problems=64)
-    commands.retrain(run=path, stopping=Stopping(exact_match=1.0, loss=0.05), **training)
-    commands.evaluate(run=path, length="1x,2x", samples=16)
+    abc_toolkit.fit(
+        Parity(max_length=3), run=path, model=sizes, stopping=Stopping(exact_match=1.0, loss=0.02), **training
+    )
+    abc_toolkit.calibrate(run=path, problems=64)
+    abc_toolkit.retrain(run=path, stopping=Stopping(exact_match=1.0, loss=0.05), **training)
+    abc_toolkit.evaluate(run=path, length="1x,2x", samples=16)
     return path
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from abc_toolkit.files import canonical_hash, sha256
-from abc_toolkit.run import PROGRESS, RECORD, WEIGHTS, WINDOW, Phase, Run, save_record
+from abc_toolkit.runs.files import canonical_hash, sha256
+from abc_toolkit.runs.folder import PROGRESS, RECORD, WEIGHTS, WINDOW, Phase, Run, save_record
 
 CONTENT: Mapping[str, str] = {"fit": WEIGHTS, "calibrate": WINDOW, "retrain": WEIGHTS, "evaluate": "results.json"}
 READS: Mapping[str, tuple[Phase, ...]] = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.model import Architecture, prefix_of, teacher_forced
+from abc_toolkit.models.base import Architecture, prefix_of, teacher_forced
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof.enumeration import Kind, Prediction, Reading, kinds_of
 from abc_toolkit.proof.receptive_field import ReceptiveField, ReceptiveFields
@@ -27,9 +27,10 @@ from abc_toolkit.tasks import (
     Successor,
     Task,
 )
-from abc_toolkit.tasks.base import DigitTask
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
 FIRST, HIGHEST = ((Condition(anchor, 0),) for anchor in ("place", "index"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from abc_toolkit.main import COMMANDS, main, options
+from abc_toolkit.cli.main import COMMANDS, main, options
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 POSITIONS = sorted((CONFIGS / "positions").glob("*.yaml"))

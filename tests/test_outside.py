@@ -12,11 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from abc_toolkit.model import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, teacher_forced
 from abc_toolkit.positions import NoPE, PositionMethod
-from abc_toolkit.run import Run, build_model
+from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import Parity
-from tests.contracts.position_contract import PositionCase, PositionContract
+from abc_toolkit.testing.position_contract import PositionCase, PositionContract
 
 Abc = Callable[..., tuple[int, str, str]]
 

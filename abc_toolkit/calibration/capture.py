@@ -1,7 +1,7 @@
 """Attention maps: weights averaged over correctly solved problems, a shape at a time."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from abc_toolkit.calibration.window import WindowError
-from abc_toolkit.files import save_tensors
 from abc_toolkit.layout import Layout
-from abc_toolkit.model import Maps, Model, teacher_forced
-from abc_toolkit.tasks import Problems, Shape
+from abc_toolkit.models.base import Maps, Model, teacher_forced
+from abc_toolkit.runs.files import save_tensors
+from abc_toolkit.tasks import Problems, Shape, Task
 from abc_toolkit.tasks.base import shape_name
+from abc_toolkit.windows.rules import WindowError
+
+_CELLS = 2**25  # attention cells of all heads that a batch may take whose maps are asked for
 
 
 @dataclass(frozen=True)
@@ -107,3 +109,12 @@ def capture(model: Model, problems: Iterable[tuple[Problems, Layout]]) -> Attent
         for shape, totals in sums.items()
     }
     return AttentionMaps(averages, solved)
+
+
+def chunks(task: Task, batches: Sequence[Problems], device: torch.device) -> Iterator[tuple[Problems, Layout]]:
+    """The batches cut into pieces whose attention maps fit into memory, on a device, each with its layout."""
+    for batch in batches:
+        layout = task.layout(batch.shape).to(device)
+        size = max(1, _CELLS // (4 * len(layout.target) * (len(layout.target) + len(layout.source))))
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size].to(device), layout

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Line, heads_of
-from abc_toolkit.calibration.window import Condition, Rule, site_positions
 from abc_toolkit.errors import check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape
+from abc_toolkit.windows.rules import Condition, Rule, site_positions
 
 ANCHORS = ("place", "index")
 TABLE = ("row", "column")

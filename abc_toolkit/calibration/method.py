@@ -8,10 +8,10 @@ from torch import Generator
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.sufficiency import Clash, Conflict, Evidence, receptive_fields
-from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape, Task
+from abc_toolkit.windows.rules import Rule, Window
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, heads_of
-from abc_toolkit.calibration.window import Condition, Rule
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Shape
+from abc_toolkit.windows.rules import Condition, Rule
 
 Direction = Literal["diagonal", "anti-diagonal", "vertical"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.calibration.window import Window
 from abc_toolkit.layout import Layout
-from abc_toolkit.model import prefix_of
+from abc_toolkit.models.base import prefix_of
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.rules import Window
 
 _MOST_KEYS = 4096
 # A share of n keys, 1/n, as an integer: a multiple that all n have in common, modulo 2^64, over n.

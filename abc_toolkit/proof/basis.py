@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from abc_toolkit.calibration.window import Window, Windowed, WindowedAttention
-from abc_toolkit.model import Model
+from abc_toolkit.models.base import Model
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import AttentionPosition, Compose, Cyclic, NoPE, PositionMethod
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import Task
-from abc_toolkit.tasks.base import DigitTask
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.windows.attention import Windowed, WindowedAttention
+from abc_toolkit.windows.rules import Window
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from typing import TypeVar
 
 import torch
 
-from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.layout import Item, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import Linear, NotLinearError, cases, symbol
 from abc_toolkit.positions import Site
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
-from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.windows.rules import Rule, Window
 
 _MOST_POWERS = 4096
 _MOST_EXPANDED = 64  # values of a variable that a line leaves open and that has a fixed number of them

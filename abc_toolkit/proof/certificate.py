@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NoReturn
 
-from abc_toolkit.files import canonical_hash
 from abc_toolkit.proof.basis import Basis
 from abc_toolkit.proof.bound import layout_cases
 from abc_toolkit.proof.meaning import Meaning
 from abc_toolkit.proof.rounding import PRECISION
-from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.runs.files import canonical_hash
+from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 SCHEMA = 3

@@ -13,11 +13,12 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.layout import Layout
-from abc_toolkit.model import prefix_of
+from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
 from abc_toolkit.proof.table import TabledRule, all_of
 from abc_toolkit.tasks import Problems, Shape
-from abc_toolkit.tasks.base import UNIFORM, DigitTask, shape_name
+from abc_toolkit.tasks.base import UNIFORM, shape_name
+from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 MOST_ASSIGNMENTS = 2 * 10**7

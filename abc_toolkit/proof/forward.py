@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abc_toolkit.attention import Gather, Scope
-from abc_toolkit.calibration.window import site_positions
 from abc_toolkit.layout import Positions
+from abc_toolkit.models.attention import Gather, Scope
+from abc_toolkit.models.transformer import Block, EncoderDecoder
 from abc_toolkit.positions import OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.receptive_field import ReceptiveField
-from abc_toolkit.transformer import Block, EncoderDecoder
+from abc_toolkit.windows.rules import site_positions
 
 _AT_ONCE = 2**15
 

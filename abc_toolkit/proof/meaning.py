@@ -12,8 +12,9 @@ from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule, all_of
 from abc_toolkit.tasks import ProblemError, Problems
-from abc_toolkit.tasks.base import SETS, TRAINING, DigitTask, shape_name
-from abc_toolkit.tasks.identity import (
+from abc_toolkit.tasks.base import SETS, TRAINING, shape_name
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.identity import (
     CarryIdentity,
     CopyIdentity,
     Identity,

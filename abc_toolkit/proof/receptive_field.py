@@ -7,9 +7,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from abc_toolkit.calibration.window import Window, site_positions
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, ModelPosition, OpenKeys, Site
+from abc_toolkit.windows.rules import Window, site_positions
 
 Leaf = tuple[str, int]  # "source" or "prefix", and the token's number in that string
 Described = tuple[str, dict[str, int]]  # segment and coordinates of a token

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.attention import Attention
-from abc_toolkit.calibration.window import Windowed
 from abc_toolkit.layout import Positions
+from abc_toolkit.models.attention import Attention
+from abc_toolkit.models.transformer import Block, EncoderDecoder
 from abc_toolkit.positions import Cyclic, OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.forward import distinct
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
-from abc_toolkit.transformer import Block, EncoderDecoder
+from abc_toolkit.windows.attention import Windowed
 
 PRECISION = "float32, every product and sum rounded to nearest, in any order of summation"
 UNIT = 2.0**-24

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.proof.receptive_field import CannotDecideError
-from abc_toolkit.tasks.base import DigitTask, LocalRule, Read
-from abc_toolkit.tasks.identity import Identity
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.identity import Identity
+from abc_toolkit.tasks.digits.rule import LocalRule, Read
 
 _MOST_ENTRIES = 2 * 10**6
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.calibration.sufficiency import Conflict
-from abc_toolkit.evaluation import solve_problems
 from abc_toolkit.layout import Layout
-from abc_toolkit.model import Model, prefix_of, teacher_forced
+from abc_toolkit.models.base import Model, prefix_of, teacher_forced
+from abc_toolkit.models.decoding import solve_problems
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.proof.basis import Basis, basis_of
 from abc_toolkit.proof.bound import Bound, Case, bound_of, layout_cases, size_symbols
 from abc_toolkit.proof.certificate import Certificate, Part
@@ -29,8 +30,8 @@ from abc_toolkit.proof.meaning import meaning_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveFields
 from abc_toolkit.proof.rounding import BoundedModel, Margins
 from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
-from abc_toolkit.tasks.base import UNIFORM, DigitTask
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.tasks.digits.base import DigitTask
 
 # Wraps what takes long, with its name: a phase shows a bar there.
 Progress = Callable[[Sequence, str], Iterable]

@@ -36,15 +36,16 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
-from abc_toolkit.attention import KEYS_A_SLOT, AttentionPath
-from abc_toolkit.data import seeded
-from abc_toolkit.evaluation import evaluate_models, evaluation_problems, greedy, planned, solves
-from abc_toolkit.files import save_json
-from abc_toolkit.model import teacher_forced
-from abc_toolkit.run import Run
+from abc_toolkit.models.attention import KEYS_A_SLOT, AttentionPath
+from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.decoding import greedy, planned, solves
+from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.phases.measure import evaluate_models, evaluation_problems
+from abc_toolkit.runs.files import save_json
+from abc_toolkit.runs.folder import Run
+from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Problems, Task
 from abc_toolkit.tasks.base import CARRY, TRAINING, UNIFORM
-from abc_toolkit.transformer import EncoderDecoder
 
 try:
     import transformers

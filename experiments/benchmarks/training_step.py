@@ -16,12 +16,12 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from abc_toolkit.data import Data, TrainingBatches
-from abc_toolkit.model import Architecture, teacher_forced
-from abc_toolkit.module import Optimizer
-from abc_toolkit.run import Run, build_model
+from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import Addition
-from abc_toolkit.training import Stopping, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training.data import Data, TrainingBatches
+from abc_toolkit.training.loop import Stopping, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training.module import Optimizer
 
 
 def bare(steps: int) -> float:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from abc_toolkit.files import save_json
 from abc_toolkit.proof import certify
+from abc_toolkit.runs.files import save_json
 from tests.proof.adversary import Outcome, case, judged, proof_alone
 
 HERE = Path(__file__).parent

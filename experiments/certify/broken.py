@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from abc_toolkit.calibration.window import Condition, Rule, Window
-from abc_toolkit.files import save_json, save_text
-from abc_toolkit.model import teacher_forced
+from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.proof import certify
-from abc_toolkit.run import CERTIFICATE, WINDOW, Run, save_weights
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.runs.files import save_json, save_text
+from abc_toolkit.runs.folder import CERTIFICATE, WINDOW, Run, save_weights
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 HERE = Path(__file__).parent
 ABC = str(Path(sys.executable).parent / "abc")

@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 
-from abc_toolkit.calibration.window import Window, Windowed
-from abc_toolkit.description import describe
-from abc_toolkit.files import save_json, save_text, sha256
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import SITES, NoPE
 from abc_toolkit.proof.basis import Basis, basis_of
 from abc_toolkit.proof.bound import Bound
@@ -30,9 +28,12 @@ from abc_toolkit.proof.enumeration import Reading, kinds_of
 from abc_toolkit.proof.meaning import Meaning
 from abc_toolkit.proof.rounding import BoundedModel
 from abc_toolkit.proof.verdict import _layouts, _predictions, silent
-from abc_toolkit.run import save_weights, versions
-from abc_toolkit.tasks.base import DigitTask
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.runs.description import describe
+from abc_toolkit.runs.files import save_json, save_text, sha256
+from abc_toolkit.runs.folder import save_weights, versions
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Window
 from tests.proof import test_kinds as wrong_models
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from abc_toolkit.files import save_json
+from abc_toolkit.runs.files import save_json
 
 HERE = Path(__file__).parent
 KEPT = (
@@ -33,7 +33,7 @@ def timed(*command: object) -> tuple[int, str, float]:
 
 def recertified(run: Path) -> dict:
     """What certifier and checker say of one run."""
-    command = "import sys; from abc_toolkit.main import main; sys.exit(main())"
+    command = "import sys; from abc_toolkit.cli.main import main; sys.exit(main())"
     status, _, seconds = timed("-c", command, "certify", "--run", run, "--overwrite")
     path = run / "certify" / "certificate.json"
     certificate = json.loads(path.read_text())

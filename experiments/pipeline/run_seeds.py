@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from abc_toolkit.evaluation import evaluate_models, parse_sizes
-from abc_toolkit.files import save_json
-from abc_toolkit.run import CERTIFICATE, Run
+from abc_toolkit.phases.measure import evaluate_models, parse_sizes
+from abc_toolkit.runs.files import save_json
+from abc_toolkit.runs.folder import CERTIFICATE, Run
 from abc_toolkit.tasks.base import SETS
 
 HERE = Path(__file__).parent

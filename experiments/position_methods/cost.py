@@ -43,13 +43,13 @@ from rich.table import Table
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from abc_toolkit.data import seeded
-from abc_toolkit.description import rebuild
 from abc_toolkit.errors import UserError
-from abc_toolkit.files import save_json, save_text
-from abc_toolkit.model import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, teacher_forced
 from abc_toolkit.positions import NoPE, PositionMethod
-from abc_toolkit.run import build_model
+from abc_toolkit.runs.description import rebuild
+from abc_toolkit.runs.files import save_json, save_text
+from abc_toolkit.runs.folder import build_model
+from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Addition
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "positions"

@@ -32,16 +32,16 @@ from typing import Any
 
 import yaml
 
-from abc_toolkit import commands
-from abc_toolkit.commands import ArchitectureChanges
-from abc_toolkit.description import describe, rebuild
+import abc_toolkit
 from abc_toolkit.errors import UserError
-from abc_toolkit.model import Architecture
-from abc_toolkit.module import Optimizer
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.phases.training import ArchitectureChanges
 from abc_toolkit.positions import PositionMethod
-from abc_toolkit.run import PROGRESS, Run
+from abc_toolkit.runs.description import describe, rebuild
+from abc_toolkit.runs.folder import PROGRESS, Run
 from abc_toolkit.tasks import Addition
-from abc_toolkit.training import TrainerSettings
+from abc_toolkit.training.loop import TrainerSettings
+from abc_toolkit.training.module import Optimizer
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent.parent / "configs" / "positions"
@@ -76,9 +76,9 @@ def base(runs: Path) -> Path:
     """The run whose window all share; it is made if it is not there."""
     path = runs / "base"
     if not Run(path).has("fit"):
-        commands.fit(Addition(), run=path, seed=SEED, overwrite=True)
+        abc_toolkit.fit(Addition(), run=path, seed=SEED, overwrite=True)
     if not Run(path).has("calibrate"):
-        commands.calibrate(run=path, overwrite=True)
+        abc_toolkit.calibrate(run=path, overwrite=True)
     return path
 
 
@@ -96,12 +96,12 @@ def attempt(name: str, setting: str, runs: Path) -> dict[str, Any]:
             pass  # it was only evaluated no more
         elif phase == "fit":
             trainer, optimizer = TrainerSettings(max_steps=8000), Optimizer(learning_rate=1e-3)
-            commands.fit(Addition(), model=sizes, optimizer=optimizer, trainer=trainer, resume=resume, **shared)
+            abc_toolkit.fit(Addition(), model=sizes, optimizer=optimizer, trainer=trainer, resume=resume, **shared)
         else:
             assert sizes.position is not None
             beside, trainer = ArchitectureChanges(position=sizes.position), TrainerSettings(max_steps=3000)
-            commands.retrain(model=beside, until="validated", trainer=trainer, resume=resume, **shared)
-        evaluated = commands.evaluate(run=path, weights=phase, **EVALUATION)
+            abc_toolkit.retrain(model=beside, until="validated", trainer=trainer, resume=resume, **shared)
+        evaluated = abc_toolkit.evaluate(run=path, weights=phase, **EVALUATION)
     except UserError as error:
         return {"error": str(error)}
     record = Run(path).record(phase)

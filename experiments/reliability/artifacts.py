@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from abc_toolkit import figures
-from abc_toolkit.files import save_json
+from abc_toolkit.report import figures
+from abc_toolkit.runs.files import save_json
 from tests.reliability import artifacts
 from tests.reliability.received import BASE, COMMANDS
 

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 def in_a_process(case: Case, bench: Bench) -> dict[str, object] | None:
     """What is wrong with how a command line ends in a process of its own; `None` if nothing is."""
     before = bench.prepare(case)
-    command = [sys.executable, "-m", "abc_toolkit.main", *case.words]
+    command = [sys.executable, "-m", "abc_toolkit.cli.main", *case.words]
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1])}
     start = _seconds_of_children()
     try:

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from abc_toolkit.files import save_json
+from abc_toolkit.runs.files import save_json
 from experiments.reliability.processes import SETTINGS, content, done, emptied, listing, start, status_of
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ TOGETHER = [
     for phase in ("fit", "retrain")
     for word in (f"--{phase}.trainer.devices", "2", f"--{phase}.trainer.strategy", "ddp")
 ]
-RUN_OF_TWO = [sys.executable, "-m", "abc_toolkit.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
+RUN_OF_TWO = [sys.executable, "-m", "abc_toolkit.cli.main", "run", *SETTINGS, *TOGETHER, "--run", "run", "--seed", "0"]
 
 
 def dies_at_rename(step: int, after: bool) -> Callable[[], None]:

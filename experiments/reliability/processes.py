@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from abc_toolkit.main import main
-from abc_toolkit.run import CERTIFICATE, CONFIG, PROGRESS, RECORD
+from abc_toolkit.cli.main import main
+from abc_toolkit.runs.folder import CERTIFICATE, CONFIG, PROGRESS, RECORD
 
 # A run of parity that takes seconds, and ends in a model that is right.
 TRAINING = (

@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from abc_toolkit.files import save_json
-from abc_toolkit.run import PHASES, Run
+from abc_toolkit.runs.files import save_json
+from abc_toolkit.runs.folder import PHASES, Run
 from experiments.reliability.processes import SETTINGS, done, emptied, listing, own_settings, start, status_of
 
 HERE = Path(__file__).parent

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from abc_toolkit.files import save_json
+from abc_toolkit.runs.files import save_json
 
 HERE = Path(__file__).parent
 CASES = {
@@ -42,7 +42,7 @@ def fit(case: dict, folder: Path, steps: int, processes: int, resume: bool = Fal
     if processes > 1:
         settings |= {"trainer.strategy": "ddp"}
     words = [f"--{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "abc_toolkit.main", "fit", *words]
+    command = [sys.executable, "-m", "abc_toolkit.cli.main", "fit", *words]
     finished = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if finished.returncode:
         raise SystemExit(f"{' '.join(words)}: {finished.stderr}")

@@ -22,16 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from abc_toolkit.files import save_json
+from abc_toolkit.runs.files import save_json
 from tests.reliability.received import BASE, COMMANDS, FOLDERS, NAMED, PROBES, Probe, sent
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SCRIPT = "import sys\nfrom abc_toolkit.main import main\nsys.exit(main())\n"  # as it is installed
+SCRIPT = "import sys\nfrom abc_toolkit.cli.main import main\nsys.exit(main())\n"  # as it is installed
 # Loads the toolkit once, outside all that was sent, and starts commands as processes that are copies of itself.
 SERVER = """
 import json, os, sys
-from abc_toolkit.main import main
+from abc_toolkit.cli.main import main
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()
@@ -71,7 +71,7 @@ class Abc:
 
     def start(self, folder: Path, words: tuple[str, ...], module: bool) -> tuple[int, str]:
         """One command by a process that loads everything in the folder: exit status and standard error."""
-        how = ["-m", "abc_toolkit.main"] if module else [str(self.script)]
+        how = ["-m", "abc_toolkit.cli.main"] if module else [str(self.script)]
         options: dict[str, Any] = {"cwd": folder, "env": self.environment, "capture_output": True, "text": True}
         done = subprocess.run([sys.executable, *how, *words], **options, timeout=300, stdin=subprocess.DEVNULL)
         return done.returncode, done.stderr

@@ -21,18 +21,18 @@ from unittest import mock
 
 import torch
 
-from abc_toolkit import training
 from abc_toolkit.calibration import Places, Window
-from abc_toolkit.calibration.capture import capture
+from abc_toolkit.calibration.capture import capture, chunks
 from abc_toolkit.calibration.method import find_window
-from abc_toolkit.commands import SAMPLING_SLACK
-from abc_toolkit.data import seeded, validation_problems
-from abc_toolkit.evaluation import chunks
-from abc_toolkit.files import save_json
-from abc_toolkit.main import main as abc
-from abc_toolkit.model import Model, teacher_forced
-from abc_toolkit.run import Run
+from abc_toolkit.cli.main import main as abc
+from abc_toolkit.models.base import Model, teacher_forced
+from abc_toolkit.phases.calibrate import SAMPLING_SLACK
+from abc_toolkit.runs.files import save_json
+from abc_toolkit.runs.folder import Run
+from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Task
+from abc_toolkit.training import loop
+from abc_toolkit.training.data import validation_problems
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -41,7 +41,7 @@ CALIBRATE = 101  # what `abc calibrate` draws its problems for
 RULES = {"once": (1, 1), "twice": (2, 1), "three times": (3, 1), "two draws": (1, 2), "two draws twice": (2, 2)}
 
 
-class Recorder(training.Watch):
+class Recorder(loop.Watch):
     """Keeps every validation and the weights at those that a rule may end with; ends when all rules have been met."""
 
     rules: dict[str, int]
@@ -135,7 +135,7 @@ def compared(config: str, seed: int, decays: list[int], draws: int, alone: bool)
         folder, start = Path(place) / "run", time.perf_counter()
         run = Run(folder)
         if not alone:
-            with mock.patch.object(training, "Watch", Recorder):
+            with mock.patch.object(loop, "Watch", Recorder):
                 fitted(config, seed, folder, "--stopping.decay_steps=0")
             watch, task, model = Recorder.made, run.task("fit"), run.load_model("fit")
             result["history"] = watch.history

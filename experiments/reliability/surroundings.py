@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from abc_toolkit.files import save_json
+from abc_toolkit.runs.files import save_json
 from experiments.reliability.processes import SETTINGS, content, done, emptied, listing, own_settings
 
 HERE = Path(__file__).parent
@@ -118,7 +118,7 @@ class Study:
         run, output = folder / "run", self.work / "output"
         environment = {name: value for name, value in {**os.environ, **changes}.items() if value is not None}
         before = listing(run), content(run)
-        abc = [sys.executable, "-c", "from abc_toolkit.main import main; raise SystemExit(main())"]
+        abc = [sys.executable, "-c", "from abc_toolkit.cli.main import main; raise SystemExit(main())"]
         with output.open("w") as file:
             process = subprocess.run(
                 [*abc, *COMMANDS[command], "--run", "run"],

@@ -40,16 +40,17 @@ def attempt(recipe: str, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     from dataclasses import replace
 
-    from abc_toolkit import commands
-    from abc_toolkit.model import Architecture
+    import abc_toolkit
+    from abc_toolkit.models.base import Architecture
+    from abc_toolkit.phases.training import FIT_STOPPING, RETRAIN_STOPPING
     from abc_toolkit.tasks import Addition
-    from abc_toolkit.training import TrainerSettings
+    from abc_toolkit.training.loop import TrainerSettings
 
     task = Addition()
     settings: dict[str, dict[str, Any]] = {
-        "fit": {"seed": seed, "trainer": TrainerSettings(), "stopping": commands.FIT_STOPPING, "model": Architecture()},
+        "fit": {"seed": seed, "trainer": TrainerSettings(), "stopping": FIT_STOPPING, "model": Architecture()},
         "calibrate": {},
-        "retrain": {"trainer": TrainerSettings(), "stopping": commands.RETRAIN_STOPPING},
+        "retrain": {"trainer": TrainerSettings(), "stopping": RETRAIN_STOPPING},
     }
     for path, value in RECIPES[recipe].items():
         phase, name, *inner = path.split(".")
@@ -64,7 +65,7 @@ def attempt(recipe: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for phase in ("fit", "calibrate", "retrain", "certify"):
             start = time.perf_counter()
-            done = getattr(commands, phase)(run=Path(folder) / "run", **settings.get(phase, {}))
+            done = getattr(abc_toolkit, phase)(run=Path(folder) / "run", **settings.get(phase, {}))
             result[phase] = time.perf_counter() - start
             if phase in ("fit", "retrain"):
                 result[f"{phase}_steps"] = done.trained.steps

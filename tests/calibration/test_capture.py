@@ -7,13 +7,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from abc_toolkit.calibration.capture import AttentionMaps, capture
-from abc_toolkit.calibration.window import WindowError
 from abc_toolkit.layout import Layout
-from abc_toolkit.model import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Sinusoidal
 from abc_toolkit.tasks import Parity, Problems
 from abc_toolkit.tasks.base import shape_name
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.windows.rules import WindowError
 
 TASK = Parity(max_length=3)
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.lines import Places
-from abc_toolkit.calibration.window import Condition, Rule, site_positions
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Addition, Multiplication, Shape, Successor, Task
+from abc_toolkit.windows.rules import Condition, Rule, site_positions
 
 Planted = Iterable[tuple[Rule, float]]
 SHAPES = ((4, 4), (5, 5), (6, 6))

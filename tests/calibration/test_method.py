@@ -11,10 +11,10 @@ from abc_toolkit.calibration import Paper, Places, sufficiency
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of, spread_out
 from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, views
-from abc_toolkit.calibration.window import Condition, Rule, Window, site_positions
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Addition, Parity, Shape, Successor, Task
+from abc_toolkit.windows.rules import Condition, Rule, Window, site_positions
 
 MIXED_HEADS = Path(__file__).parents[1] / "golden" / "calibration_mixed_heads.json"
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))

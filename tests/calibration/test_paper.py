@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abc_toolkit.calibration.paper import DIRECTIONS, Direction, Line, Paper, Variant, find_lines, to_rules
-from abc_toolkit.calibration.window import Rule, Window
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions import Site
+from abc_toolkit.windows.rules import Rule, Window
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "abc_bias.npz"
 NAMED: dict[str, tuple[Direction, ...]] = {

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from abc_toolkit.calibration.sufficiency import Conflict, Evidence, receptive_fields, solved, views
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed, site_positions
 from abc_toolkit.layout import Layout
-from abc_toolkit.model import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE, Site
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
-from abc_toolkit.transformer import EncoderDecoder
 from abc_toolkit.vocabulary import BOS
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window, site_positions
 
 OWN, BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1))
 FIRST = (Condition("place", 0),)

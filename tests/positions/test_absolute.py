@@ -8,12 +8,12 @@ import torch
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import AttentionPosition, Cyclic, ModelPosition, ModelSizes, NoPE, PositionMethod, Sinusoidal
 from abc_toolkit.positions.absolute import Abacus, Learned, PositionCoupling
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Successor
-from abc_toolkit.transformer import EncoderDecoder
-from tests.contracts.position_contract import LAYOUTS, LONG, PositionCase, PositionContract
+from abc_toolkit.testing.position_contract import LAYOUTS, LONG, PositionCase, PositionContract
 
 GOLDEN = {
     name: np.load(Path(__file__).parent.parent / "golden" / f"{name}.npz")

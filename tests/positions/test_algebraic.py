@@ -10,11 +10,11 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import AttentionPosition, ModelPosition, ModelSizes
 from abc_toolkit.positions.algebraic import AlgebraicModel, AlgebraicPE, tree_paths
-from abc_toolkit.transformer import EncoderDecoder
-from tests.contracts.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "algebraic.npz")
 Compared = list[tuple[np.ndarray, np.ndarray, float]]

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from abc_toolkit import positions
-from abc_toolkit.description import describe, rebuild
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import COORDINATES, Coordinate
 from abc_toolkit.positions import (
@@ -37,8 +36,9 @@ from abc_toolkit.positions import (
     WindowedBias,
     YaRN,
 )
-from abc_toolkit.run import Run
-from tests.contracts.discovery import subclasses
+from abc_toolkit.runs.description import describe, rebuild
+from abc_toolkit.runs.folder import Run
+from abc_toolkit.testing.discovery import subclasses
 
 Abc = Callable[..., tuple[int, str, str]]
 TINY = (

@@ -21,7 +21,7 @@ from abc_toolkit.positions.biases import (
     bucket_bounds,
     t5_buckets,
 )
-from tests.contracts.position_contract import LAYOUTS, LONG, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, LONG, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "biases.npz")
 SIZES = ModelSizes(18, 6, 1, 1)

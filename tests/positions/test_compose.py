@@ -8,11 +8,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
+from abc_toolkit.cli.main import main
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.main import main
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import (
     SITES,
     AttentionPosition,
@@ -27,8 +27,9 @@ from abc_toolkit.positions import (
 from abc_toolkit.positions.biases import FIRE, ALiBi, KerpleLog, T5RelativeBias
 from abc_toolkit.positions.compose import Compose
 from abc_toolkit.positions.windowed import WindowedBias
-from abc_toolkit.transformer import EncoderDecoder
-from tests.contracts.position_contract import LAYOUTS, SIZES, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, SIZES, PositionCase, PositionContract, pairs
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 
 class TestCompose(PositionContract):

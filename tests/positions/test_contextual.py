@@ -13,7 +13,7 @@ from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, Position
 from abc_toolkit.positions.biases import FIRE, ALiBi, KerpleLog, T5RelativeBias
 from abc_toolkit.positions.contextual import DAPE, CoPE, DAPEv2
 from abc_toolkit.positions.rotary import RoPE
-from tests.contracts.position_contract import LAYOUTS, SIZES, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, SIZES, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "contextual.npz")
 Pair = tuple[Tensor, np.ndarray, float]

@@ -1,8 +1,8 @@
 from dataclasses import dataclass
 
 from abc_toolkit.positions import NoPE, PositionMethod
-from tests.contracts.discovery import import_all, left_out
-from tests.contracts.position_contract import PositionContract
+from abc_toolkit.testing.discovery import import_all, left_out
+from abc_toolkit.testing.position_contract import PositionContract
 
 
 def test_every_position_method_has_a_contract_test() -> None:

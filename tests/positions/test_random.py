@@ -5,18 +5,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.errors import UserError
-from abc_toolkit.evaluation import evaluate_models, solve_problems
 from abc_toolkit.layout import Layout, Positions, digit_layout
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.decoding import solve_problems
+from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.phases.measure import evaluate_models
 from abc_toolkit.positions import AttentionPosition, Compose, ModelSizes, NoPE, PositionMethod, Sinusoidal, Site, random
 from abc_toolkit.positions.absolute import Abacus, Learned
 from abc_toolkit.positions.random import RandomizedPositions
-from abc_toolkit.run import build_model
+from abc_toolkit.runs.folder import build_model
 from abc_toolkit.tasks import Parity
-from abc_toolkit.transformer import EncoderDecoder
-from tests.contracts.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 SIZES = ModelSizes(8, 2, 2, 2)
 SUM = digit_layout((("operand 1", 3), ("operator", 1), ("operand 2", 2)), 4)

@@ -11,7 +11,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions, digit_layout
 from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, PositionMethod
 from abc_toolkit.positions.relative import ShawRelative, TransformerXLBias
-from tests.contracts.position_contract import LAYOUTS, LONG, SIZES, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, LONG, SIZES, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "relative.npz")
 Pair = tuple[Tensor, np.ndarray, float]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from abc_toolkit.attention import Attention
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions, digit_layout
+from abc_toolkit.models.attention import Attention
 from abc_toolkit.positions import AttentionPosition
 from abc_toolkit.positions.rotary import DynamicYaRN, RoPE, YaRN
-from tests.contracts.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "rotary.npz")
 Compared = list[tuple[np.ndarray, np.ndarray, float]]

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import ModelSizes
 from abc_toolkit.positions.trees import TreePE
-from abc_toolkit.transformer import EncoderDecoder
-from tests.contracts import position_contract
-from tests.contracts.position_contract import PositionCase, PositionContract
+from abc_toolkit.testing import position_contract
+from abc_toolkit.testing.position_contract import PositionCase, PositionContract
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "treepe_shiv_quirk.npz")
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions, digit_layout, raw_layout
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import AttentionPosition, Cyclic
 from abc_toolkit.positions.compose import Compose
 from abc_toolkit.positions.windowed import WindowedBias
 from abc_toolkit.tasks import Addition, Multiplication, Task
-from abc_toolkit.transformer import EncoderDecoder
-from tests.contracts.position_contract import LONG, PositionCase, PositionContract, pairs
+from abc_toolkit.testing.position_contract import LONG, PositionCase, PositionContract, pairs
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "windowed_bias.npz")
 Compared = list[tuple[Any, Any, float]]

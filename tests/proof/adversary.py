@@ -12,33 +12,22 @@ from unittest.mock import patch
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.evaluation import solve_problems
 from abc_toolkit.layout import Layout, LayoutDescription, Positions, Repeat, Token
 from abc_toolkit.linear import symbol
-from abc_toolkit.model import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.decoding import solve_problems
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Compose, Cyclic, Learned, ModelPosition, ModelSizes, NoPE, PositionMethod
 from abc_toolkit.proof import meaning, verdict
-from abc_toolkit.tasks import Addition, Comparison, Copy, Division, Problems, Reverse, Shape, Subtraction, copying
-from abc_toolkit.tasks.base import (
-    CARRY,
-    DIGITS,
-    SETS,
-    UNEQUAL,
-    ZEROS,
-    DigitTask,
-    LocalRule,
-    ProblemError,
-    Read,
-    choose_rows,
-    keep_places,
-    pad,
-    pairs_of_lengths,
-    random_run,
-    with_zeros,
-)
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.tasks import Addition, Comparison, Copy, Division, Problems, Reverse, Shape, Subtraction
+from abc_toolkit.tasks.base import CARRY, SETS, UNEQUAL, ZEROS, ProblemError
+from abc_toolkit.tasks.digits import copying
+from abc_toolkit.tasks.digits.base import DIGITS, DigitTask
+from abc_toolkit.tasks.digits.rule import LocalRule, Read
+from abc_toolkit.tasks.digits.sampling import choose_rows, keep_places, pad, pairs_of_lengths, random_run, with_zeros
 from abc_toolkit.vocabulary import NUM_SPECIAL
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 LETTERS = "ABCDEF"  # a symbol for each state
 FALLBACK_LONGEST = 40  # where a certificate says of no length that it was gone through

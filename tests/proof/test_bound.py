@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from abc_toolkit.calibration.window import Condition, Rule, Window
 from abc_toolkit.layout import Item, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import Linear, symbol
 from abc_toolkit.positions import Cyclic, ModelPosition, ModelSizes
@@ -45,7 +44,8 @@ from abc_toolkit.tasks import (
     Reverse,
     Subtraction,
 )
-from abc_toolkit.tasks.base import DigitTask
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.proof.adversary import Machine, random_machine
 
 MOST = 60_000  # assignments of a prediction that is compared

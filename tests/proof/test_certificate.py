@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.description import describe
-from abc_toolkit.files import canonical_hash
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE
 from abc_toolkit.proof import certify
 from abc_toolkit.proof.basis import basis_of
@@ -26,8 +24,11 @@ from abc_toolkit.proof.certificate import (
     foreign,
     read_certificate,
 )
+from abc_toolkit.runs.description import describe
+from abc_toolkit.runs.files import canonical_hash
 from abc_toolkit.tasks import Parity
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 WEIGHTS, WINDOW = "0" * 64, "f" * 64
 VERSIONS = {"abc_toolkit": "1", "torch": "2"}

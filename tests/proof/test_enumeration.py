@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.model import prefix_of, teacher_forced
+from abc_toolkit.models.base import prefix_of, teacher_forced
+from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder
 from abc_toolkit.positions import ALiBi, AttentionPosition, Compose, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
 from abc_toolkit.proof.basis import basis_of
 from abc_toolkit.proof.bound import Bound, bound_of
@@ -28,11 +28,13 @@ from abc_toolkit.tasks import (
     Successor,
     Task,
 )
-from abc_toolkit.tasks.base import DigitTask, LocalRule, Read
-from abc_toolkit.tasks.copying import Written
-from abc_toolkit.tasks.subtraction import Borrowing
-from abc_toolkit.transformer import DecoderOnly, EncoderDecoder
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.copying import Written
+from abc_toolkit.tasks.digits.rule import LocalRule, Read
+from abc_toolkit.tasks.digits.subtraction import Borrowing
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.small_windows import (
     BELOW,
     ENCODER,

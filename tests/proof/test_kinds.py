@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
 from abc_toolkit.layout import Layout, digit_layout
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Compose, Cyclic, NoPE, PositionMethod
 from abc_toolkit.proof import certify
 from abc_toolkit.tasks import Addition, Shape
-from abc_toolkit.tasks.base import DigitTask
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.proof.adversary import (
     Drawing,
     High,

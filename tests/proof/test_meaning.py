@@ -27,8 +27,8 @@ from abc_toolkit.tasks import (
     Subtraction,
     Successor,
 )
-from abc_toolkit.tasks.base import DigitTask, LocalRule, Read
-from abc_toolkit.tasks.identity import (
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.identity import (
     CarryIdentity,
     CopyIdentity,
     Identity,
@@ -38,6 +38,7 @@ from abc_toolkit.tasks.identity import (
     SumIdentity,
     share,
 )
+from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from tests.proof.adversary import random_machine
 
 TASKS: dict[str, tuple[DigitTask, tuple[int, ...]]] = {  # and a shape

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abc_toolkit.calibration.window import Condition, Rule, Window
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import Compose, Cyclic, ModelSizes, NoPE
 from abc_toolkit.proof.receptive_field import ReceptiveField, ReceptiveFields
 from abc_toolkit.tasks import Addition, Division, LongMultiplication, MultiOperandAddition, Subtraction, Task
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 HEADS = 2
 LAYOUTS: dict[str, tuple[Task, tuple[int, ...]]] = {

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from abc_toolkit.calibration.window import Condition, Rule, Window, Windowed
-from abc_toolkit.model import Architecture
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Cyclic, NoPE
 from abc_toolkit.proof.enumeration import Kind, Reading, kinds_of
 from abc_toolkit.proof.forward import margins, receptive_field_logits
@@ -20,7 +20,8 @@ from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField,
 from abc_toolkit.proof.rounding import UNIT, Bounded, BoundedLinear, BoundedModel, BoundedNorm, growth
 from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import Addition
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.small_windows import RULES, make
 
 TASK = Addition(max_length=2, base=2)

@@ -24,7 +24,8 @@ from abc_toolkit.tasks import (
     Subtraction,
     Successor,
 )
-from abc_toolkit.tasks.base import DigitTask, LocalRule
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.rule import LocalRule
 from tests.proof.adversary import random_machine
 
 TASKS: tuple[DigitTask, ...] = (

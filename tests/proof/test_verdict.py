@@ -10,9 +10,9 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.calibration.sufficiency import Evidence, views
-from abc_toolkit.calibration.window import Condition, Rule
-from abc_toolkit.evaluation import solve_problems
-from abc_toolkit.model import teacher_forced
+from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.decoding import solve_problems
+from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Cyclic, Sinusoidal
 from abc_toolkit.proof import Certificate, certify, rounding, verdict
 from abc_toolkit.proof.basis import basis_of
@@ -22,11 +22,12 @@ from abc_toolkit.proof.forward import margins
 from abc_toolkit.proof.rounding import BoundedModel
 from abc_toolkit.proof.verdict import alike
 from abc_toolkit.tasks import Addition, LongMultiplication, Parity, Problems, Successor, Task
-from abc_toolkit.tasks.addition import Carrying
-from abc_toolkit.tasks.base import DigitTask, LocalRule
-from abc_toolkit.tasks.identity import CopyIdentity, Identity, SumIdentity
-from abc_toolkit.transformer import EncoderDecoder
+from abc_toolkit.tasks.digits.addition import Carrying
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.identity import CopyIdentity, Identity, SumIdentity
+from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.rules import Condition, Rule
 from tests.small_windows import (
     BELOW,
     FIRST,

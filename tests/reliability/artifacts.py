@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from abc_toolkit.files import canonical_hash
+from abc_toolkit.runs.files import canonical_hash
 
 FLIPS = 20
 LONGEST = 300  # seconds that a command may take, on a machine that has much else to do
@@ -50,7 +50,7 @@ class Result:
 
 def call(words: tuple[str, ...]) -> tuple[int, str, str]:
     """A command in this process: exit status, standard output and standard error; -1 and the traceback if it raises."""
-    from abc_toolkit.main import main
+    from abc_toolkit.cli.main import main
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"takes longer than {LONGEST} s")

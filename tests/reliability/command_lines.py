@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from unittest import mock
 
 import yaml
 
-from abc_toolkit import commands
+import abc_toolkit
 from abc_toolkit.calibration import Paper, Places
-from abc_toolkit.main import COMMANDS, main, options
+from abc_toolkit.cli.main import COMMANDS, main, options
+from abc_toolkit.phases import calibrate, evaluate, pipeline, training
 from abc_toolkit.positions import PositionMethod
 from abc_toolkit.tasks import Parity, Task
 
@@ -180,10 +181,10 @@ class Outcome:
 
 def made(path: Path) -> Path:
     """A folder with a small finished run and files of several kinds."""
-    from abc_toolkit.data import Data
-    from abc_toolkit.model import Architecture
-    from abc_toolkit.module import Optimizer
-    from abc_toolkit.training import Stopping, TrainerSettings
+    from abc_toolkit.models.base import Architecture
+    from abc_toolkit.training.data import Data
+    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.module import Optimizer
 
     run = path / "runs" / "parity"
     training: dict[str, Any] = {
@@ -192,10 +193,10 @@ def made(path: Path) -> Path:
         "trainer": TrainerSettings(max_steps=800, validate_every=20, accelerator="cpu"),
     }
     sizes = Architecture(model_dim=32, feedforward_dim=64, num_heads=2)
-    commands.fit(Parity(max_length=3), run=run, model=sizes, stopping=Stopping(1.0, 0.02, 0), **training)
-    commands.calibrate(run=run, problems=64)
-    commands.retrain(run=run, stopping=Stopping(1.0, 0.05, 0), **training)
-    commands.evaluate(run=run, length="1x", samples=4)
+    abc_toolkit.fit(Parity(max_length=3), run=run, model=sizes, stopping=Stopping(1.0, 0.02, 0), **training)
+    abc_toolkit.calibrate(run=run, problems=64)
+    abc_toolkit.retrain(run=run, stopping=Stopping(1.0, 0.05, 0), **training)
+    abc_toolkit.evaluate(run=run, length="1x", samples=4)
     return furnished(path)
 
 
@@ -430,8 +431,8 @@ def called(case: Case, folder: Path) -> tuple[Any, str, str, float]:
 @contextlib.contextmanager
 def _cut_short() -> Iterator[None]:
     """Lets what is valid by accident do little of what it is asked for."""
-    train, trainer = commands.train, commands.lightning_trainer
-    evaluate, problems = commands.evaluate_models, commands.validation_problems
+    train, trainer = training.train, training.lightning_trainer
+    own_evaluation, problems = evaluate.evaluate_models, calibrate.validation_problems
 
     def short(settings: Any) -> Any:
         several = str(settings.devices).isdigit() and int(settings.devices) > 1
@@ -447,16 +448,15 @@ def _cut_short() -> Iterator[None]:
 
     def evaluated(task: Any, models: Any, sizes: Any, sets: Any, samples: int, *others: Any) -> Any:
         few = [size for size in sizes if max(size if isinstance(size, tuple) else (size,)) < 500][:SMALL] or [1]
-        return evaluate(task, models, few, sets, min(samples, SMALL), *others)
+        return own_evaluation(task, models, few, sets, min(samples, SMALL), *others)
 
     def drawn(task: Any, seed: int, count: int) -> Any:
         return problems(task, seed, min(count, 100))
 
-    changes: dict[str, Callable[..., Any]] = {
-        "train": trained,
-        "lightning_trainer": short,
-        "evaluate_models": evaluated,
-        "validation_problems": drawn,
-    }
-    with mock.patch.multiple(commands, **changes):
+    with (
+        mock.patch.multiple(training, train=trained, lightning_trainer=short),
+        mock.patch.object(evaluate, "evaluate_models", evaluated),
+        mock.patch.object(calibrate, "validation_problems", drawn),
+        mock.patch.object(pipeline, "lightning_trainer", short),
+    ):
         yield

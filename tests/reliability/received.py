@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from abc_toolkit.files import canonical_hash, sha256
+from abc_toolkit.runs.files import canonical_hash, sha256
 
 PHASES = ("fit", "calibrate", "retrain", "evaluate", "certify")
 # The run that everything is sent with: its fit ends with its steps, so that it can be resumed with more of them.
@@ -163,7 +163,7 @@ class Probe:
         prepare: Puts it into a folder with a run.
         commands: The commands that are tried, by their names in `COMMANDS`, or in full.
         run: The run, as it is named on the command line.
-        module: Whether the toolkit is started as `python -m abc_toolkit.main`.
+        module: Whether the toolkit is started as `python -m abc_toolkit.cli.main`.
     """
 
     name: str
@@ -244,15 +244,15 @@ RECORDS = (
     _class("a name without a module", "exec", object="CODE"),
     _class("a process", "subprocess.Popen", args="MARK", shell=True),
     _class("a function", "os.system", command="MARK"),
-    _class("a function of a module in a module", "abc_toolkit.run.os.system", command="MARK"),
-    _class("a process of a module in a module", "abc_toolkit.run.subprocess.Popen", args="MARK", shell=True),
+    _class("a function of a module in a module", "abc_toolkit.runs.folder.os.system", command="MARK"),
+    _class("a process of a module in a module", "abc_toolkit.runs.folder.subprocess.Popen", args="MARK", shell=True),
     _class("a function that runs files", "runpy.run_path", "evil.py", path_name="evil.py"),
     _class("a function that imports", "importlib.import_module", "evil.py", name="evil"),
     _class("a function that times code", "timeit.timeit", stmt="CODE"),
     _class("a loader of hubs", "torch.hub.load", "hubconf.py", repo_or_dir=".", model="x", source="local"),
     _class("a loader of pickles", "torch.load", f="run/evil.pkl", weights_only=False),
-    _class("a function of the toolkit", "abc_toolkit.commands.fit", run="."),
-    _class("the command line", "abc_toolkit.main.main", arguments=["solve", "--trust", "evil"]),
+    _class("a function of the toolkit", "abc_toolkit.phases.training.fit", run="."),
+    _class("the command line", "abc_toolkit.cli.main.main", arguments=["solve", "--trust", "evil"]),
     _class("no text", ["evil", "Task"], "evil.py"),
     _class("full-width letters", "\uff45vil.Task", "evil.py"),
     _only("a position method in a list", lambda record: _position(record, COMPOSED_EVIL)),

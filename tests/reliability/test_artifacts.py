@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from abc_toolkit import figures
 from abc_toolkit.errors import UserError
-from abc_toolkit.run import PROGRESS, Run
+from abc_toolkit.report import figures
+from abc_toolkit.runs.folder import PROGRESS, Run
 from tests.reliability.artifacts import Result, damages, done, fault, phase_damages, sealed_changes, snapshot
 from tests.small_runs import fill
 

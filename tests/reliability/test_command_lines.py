@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from abc_toolkit.main import COMMANDS, options
+from abc_toolkit.cli.main import COMMANDS, options
 from tests.reliability.command_lines import Bench, Case, command_line, furnished, settings_file, snapshot
 
 

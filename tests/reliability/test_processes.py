@@ -1,5 +1,6 @@
 """Processes beside one another, and what they and signals leave behind."""
 
+import importlib
 import json
 import os
 import random
@@ -15,15 +16,15 @@ import psutil
 import pytest
 import torch
 
-from abc_toolkit import commands, processes
-from abc_toolkit.commands import fit
-from abc_toolkit.data import Data
 from abc_toolkit.errors import UserError
-from abc_toolkit.model import Architecture
-from abc_toolkit.module import Optimizer, TrainingModule
-from abc_toolkit.run import Run
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.phases.training import fit
+from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks import Parity
-from abc_toolkit.training import ProgressFile, Stopping, TrainerSettings, lightning_trainer
+from abc_toolkit.training import processes
+from abc_toolkit.training.data import Data
+from abc_toolkit.training.loop import ProgressFile, Stopping, TrainerSettings, lightning_trainer
+from abc_toolkit.training.module import Optimizer, TrainingModule
 
 Abc = Callable[..., tuple[int, str, str]]
 SMALL = {
@@ -62,7 +63,7 @@ def words(settings: dict[str, Any]) -> list[str]:
 
 def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
-    command = [sys.executable, "-m", "abc_toolkit.main", *arguments]
+    command = [sys.executable, "-m", "abc_toolkit.cli.main", *arguments]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=os.environ | environment, **pipes)
 
@@ -131,7 +132,7 @@ def test_a_batch_with_fewer_problems_than_processes_is_refused(tmp_path: Path) -
 def test_what_the_environment_says_of_others_means_nothing(environment: dict[str, str], tmp_path: Path) -> None:
     settings = {"task": "Parity", "run": "run", "trainer.max_steps": 2, "data.validation_problems": 8}
     code = (
-        "import sys; from abc_toolkit.main import main\n"
+        "import sys; from abc_toolkit.cli.main import main\n"
         "sys.argv = ['abc']\n"
         f"status = main({['fit', *words(settings)]!r})\n"
         "status |= main(['evaluate', '--run', 'run', '--length', '1x', '--samples', '1'])\n"
@@ -249,18 +250,20 @@ def test_a_signal_ends_a_training_and_what_is_said_is_true(
 @pytest.mark.parametrize(
     ("command", "function"),
     [
-        ("calibrate", "capture"),
-        ("calibrate", "save_record"),
-        ("retrain", "train"),
-        ("evaluate", "evaluate_models"),
-        ("certify", "prove"),
+        ("calibrate", "calibrate.capture"),
+        ("calibrate", "calibrate.save_record"),
+        ("retrain", "training.train"),
+        ("evaluate", "evaluate.evaluate_models"),
+        ("certify", "certify.prove"),
     ],
 )
 def test_a_signal_ends_any_phase_and_leaves_it_as_it_was(
     command: str, function: str, abc: Abc, pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in sorted(pipeline.rglob("*")) if path.is_file()}
-    monkeypatch.setattr(commands, function, _signalling(getattr(commands, function), signal.SIGTERM))
+    module, _, name = function.partition(".")
+    own = getattr(importlib.import_module(f"abc_toolkit.phases.{module}"), name)
+    monkeypatch.setattr(f"abc_toolkit.phases.{function}", _signalling(own, signal.SIGTERM))
     status, _, err = abc(command, "--overwrite")
     assert status == 130
     assert "Interrupted. Nothing was changed: start again" in err

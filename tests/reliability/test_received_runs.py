@@ -71,8 +71,8 @@ def test_no_file_of_the_current_folder_is_run(base: Path, tmp_path: Path, module
             probe.prepare(made)
     script = tmp_path / "bin" / "abc"
     script.parent.mkdir()
-    script.write_text("import sys\nfrom abc_toolkit.main import main\nsys.exit(main())\n")
-    start = ["-m", "abc_toolkit.main"] if module else [str(script)]
+    script.write_text("import sys\nfrom abc_toolkit.cli.main import main\nsys.exit(main())\n")
+    start = ["-m", "abc_toolkit.cli.main"] if module else [str(script)]
     words = ("evaluate", "--run", "run", *COMMANDS["evaluate"][1:])
     done = subprocess.run(
         [sys.executable, *start, *words],

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-import abc_toolkit.run as run_module
+import abc_toolkit.runs.folder as run_module
 from abc_toolkit.errors import UserError
-from abc_toolkit.run import CONFIG, PROGRESS, RECORD, WEIGHTS, Run
+from abc_toolkit.runs.folder import CONFIG, PROGRESS, RECORD, WEIGHTS, Run
 from tests.small_runs import fill, finish, text_of
 
 KILLED = 9

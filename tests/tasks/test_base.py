@@ -13,18 +13,15 @@ from torch import Generator
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Addition, Multiplication, Parity, ProblemError, Problems, Successor, Task
-from abc_toolkit.tasks.base import (
-    CARRY,
-    SETS,
-    UNIFORM,
+from abc_toolkit.tasks.base import CARRY, SETS, UNIFORM, quoted
+from abc_toolkit.tasks.digits.base import exact_result
+from abc_toolkit.tasks.digits.sampling import (
     carried,
     choose_rows,
     digits_below,
-    exact_result,
     keep_places,
     pad,
     pick_rows,
-    quoted,
     random_run,
     uniform_digits,
     with_zeros,

@@ -1,8 +1,8 @@
 from types import SimpleNamespace
 
 from abc_toolkit.tasks import Parity, Task
-from tests.contracts.discovery import import_all, left_out
-from tests.contracts.task_contract import TaskContract
+from abc_toolkit.testing.discovery import import_all, left_out
+from abc_toolkit.testing.task_contract import TaskContract
 
 
 def test_every_task_has_a_contract_test() -> None:

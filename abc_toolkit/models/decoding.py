@@ -1,0 +1,164 @@
+"""Greedy decoding, with a key-value cache, and whether it solves a problem."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from abc_toolkit.layout import Layout
+from abc_toolkit.models.base import DecodingPlan, Model, prefix_of
+from abc_toolkit.positions import ModelPosition
+from abc_toolkit.seeds import Stream, drawing
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.vocabulary import BOS, EOS
+
+Decode = Literal["parallel", "steps"]
+_TOKENS_HELD = 2**17  # of problems whose keys and values are held at once
+_TOKENS_AHEAD = 2**12  # of problems that go through the model at once
+_TOKENS_GUESSED = 2**8  # of problems that are decoded at once
+_DRAWN_TOGETHER = 16  # problems that positions drawn at random are the same for
+_REMEMBERED = 4  # calls by which it is judged how many guesses to make
+_TOKENS_COUNTED = 50  # of each problem that are decoded before the bar moves
+
+
+def planned(
+    model: Model, problems: Problems, layout: Layout, decode: Decode
+) -> Iterator[tuple[Problems, DecodingPlan]]:
+    """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded.
+
+    Where positions are drawn at random, batches are small and each has its own, as one draw is no measure of a model.
+    """
+    size = min(len(problems), max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target))))
+    draws = any(part.draws for part in model.modules() if isinstance(part, ModelPosition))
+    size = min(size, _DRAWN_TOGETHER) if draws else size
+    ahead = max(1, (_TOKENS_AHEAD if decode == "parallel" else _TOKENS_GUESSED) // size)
+    plan = model.plan(layout, size, ahead)
+    for start in range(0, len(problems), size):
+        if draws and start:
+            plan = model.plan(layout, size, ahead)
+        yield problems[start : start + size], plan
+
+
+@torch.no_grad()
+def solves(model: Model, problems: Problems, plan: DecodingPlan) -> Tensor:
+    """Which problems greedy decoding solves whole, boolean `[batch]`.
+
+    It does if and only if every token is right under the true tokens before it, which are judged piece by piece, as
+    far as a problem is left without an error.
+
+    Args:
+        model: The model, in evaluation mode.
+        problems: The problems.
+        plan: How they are decoded.
+    """
+    state = model.decoder_state(problems.source, plan)
+    target = problems.target
+    prefix = prefix_of(target)
+    right = torch.ones(len(target), dtype=torch.bool, device=target.device)
+    for start in range(0, target.shape[1], plan.ahead):
+        piece = slice(start, start + plan.ahead)
+        right &= (model.advance(prefix[:, piece], state).argmax(-1) == target[:, piece]).all(dim=1)
+        if not right.any():
+            break
+    return right
+
+
+@torch.no_grad()
+def greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[int], None] = lambda _: None) -> Tensor:
+    """Greedy decoding with a key-value cache, each token under the model's own tokens before it.
+
+    Where a window makes a token cheap beside a call of the model, several are decoded at once: the next tokens are
+    guessed to be what the last call predicted for them, and kept up to the first that the model, under the guesses,
+    predicts otherwise, with what it predicts there. That is what single steps give, in fewer calls (Jacobi decoding,
+    Santilli et al. 2023, arXiv 2305.10427). The more guesses came true of late, the more are made.
+
+    It goes on for as many tokens as the layout gives the target; a row that has ended stays at `EOS`.
+
+    Args:
+        model: The model, in evaluation mode.
+        source: Token ids `[batch, source_length]`.
+        plan: How they are decoded.
+        count: Is told, every now and then, how many more tokens are decoded.
+
+    Returns:
+        Token ids `[batch, target_length]`.
+    """
+    # The few operations on gathered keys are too small to be shared: two threads take three times as long as one.
+    with _threads(1 if plan.gathers else torch.get_num_threads()):
+        return _greedy(model, source, plan, count)
+
+
+def _greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[int], None]) -> Tensor:
+    state = model.decoder_state(source, plan)
+    length = len(plan.layout.target)
+    tokens = source.new_full((len(source), 1 + length), BOS)  # what is not known yet is a guess
+    known, counted, most = 0, 0, plan.ahead if plan.gathers else 1
+    lately = deque([1] * _REMEMBERED, _REMEMBERED)
+    while known < length:
+        ahead = min(most, length - known, 2 * sum(lately))
+        state.go_back(known)
+        found = model.advance(tokens[:, known : known + ahead], state).argmax(-1)
+        ended = torch.cat([tokens[:, known : known + 1], found[:, :-1]], dim=1).eq(EOS).cummax(dim=1).values
+        found = found.masked_fill(ended, EOS)
+        guessed = tokens[:, known + 1 : known + 1 + ahead]
+        right = (found == guessed).all(dim=0).tolist()
+        guessed.copy_(found)
+        lately.append(min(ahead, right.index(False) + 1 if False in right else ahead))
+        known += lately[-1]
+        if tokens[:, known].eq(EOS).all():
+            tokens[:, known:] = EOS
+            known = length
+        if known == length or known - counted >= _TOKENS_COUNTED:
+            count(len(source) * (known - counted))
+            counted = known
+    return tokens[:, 1:]
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Computes with a number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def solve_problems(
+    model: Model, task: Task, problems: Sequence[tuple[Shape, str]], count: Callable[[int], None] = lambda done: None
+) -> list[str]:
+    """The model's own answers, decoded step by step; nothing here knows the right ones.
+
+    Args:
+        model: The model, in evaluation mode, on the CPU.
+        task: Its task.
+        problems: Shape and source of each, as the task parsed them.
+        count: Is told how many more tokens are decoded.
+
+    Returns:
+        Answers in natural order, in the problems' order.
+    """
+    by_shape: dict[Shape, list[int]] = {}
+    for number, (shape, _) in enumerate(problems):
+        by_shape.setdefault(shape, []).append(number)
+    sizes = {shape: max(1, _TOKENS_HELD // sum(task.num_tokens(shape))) for shape in by_shape}
+    pieces = [
+        numbers[i : i + sizes[shape]]
+        for shape, numbers in by_shape.items()
+        for i in range(0, len(numbers), sizes[shape])
+    ]
+    answers = [""] * len(problems)
+    for numbers in pieces:
+        source = torch.stack([task.vocabulary.encode(problems[number][1]) for number in numbers])
+        ahead = max(1, _TOKENS_GUESSED // len(numbers))
+        shape = problems[numbers[0]][0]
+        with drawing(0, Stream.POSITIONS, *shape):  # an answer does not depend on the problems beside it
+            plan = model.plan(task.layout(shape), len(numbers), ahead)
+        decoded = greedy(model, source, plan, count)
+        for number, tokens in zip(numbers, decoded, strict=True):
+            answers[number] = task.answer(task.vocabulary.decode(tokens))
+    return answers

@@ -1,0 +1,486 @@
+"""Models of attention, whole in one file: the encoder-decoder, the decoder-only model, and the plain stack.
+
+Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
+"""
+
+import abc
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from abc_toolkit.errors import UserError
+from abc_toolkit.layout import Layout, Positions, raw_layout
+from abc_toolkit.models.attention import Attention, AttentionPath, Gather, Scope, dense_scope, linear
+from abc_toolkit.models.base import Architecture, DecoderState, DecodingPlan, Maps, Model
+from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal, Site
+
+Side = Literal["encoder", "decoder"]
+
+
+class FeedForward(nn.Sequential):
+    """`W2 relu(W1 x)`, with dropout on the hidden layer."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        dim, hidden = architecture.model_dim, architecture.feedforward_dim
+        super().__init__(linear(dim, hidden), nn.ReLU(), nn.Dropout(architecture.dropout), linear(hidden, dim))
+
+
+class Block(nn.Module):
+    """One layer: self-attention, cross-attention where there is another stream to read, feed-forward.
+
+    Args:
+        architecture: Sizes.
+        position: What the model knows of positions.
+        side: `encoder` or `decoder`.
+        layer: Counted from 0 at the input.
+        cross: Whether it has cross-attention.
+    """
+
+    def __init__(
+        self, architecture: Architecture, position: ModelPosition, side: Side, layer: int, cross: bool
+    ) -> None:
+        super().__init__()
+        dim, heads = architecture.model_dim, architecture.num_heads
+        self.side = side
+        self.layer = layer
+        self.cross = cross
+        self.pre = architecture.norm == "pre"
+
+        def attention(site: Site) -> Attention:
+            return Attention(dim, heads, architecture.dropout, position.at(site, layer))
+
+        self.self_attention = attention(side)
+        self.self_norm = nn.LayerNorm(dim)
+        if cross:
+            self.cross_attention = attention("cross")
+            self.cross_norm = nn.LayerNorm(dim)
+        self.feedforward = FeedForward(architecture)
+        self.feedforward_norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(architecture.dropout)
+
+    def add(self, x: Tensor, norm: nn.LayerNorm, update: Tensor) -> Tensor:
+        """The residual connection: normalised afterwards in post-norm."""
+        x = x + self.dropout(update)
+        return x if self.pre else norm(x)
+
+    def normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """What a block reads: normalised beforehand in pre-norm."""
+        return norm(x) if self.pre else x
+
+    def keys_values(self, x: Tensor) -> Tensor:
+        """Keys and values that self-attention reads of a stream, `[batch, key, 2, head, dim]`."""
+        return self.self_attention.keys_values(self.normed(x, self.self_norm))
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Positions,
+        scope: Scope,
+        memory: tuple[Tensor, Scope] | None = None,
+        cache: "LayerCache | None" = None,
+        whole: Tensor | None = None,
+        maps: Maps | None = None,
+    ) -> Tensor:
+        """Runs the layer.
+
+        Args:
+            x: Stream, `[batch, query, model_dim]`.
+            positions: Positions of its queries.
+            scope: What they may read of the stream, of the cache or of `whole`.
+            memory: Cross-attention's keys and values, and what queries may read of them.
+            cache: Keys and values of the steps before; the new ones are added.
+            whole: What `keys_values` returned for the whole stream, where `x` is a piece of it.
+            maps: Receives the attention weights by site and layer.
+
+        Returns:
+            The stream after the layer, `[batch, query, model_dim]`.
+        """
+        h = self.normed(x, self.self_norm)
+        keys_values = self.self_attention.keys_values(h) if whole is None else whole
+        if cache is not None:
+            keys_values = cache.append(keys_values)
+        update, weights = self.self_attention(h, keys_values, positions, scope, maps is not None)
+        if maps is not None and weights is not None:
+            maps[self.side, self.layer] = weights
+        x = self.add(x, self.self_norm, update)
+        if memory is not None:
+            h = self.normed(x, self.cross_norm)
+            update, weights = self.cross_attention(h, memory[0], positions, memory[1], maps is not None)
+            if maps is not None and weights is not None:
+                maps["cross", self.layer] = weights
+            x = self.add(x, self.cross_norm, update)
+        update = self.feedforward(self.normed(x, self.feedforward_norm))
+        return self.add(x, self.feedforward_norm, update)
+
+
+class Stack(nn.ModuleList):
+    """The layers of one side, first at the input.
+
+    Args:
+        architecture: Sizes.
+        position: What the model knows of positions.
+        side: An `encoder` looks both ways, a `decoder` at what is before alone.
+        cross: Whether the layers have cross-attention.
+    """
+
+    def __init__(self, architecture: Architecture, position: ModelPosition, side: Side, cross: bool = False) -> None:
+        layers = architecture.num_encoder_layers if side == "encoder" else architecture.num_decoder_layers
+        super().__init__(Block(architecture, position, side, layer, cross) for layer in range(layers))
+        self.side = side
+
+    def __iter__(self) -> Iterator[Block]:
+        return super().__iter__()  # type: ignore[return-value]
+
+    def __getitem__(self, layer: int) -> Block:  # type: ignore[override]
+        return super().__getitem__(layer)  # type: ignore[return-value]
+
+    def forward(
+        self,
+        x: Tensor,
+        q_positions: Positions,
+        k_positions: Positions,
+        memory: tuple[Tensor, Positions] | None = None,
+        maps: Maps | None = None,
+    ) -> Tensor:
+        """Runs the layers on a whole stream.
+
+        Args:
+            x: The stream, `[batch, length, model_dim]`.
+            q_positions: Positions of its tokens as queries.
+            k_positions: Positions of its tokens as keys.
+            memory: The stream that cross-attention reads, `[batch, S, model_dim]`, and its positions.
+            maps: Receives the attention weights by site and layer.
+        """
+        dense = maps is not None
+        for block in self:
+            scope = block.self_attention.scope(q_positions, k_positions, causal=self.side == "decoder", dense=dense)
+            read = None
+            if memory is not None:
+                read_scope = block.cross_attention.scope(q_positions, memory[1], dense=dense)
+                read = (block.cross_attention.keys_values(memory[0]), read_scope)
+            x = block(x, q_positions, scope, read, maps=maps)
+        return x
+
+    def in_pieces(self, x: Tensor, positions: Positions) -> Tensor:
+        """What `forward` returns of an encoder, computed so that memory stays in proportion to the length."""
+        for block in self:
+            attention = block.self_attention
+            scope, whole = attention.scope(positions, positions), block.keys_values(x)
+            size = attention.queries_at_once(len(x), scope)
+            pieces = [slice(start, start + size) for start in range(0, len(positions), size)]
+            x = torch.cat([block(x[:, p], positions[p], scope[p], whole=whole) for p in pieces], dim=1)
+        return x
+
+
+class Transformer(nn.Module):
+    """A plain stack of self-attention layers: maps a stream `[batch, length, model_dim]` to another.
+
+    Args:
+        model_dim: Width of the stream.
+        num_layers: Depth.
+        num_heads: Attention heads a layer; divides `model_dim`.
+        feedforward_dim: Width of the hidden layer of each feed-forward block.
+        causal: Whether tokens look only at those before them and at themselves (a decoder without a source) or at
+            all (an encoder).
+        norm: Layer normalisation before (`pre`) or after (`post`) each block.
+        dropout: Probability of dropping an activation or an attention weight while training.
+        position: Position method; sinusoids of the raw index if not given.
+
+    Raises:
+        UserError: If the sizes, or the position method and they, do not go together.
+    """
+
+    def __init__(
+        self,
+        model_dim: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 8,
+        feedforward_dim: int = 1024,
+        *,
+        causal: bool = True,
+        norm: Literal["pre", "post"] = "pre",
+        dropout: float = 0.0,
+        position: PositionMethod | None = None,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        # An architecture has a decoder in any case; without `causal` it is not built.
+        layers = (0, num_layers) if causal else (num_layers, 1)
+        sizes = Architecture(*layers, model_dim, num_heads, feedforward_dim, norm, dropout)
+        method = Sinusoidal() if position is None else position
+        self.positioning = method.build(ModelSizes(model_dim, num_heads, *layers))
+        self.layers = Stack(sizes, self.positioning, "decoder" if causal else "encoder")
+        self.norm = nn.LayerNorm(model_dim) if norm == "pre" else nn.Identity()
+
+    def forward(self, x: Tensor, positions: Positions | None = None, maps: Maps | None = None) -> Tensor:
+        """Runs the stack.
+
+        Args:
+            x: The stream, `[batch, length, model_dim]`.
+            positions: Positions of its tokens, on its device; their raw index alone if not given.
+            maps: Receives the attention weights `[batch, head, query, key]` by site and layer, where given.
+
+        Returns:
+            The stream after the last layer, `[batch, length, model_dim]`.
+        """
+        if positions is None:
+            positions = raw_layout(1, x.shape[1]).source.to(x.device)
+        layout = self.positioning.prepare(Layout(positions, positions, positions))
+        queries, keys = (layout.target, layout.prefix) if self.causal else (layout.source, layout.source)
+        return self.norm(self.layers(self.positioning.embed(x, queries), queries, keys, maps=maps))
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Where the cache of one decoder layer keeps the keys and values that a token to come may read.
+
+    Attributes:
+        num_rows: Rows that it needs.
+        rows: Row of each key, `[key]`; keys that nobody will read share one. Each has its own, if not given.
+        gather: The open keys as they are stored, if they are to be gathered.
+    """
+
+    num_rows: int
+    rows: Tensor | None = None
+    gather: Gather | None = None
+
+    @classmethod
+    def of(cls, open_keys: OpenKeys, num_keys: int, ahead: int) -> "Storage":
+        """As few rows as a table of open keys allows.
+
+        A row is free for key `w` once nobody from query `w - ahead + 1` on reads the key in it. Rows are taken in the
+        order in which they become free: of `m` rows, the i-th key takes that of the (i - m)-th key to be given up.
+
+        Args:
+            open_keys: The table for all queries.
+            num_keys: Number of keys.
+            ahead: Most tokens that are decoded at once.
+        """
+        is_open = (open_keys.bias > -torch.inf).nonzero(as_tuple=True)
+        queries = is_open[1]
+        last_query = queries.new_full((num_keys,), -1)
+        last_query = last_query.scatter_reduce(0, open_keys.index[is_open], queries, "amax")
+        kept = (last_query >= 0).nonzero()[:, 0]
+        given_up, order = (last_query[kept] + ahead).sort(stable=True)
+        number = torch.arange(len(kept), device=kept.device)
+        in_use = number + 1 - torch.searchsorted(given_up, kept, right=True)
+        most = int(in_use.max()) if len(kept) else 0
+        row = torch.where(number < most, number, order[(number - most).clamp(min=0)])
+        while not torch.equal(row, row[row]):  # each leads to an earlier key, at last to one of the first
+            row = row[row]
+        rows = queries.new_full((num_keys,), most)
+        rows[kept] = row
+        return cls(most + 1, rows, Gather.of(open_keys, rows))
+
+
+class LayerCache:
+    """Keys and values of the tokens decoded so far, in one layer.
+
+    Args:
+        storage: Where they are kept.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.held = 0
+        self._kept: Tensor | None = None
+
+    def append(self, keys_values: Tensor) -> Tensor:
+        """Keeps the keys and values of new tokens, `[batch, new, 2, head, dim]`.
+
+        Returns:
+            Those that are kept, `[batch, row, 2, head, dim]`: of all tokens so far in their order, or as `storage`
+            says.
+        """
+        start, self.held = self.held, self.held + keys_values.shape[1]
+        if self._kept is None:
+            self._kept = keys_values.new_zeros(len(keys_values), self.storage.num_rows, *keys_values.shape[2:])
+        if self.storage.rows is None:
+            self._kept[:, start : self.held] = keys_values
+            return self._kept[:, : self.held]
+        return self._kept.index_copy_(1, self.storage.rows[start : self.held], keys_values)
+
+
+@dataclass(frozen=True, eq=False)
+class TransformerPlan(DecodingPlan):
+    """How a model of attention decodes problems of one layout piece by piece.
+
+    Attributes:
+        read: The layout as the model reads it.
+        at_once: Most tokens that dense attention has memory for.
+        own: Where the cache of each decoder layer keeps what.
+        cross: What all target tokens may read of the source, in each decoder layer; `None` where it reads none.
+    """
+
+    read: Layout
+    at_once: int
+    own: tuple[Storage, ...]
+    cross: tuple[Scope | None, ...]
+
+    @property
+    def gathers(self) -> bool:
+        return all(part is None or part.gather is not None for part in (*self.own, *self.cross))
+
+
+@dataclass
+class TransformerState(DecoderState):
+    """Where decoding a batch of problems stands.
+
+    Attributes:
+        plan: How it is decoded.
+        memory: Cross-attention's keys and values, a layer each; `None` where there are none.
+        caches: Self-attention's, a layer each.
+        before: Tokens in the caches that are not the target's.
+    """
+
+    plan: TransformerPlan
+    memory: Sequence[Tensor | None]
+    caches: Sequence[LayerCache]
+    before: int = 0
+
+    @property
+    def step(self) -> int:
+        """Tokens decoded so far."""
+        return self.caches[0].held - self.before
+
+    def go_back(self, step: int) -> None:
+        for cache in self.caches:
+            cache.held = self.before + step
+
+
+class TransformerModel(Model):
+    """What models of attention share: a causal stack over the target or, in front of it, the source as well."""
+
+    decoder: Stack
+    decoder_norm: nn.Module
+
+    @abc.abstractmethod
+    def read(self, layout: Layout) -> Layout:
+        """A layout as the model reads it: `target` and `prefix` are the queries and keys of its decoder."""
+
+    @property
+    def path(self) -> AttentionPath:
+        return self.decoder[0].self_attention.path
+
+    def attend(self, path: AttentionPath) -> None:
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        reasons = (attention.position.why_not_gathered() for attention in attentions)
+        reason = next(filter(None, reasons), None)
+        if path == "gathered" and reason is not None:
+            raise UserError(f"this model's attention cannot be gathered: {reason}")
+        for attention in attentions:
+            attention.path = path
+
+    def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> TransformerPlan:
+        read = self.positioning.prepare(self.read(layout))
+        target, prefix, source = read.target, read.prefix, read.source
+        own = [block.self_attention.open_keys(target, prefix) for block in self.decoder]
+        cross = [block.cross_attention.scope(target, source) if block.cross else None for block in self.decoder]
+        own_scopes = [Scope(prefix, gather=None if table is None else Gather.of(table)) for table in own]
+        scopes = [scope for scope in (*cross, *own_scopes) if scope is not None]
+        at_once = min(self.decoder[0].self_attention.queries_at_once(batch, scope) for scope in scopes)
+        ahead = min(ahead, at_once)
+        storage = (
+            Storage(len(prefix)) if open_keys is None else Storage.of(open_keys, len(prefix), ahead)
+            for open_keys in own
+        )
+        return TransformerPlan(layout, ahead, read, at_once, tuple(storage), tuple(cross))
+
+    def num_slots(self, layout: Layout) -> list[int]:
+        read, numbers = self.read(layout), []
+        for block in self.decoder:
+            sites = [(block.self_attention, read.prefix)]
+            sites += [(block.cross_attention, read.source)] if block.cross else []
+            for attention, keys in sites:
+                open_keys = attention.position.open_keys(read.target, keys, math.inf)
+                can = open_keys is not None and attention.path != "dense" and attention.position.pointwise
+                numbers.append(open_keys.index.shape[0] * open_keys.index.shape[2] if open_keys and can else 0)
+        return numbers
+
+    def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        assert isinstance(state, TransformerState)
+        state.plan.check_room(state.step + tokens.shape[1])
+        return self.output(self.decoder_norm(self._advance(tokens, state)))
+
+    def _advance(self, tokens: Tensor, state: TransformerState) -> Tensor:
+        """The decoder's stream `[batch, new, model_dim]` at new tokens `[batch, new]`, which the caches keep."""
+        read, held = state.plan.read, state.caches[0].held
+        piece = slice(held, held + tokens.shape[1])
+        positions = read.target[piece]
+        x = self.embed(tokens, positions)
+        for block, cross, memory, cache in zip(self.decoder, state.plan.cross, state.memory, state.caches, strict=True):
+            if cache.storage.gather is None:
+                own = dense_scope(positions, read.prefix[: piece.stop], causal=tokens.shape[1] > 1)
+            else:
+                own = Scope(read.prefix, gather=cache.storage.gather[piece])
+            seen = None if memory is None or cross is None else (memory, cross[piece])
+            x = block(x, positions, own, seen, cache)
+        return x
+
+
+class EncoderDecoder(TransformerModel):
+    """An encoder over the source, and a decoder over the target that reads it through cross-attention."""
+
+    def add_layers(self) -> None:
+        sizes = self.architecture
+        self.encoder = Stack(sizes, self.positioning, "encoder")
+        self.decoder = Stack(sizes, self.positioning, "decoder", cross=True)
+        final_norm = sizes.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(sizes.model_dim) if final_norm and self.encoder else nn.Identity()
+        self.decoder_norm = nn.LayerNorm(sizes.model_dim) if final_norm else nn.Identity()
+
+    def read(self, layout: Layout) -> Layout:
+        return layout
+
+    def encode(self, source: Tensor, positions: Positions, maps: Maps | None = None) -> Tensor:
+        """The source as cross-attention reads it, `[batch, S, model_dim]`, of token ids `[batch, S]`."""
+        return self.encoder_norm(self.encoder(self.embed(source, positions), positions, positions, maps=maps))
+
+    def encode_in_pieces(self, source: Tensor, positions: Positions) -> Tensor:
+        """What `encode` returns, computed so that memory stays in proportion to the length."""
+        return self.encoder_norm(self.encoder.in_pieces(self.embed(source, positions), positions))
+
+    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+        layout = self.positioning.prepare(layout)
+        memory = (self.encode(source, layout.source, maps), layout.source)
+        x = self.embed(prefix, layout.target)
+        x = self.decoder(x, layout.target, layout.prefix, memory, maps)
+        return self.output(self.decoder_norm(x))
+
+    def decoder_state(self, source: Tensor, plan: DecodingPlan) -> TransformerState:
+        assert isinstance(plan, TransformerPlan)
+        encoded = self.encode_in_pieces(source, plan.read.source)
+        memory = [block.cross_attention.keys_values(encoded) for block in self.decoder]
+        return TransformerState(plan, memory, [LayerCache(storage) for storage in plan.own])
+
+
+class DecoderOnly(TransformerModel):
+    """A causal language model of source and target as one string; only the target's tokens are predicted."""
+
+    def add_layers(self) -> None:
+        sizes = self.architecture
+        self.decoder = Stack(sizes, self.positioning, "decoder")
+        self.decoder_norm = nn.LayerNorm(sizes.model_dim) if sizes.norm == "pre" else nn.Identity()
+
+    def read(self, layout: Layout) -> Layout:
+        return layout.string
+
+    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+        string = self.positioning.prepare(layout.string)
+        x = self.embed(torch.cat([source, prefix], dim=1), string.target)
+        x = self.decoder(x, string.target, string.prefix, maps=maps)
+        return self.output(self.decoder_norm(x[:, source.shape[1] :]))
+
+    def decoder_state(self, source: Tensor, plan: DecodingPlan) -> TransformerState:
+        assert isinstance(plan, TransformerPlan)
+        caches = [LayerCache(storage) for storage in plan.own]
+        state = TransformerState(plan, [None] * len(caches), caches, before=source.shape[1])
+        # A cache that gives rows up holds what a piece of `ahead` tokens needs, no more.
+        size = plan.ahead if any(cache.storage.gather is not None for cache in caches) else plan.at_once
+        for start in range(0, source.shape[1], size):
+            self._advance(source[:, start : start + size], state)
+        return state

@@ -1,0 +1,230 @@
+"""`calibrate`: from a vanilla model's attention to a window."""
+
+import contextlib
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
+from abc_toolkit.calibration.capture import AttentionMaps, capture, chunks
+from abc_toolkit.calibration.method import find_window
+from abc_toolkit.errors import UserError
+from abc_toolkit.layout import Layout, raw_layout
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.phases.base import check_backbone, next_command
+from abc_toolkit.report import terminal
+from abc_toolkit.runs.description import describe, rebuild
+from abc_toolkit.runs.files import save_tensors, save_text
+from abc_toolkit.runs.folder import (
+    RECORD,
+    WINDOW,
+    Run,
+    device_for,
+    save_record,
+)
+from abc_toolkit.seeds import Stream, drawing, seeded
+from abc_toolkit.tasks import ProblemError, Task
+from abc_toolkit.tasks.base import UNIFORM, shape_name
+from abc_toolkit.training.costs import check_fits, check_held_out
+from abc_toolkit.training.data import validation_problems
+from abc_toolkit.training.loop import Stopping
+
+MAPS = "attention_maps.safetensors"
+# The held-out problems that calibration asks are others than those that ended the training.
+SAMPLING_SLACK = 0.002
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What `calibrate` returns.
+
+    Attributes:
+        run: The run.
+        window: The window.
+        maps: Averaged attention of the vanilla model.
+        added: Rules that were added because the window was not sufficient without them.
+        exact_match: The vanilla model's exact match on held-out problems.
+    """
+
+    run: Run
+    window: Window
+    maps: AttentionMaps
+    added: tuple[Rule, ...]
+    exact_match: float
+
+
+def calibrate(
+    *,
+    run: Path | None = None,
+    method: CalibrationMethod = Places(),  # noqa: B008
+    problems: int = 2560,
+    force: bool = False,
+    export: Path | None = None,
+    size: str | None = None,
+    accelerator: str = "cpu",
+    overwrite: bool = False,
+) -> CalibrationResult:
+    """Turns the vanilla model's attention into a window: phase 2.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        method: How lines are found: Places or Paper.
+        problems: Held-out problems whose attention is averaged, over all training shapes.
+        force: Calibrate even if the model does not interpolate, or keep a window that is not sufficient.
+        export: Also write the window to this safetensors file as the paper's M x N matrices, minus infinity where
+            closed.
+        size: Size of the exported matrices, such as 61x123: target tokens, the first ones if a problem has more, by
+            source tokens; that of the longest training shape if not given.
+        accelerator: cpu, gpu or auto.
+        overwrite: Replace a calibration that is there.
+
+    Returns:
+        The window and what it was found in.
+
+    Raises:
+        UserError: If the model does not interpolate or the window is not sufficient, unless forced.
+    """
+    place = Run.newest(run, "fit")
+    record, inputs = place.record("fit"), place.produced("fit")
+    asked_for = rebuild(record["arguments"].get("stopping"), Stopping, place.folder("fit") / RECORD, whole=True)
+    sizes = place.architecture("fit")
+    check_backbone(sizes, place)
+    task, model = place.task("fit"), place.load_model("fit")
+    start = time.perf_counter()
+    device = check_calibrating(task, sizes, problems, export, size, accelerator)
+    with place.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
+        batches = validation_problems(task, seeded(record["seed"], Stream.CALIBRATE).initial_seed(), problems)
+        batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
+        work = list(chunks(task, batches, device))
+        with drawing(record["seed"], Stream.CALIBRATE, 2):
+            maps = capture(model.to(device), terminal.track(work, "averaging attention"))
+        model.cpu()
+        solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
+        exact_match, threshold = solved / asked, asked_for.exact_match
+        if (exact_match < threshold - SAMPLING_SLACK and not force) or not solved:
+            raise UserError(
+                f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "
+                f"{asked} held-out problems and {100 * threshold:g} % are asked for; train it longer "
+                "(abc fit --overwrite --trainer.max_steps N)"
+                + (", or go on all the same with --force" if solved else "")
+            )
+        frame = Window(
+            task=type(task).__name__,
+            num_encoder_layers=sizes.num_encoder_layers,
+            num_decoder_layers=sizes.num_decoder_layers,
+            num_heads=sizes.num_heads,
+            rules=(),
+            calibration=describe(method),
+            weights=inputs["fit: weights"],
+        )
+        found = find_window(method, maps, task, frame, seeded(record["seed"], Stream.CALIBRATE, 1))
+        if found.conflict is not None:
+            message = f"the window is not sufficient: {found.conflict.describe()}"
+            if isinstance(method, Places) and not force:
+                raise UserError(f"{message}; lower --method.min_attention, or go on all the same with --force")
+            terminal.remark(f"Warning: {message}.")
+        maps.save(folder / MAPS)
+        save_text(folder / WINDOW, found.window.to_json())
+        if export is not None:
+            _export(export, size, found.window, task, maps)
+        longest = maps.longest
+        results = {
+            "exact_match": exact_match,
+            "problems": asked,
+            "rules": len(found.window.rules),
+            "added": len(found.added),
+            "closed": len(found.closed),
+            "moved": len(found.moved),
+            "sufficient": found.conflict is None,
+            "seconds": time.perf_counter() - start,
+        }
+        _draw_calibration(folder, maps, found.window, task)
+        arguments = {"method": method, "problems": problems, "force": force, "export": export, "size": size}
+        arguments |= {"accelerator": accelerator}
+        save_record(folder, "calibrate", record["seed"], arguments, results, inputs=inputs, facts={"task": task})
+    terminal.print_window(found.window, found.attention, found.added, found.moved)
+    summary = (
+        f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
+        f"{shape_name(longest)}"
+        + (f"; {len(found.added)} added to make the window sufficient" if found.added else "")
+        + (f"; {len(found.closed)} closed or made fallbacks, as it is sufficient without" if found.closed else "")
+        + (f"; {len(found.moved)} moved to heads of their own" if found.moved else "")
+        + "."
+    )
+    terminal.done(summary, place.folder("calibrate"), next_command(place, "retrain"))
+    return CalibrationResult(place, found.window, maps, found.added, exact_match)
+
+
+def check_calibrating(
+    task: Task, sizes: Architecture, problems: int, export: Path | None, size: str | None, accelerator: str
+) -> torch.device:
+    """Refuses what a calibration cannot do; the device that it runs on."""
+    if problems < 1:
+        raise UserError(f"--problems {problems}: give at least 1")
+    if size is not None and export is None:
+        raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
+    if size is not None:
+        _check_size(size, sizes)
+    if export is not None and not export.absolute().parent.is_dir():
+        raise UserError(f"--export: {export} cannot be written: there is no folder {export.absolute().parent}")
+    check_held_out(task, problems, "--problems")
+    return device_for(accelerator)
+
+
+def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: Task) -> None:
+    """Draws the averaged maps of the longest shape, and the window there and at ten times the length."""
+    from abc_toolkit.report import figures
+
+    shape = maps.longest
+    layout = task.layout(shape)
+    title = f"{task.name}: attention averaged over {maps.solved[shape]} problems of {shape_name(shape)}"
+    figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], layout, window, None, title)
+    sizes = [(f"shape {shape_name(shape)}", layout)]
+    longer = task.evaluation_shapes(10 * task.max_length, UNIFORM, torch.Generator())[0]
+    with contextlib.suppress(ProblemError):  # a fixed width has no room for ten times the length
+        sizes.append((f"shape {shape_name(longer)}", task.layout(longer)))
+    figures.windows(folder / "window.png", window, sizes)
+
+
+def _export(path: Path, size: str | None, window: Window, task: Task, maps: AttentionMaps) -> None:
+    """Writes the window's matrices for the problems whose strings have the size asked for."""
+    layout = task.layout(maps.longest) if size is None else _layout_of_size(task, window, *_lengths_of(size))
+    lengths = f"{len(layout.target)}x{len(layout.source)}"
+    save_tensors(path, window.matrices(layout), {"task": window.task, "size": lengths})
+
+
+def _lengths_of(size: str) -> tuple[int, int]:
+    """Numbers of target and source tokens that a size names."""
+    numbers = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
+    if not numbers:
+        raise UserError(f"--size {size!r}: write target tokens x source tokens, such as 61x123")
+    return int(numbers[1]), int(numbers[2])
+
+
+def _check_size(size: str, sizes: Architecture) -> None:
+    """Refuses a size that is none, or of which the matrices do not fit into memory."""
+    target, source = _lengths_of(size)
+    cells = sizes.num_encoder_layers * source**2 + sizes.num_decoder_layers * target * (target + source)
+    check_fits(4 * sizes.num_heads * cells, f"the matrices of --size {size}", torch.device("cpu"))
+
+
+def _layout_of_size(task: Task, window: Window, target_length: int, source_length: int) -> Layout:
+    """Layout of the first target tokens of the problems with a source of the length, or of bare strings."""
+    with contextlib.suppress(ProblemError):  # beyond a fixed width
+        for length in range(1, source_length + 1):
+            shape = task.evaluation_shapes(length, UNIFORM, torch.Generator())[0]
+            source, target = task.num_tokens(shape)
+            if source == source_length and target >= target_length:
+                layout = task.layout(shape)
+                return Layout(layout.source, layout.target[:target_length], layout.prefix[:target_length])
+            if source > source_length:
+                break
+    if any(rule.key_segment is not None for rule in window.rules):
+        raise UserError(
+            f"--size {target_length}x{source_length}: no problem of {task.name} has so many target and source tokens, "
+            "and the window's lines are those of operands; choose the size of a problem"
+        )
+    return raw_layout(target_length, source_length)

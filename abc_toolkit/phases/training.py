@@ -1,0 +1,289 @@
+"""`fit` and `retrain`: the two phases that train a model."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from abc_toolkit.calibration import Window
+from abc_toolkit.errors import Interrupted, UserError
+from abc_toolkit.models.base import Architecture, Backbone, Model
+from abc_toolkit.phases.base import check_backbone, check_task, next_command
+from abc_toolkit.positions import NoPE, PositionMethod
+from abc_toolkit.proof import CannotDecideError
+from abc_toolkit.report import terminal
+from abc_toolkit.runs.files import load_json, save_text, sha256
+from abc_toolkit.runs.folder import (
+    WINDOW,
+    Phase,
+    Run,
+    build_model,
+    save_record,
+    save_weights,
+)
+from abc_toolkit.seeds import Stream, seeded
+from abc_toolkit.tasks import Addition, Task
+from abc_toolkit.training.costs import check_training_memory
+from abc_toolkit.training.coverage import THIN, Coverage
+from abc_toolkit.training.data import Data
+from abc_toolkit.training.loop import HISTORY, Stopping, Trained, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training.module import Optimizer
+from abc_toolkit.training.processes import only_first, undisturbed
+
+Until = Literal["auto", "certified", "validated"]
+# A model that hovers about the threshold reaches it by chance, and settles above it as the rate falls:
+# experiments/reliability/stopping.py compares rules.
+FIT_STOPPING = Stopping(exact_match=0.999, loss=1.0, decay_steps=300)
+RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=2e-4, decay_steps=800)
+RETRAIN_DATA = Data(batch_size=128)
+
+
+@dataclass(frozen=True)
+class ArchitectureChanges:
+    """What of the vanilla model's architecture the retrained model changes.
+
+    Attributes:
+        num_encoder_layers: Encoder depth; must be the window's.
+        num_decoder_layers: Decoder depth; must be the window's.
+        model_dim: Width of the streams.
+        num_heads: Attention heads a layer; must be the window's.
+        feedforward_dim: Width of the hidden layer of each feed-forward block.
+        norm: Layer normalisation before (`pre`) or after (`post`) each block.
+        dropout: Probability of dropping an activation or an attention weight while training.
+        position: Position method beside the window.
+        backbone: Must be `encoder-decoder`, as windows are of such.
+    """
+
+    num_encoder_layers: int | None = None
+    num_decoder_layers: int | None = None
+    model_dim: int | None = None
+    num_heads: int | None = None
+    feedforward_dim: int | None = None
+    norm: Literal["pre", "post"] | None = None
+    dropout: float | None = None
+    position: PositionMethod = field(default_factory=NoPE)
+    backbone: Backbone | None = None
+
+    def of(self, vanilla: Architecture) -> Architecture:
+        """The vanilla model's architecture with these changes."""
+        return replace(vanilla, **{name: value for name, value in vars(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `fit` and `retrain` return.
+
+    Attributes:
+        run: The run.
+        model: The trained model, in evaluation mode.
+        trained: How training ended.
+    """
+
+    run: Run
+    model: Model
+    trained: Trained
+
+
+def fit(
+    task: Task | None = None,
+    *,
+    run: Path | None = None,
+    seed: int = 0,
+    model: Architecture = Architecture(),  # noqa: B008
+    data: Data = Data(),  # noqa: B008
+    optimizer: Optimizer = Optimizer(),  # noqa: B008
+    stopping: Stopping = FIT_STOPPING,
+    trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Trains the vanilla model until it interpolates: phase 1.
+
+    Args:
+        task: What to learn; Addition if not given.
+        run: Run folder; runs/TASK if not given.
+        seed: Everything random follows from it.
+        model: Sizes of the model and its position method.
+        data: Training batches and validation problems.
+        optimizer: Optimiser.
+        stopping: When the model interpolates.
+        trainer: Lightning's trainer.
+        resume: Go on with an interrupted fit.
+        overwrite: Replace a fit that is there.
+
+    Returns:
+        The model and how training ended.
+
+    Raises:
+        UserError: If the run folder is not free, or training breaks.
+    """
+    # No default instance above: on the command line its settings would be passed on to another task's class.
+    task = Addition() if task is None else task
+    place = Run.of(run, task)
+    settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+    arguments = {"task": task, "seed": seed} | settings
+    check_task(place, task, overwrite)
+    result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite, arguments, {})
+    summary = _training_summary("The vanilla model", result.trained, stopping, trainer)
+    following = (
+        next_command(place, "calibrate") if model.backbone == "encoder-decoder" else next_command(place, "evaluate")
+    )
+    terminal.done(summary, place.folder("fit"), following)
+    return result
+
+
+def retrain(
+    *,
+    run: Path | None = None,
+    seed: int | None = None,
+    window: Path | None = None,
+    model: ArchitectureChanges = ArchitectureChanges(),
+    data: Data = RETRAIN_DATA,
+    optimizer: Optimizer = Optimizer(),  # noqa: B008
+    stopping: Stopping = RETRAIN_STOPPING,
+    until: Until = "auto",
+    trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainingResult:
+    """Trains a fresh model inside the window: phase 3.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        seed: Everything random follows from it; that of the fit if not given.
+        window: Window file; that of the run's calibration if not given.
+        model: Sizes and position method; what is not given is the vanilla model's, but without positions.
+        data: Training batches and validation problems.
+        optimizer: Optimiser.
+        stopping: When training has reached its end.
+        until: certified ends training when the model leads in everything that it can meet at the training lengths,
+            and trains more on that where it is weak; stopping.loss does not count then. validated ends it by held-out
+            problems. auto is certified where the task and the window allow it.
+        trainer: Lightning's trainer.
+        resume: Go on with an interrupted retrain.
+        overwrite: Replace a retrain that is there.
+
+    Returns:
+        The model and how training ended.
+
+    Raises:
+        UserError: If the window does not fit, the run folder is not free, or training breaks.
+    """
+    place = Run.newest(run, "fit" if window is not None else "calibrate")
+    task = place.task("fit")
+    sizes = model.of(place.architecture("fit"))
+    check_backbone(sizes, place)
+    inputs = {name: value for name, value in place.produced("fit").items() if name != "fit: weights"}
+    inputs |= place.produced("calibrate") if window is None else {"window": sha256(window)}
+    rules = place.window() if window is None else Window.load(window)
+    _check_window(rules, window, place, task)
+    settings = {"data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
+    arguments = {"seed": seed, "window": window, "model": model, "until": until} | settings
+    seed = int(place.record("fit")["seed"]) if seed is None else seed
+    settings |= {"model": sizes}
+    result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite, arguments, inputs)
+    summary = _training_summary("The model inside the window", result.trained, stopping, trainer)
+    try:
+        reason = place.stale("certify") if place.has("certify") else None
+    except UserError as error:  # of a damaged certificate; what was trained is whole
+        reason = str(error)
+    if reason is not None:
+        summary += f" The certificate in the run is stale: {reason}."
+    terminal.done(summary, place.folder("retrain"), next_command(place, "evaluate", " --length 10x"))
+    return result
+
+
+def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> None:
+    """Refuses a window of another task or its segments, and the run's own if it is of other weights."""
+    if window.task != type(task).__name__:
+        raise UserError(f"the window is for {window.task} and the run in {place.path} is of {type(task).__name__}")
+    segments = task.layout(task.training_shapes()[-1]).source.names
+    for rule in window.rules:
+        for segment in (rule.key_segment, rule.query_segment):
+            if segment is not None and segment not in segments:
+                raise UserError(
+                    f"the window names the segment {segment!r}, which {task.name} has not: it has {', '.join(segments)}"
+                )
+    reason = place.stale("calibrate") if path is None else None
+    if reason is not None:
+        raise UserError(f"the window in {place.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
+
+
+def _train(
+    place: Run,
+    phase: Literal["fit", "retrain"],
+    task: Task,
+    window: Window | None,
+    seed: int,
+    settings: Mapping[str, Any],
+    until: Until,
+    resume: bool,
+    overwrite: bool,
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, str],
+) -> TrainingResult:
+    """Trains a fresh model and writes the phase's folder."""
+    check_training_memory(task, settings["model"], settings["data"], settings["trainer"].accelerator)
+    with undisturbed():
+        runner = lightning_trainer(settings["trainer"])
+        rank = runner.global_rank
+        with only_first(rank):
+            draws = seeded(seed, Stream[phase.upper()]).initial_seed()
+            torch.manual_seed(draws)
+            model = build_model(task, settings["model"], window)
+            with _told(place, phase), place.writing(phase, resume, overwrite, inputs=inputs, rank=rank) as folder:
+                coverage = None if until == "validated" else _coverage(task, model, until)
+                beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume}
+                trained = train(task, model, **settings, **beside, coverage=coverage, title=phase, runner=runner)
+                if not rank:
+                    if window is not None:
+                        save_text(folder / WINDOW, window.to_json())
+                    save_weights(folder, model)
+                    from abc_toolkit.report import (
+                        figures,  # here and below where it is used: it loads seaborn and pandas
+                    )
+
+                    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
+                    facts = {"task": task, "model": settings["model"]}
+                    save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
+    return TrainingResult(place, model, trained)
+
+
+@contextlib.contextmanager
+def _told(place: Run, phase: Phase) -> Iterator[None]:
+    """Tells whoever catches an interruption whether a training can go on from its progress."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(place.interrupted(phase)) from None
+
+
+def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:
+    """The assignments that training is to go on for, if they can be enumerated."""
+    try:
+        return Coverage(task, model)
+    except CannotDecideError as error:
+        if until == "certified":
+            raise UserError(f"--until certified is not available: {error}; take --until validated") from None
+        terminal.remark(f"Training ends by validation alone: {error}.")
+    return None
+
+
+def _training_summary(what: str, trained: Trained, stopping: Stopping, trainer: TrainerSettings) -> str:
+    share = f"{100 * trained.exact_match:.2f} % of {trained.validated_on} held-out problems"
+    summary = f"{what} solves {share} after {trained.steps} steps ({trained.seconds:.0f} s)."
+    if trained.weak:
+        summary += f" In {trained.weak} assignments it is wrong or leads by less than {THIN:g}:"
+    elif trained.reached and trained.weak is not None:
+        summary += " So it does everything that it can meet at these lengths."
+    elif not trained.reached:
+        summary += f" Asked for were {100 * stopping.exact_match:g} % and a loss of {stopping.loss:g} (it is "
+        summary += f"{trained.loss:.2g}):"
+    if not trained.reached and trained.steps >= trainer.max_steps:
+        summary += " train longer with --resume --trainer.max_steps N."
+    elif not trained.reached:
+        summary += " it reached them and lost them; start afresh with --overwrite and more --stopping.decay_steps."
+    return summary

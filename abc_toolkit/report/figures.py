@@ -1,0 +1,670 @@
+"""Pictures of attention maps, windows, training and accuracy, in one style, as PNG files.
+
+Figures are made without pyplot, whose figures and backend are global, so that they can be drawn in any thread and on
+machines without a screen; for the same reason the style is given to each artist instead of to `rcParams`. This module
+is slow to import: import it where a figure is due.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+from torch import Tensor
+
+from abc_toolkit.layout import END, Layout, Positions
+from abc_toolkit.positions import SITES, Site
+from abc_toolkit.report.terminal import WEIGHTS_NAMES
+from abc_toolkit.runs.files import replacing
+from abc_toolkit.windows.rules import Window, site_positions
+
+Tokens = tuple[Sequence[str], Sequence[str]]
+Colour = tuple[float, float, float]
+
+DPI = 120
+TITLE, TEXT, SMALL = 11.0, 8.5, 7.0  # font sizes in points
+LINE = 1.35 * SMALL / 72  # a line of small text in inches
+INK: Colour = (0.2, 0.2, 0.2)
+FAINT: Colour = (0.75, 0.75, 0.75)
+ABSENT: Colour = (0.87, 0.87, 0.87)
+PAPER: Colour = (0.95, 0.95, 0.95)
+PALETTE = cast(list[Colour], list(sns.color_palette("colorblind")))
+HEAT = cast(Colormap, sns.color_palette("mako_r", as_cmap=True))  # light is 0, dark is 1
+KEPT = PALETTE[1]  # stands out against both ends of the heat map
+MARKERS, DASHES = "osD^vPX*", ("-", "--", ":", "-.")
+# The vanilla model's marks are hollow and larger, so that the retrained model's are seen inside them.
+LOOKS: dict[str, dict[str, Any]] = {
+    "fit": {"color": PALETTE[1], "markerfacecolor": "white", "markersize": 6, "zorder": 2},
+    "retrain": {"color": PALETTE[0], "markersize": 3.5, "zorder": 3},
+}
+SITE_TITLES: dict[Site, str] = {
+    "encoder": "encoder\nself-attention",
+    "decoder": "decoder\nself-attention",
+    "cross": "cross-\nattention",
+}
+# Margins of a grid of panels, in inches: room for row titles and tick labels, a colour bar, titles, a legend.
+LEFT, RIGHT, TOP, BOTTOM, GAP = 1.5, 0.85, 0.65, 0.5, 0.13
+
+
+def attention_maps(
+    path: Path,
+    maps: Mapping[str, Tensor],
+    layout: Layout,
+    window: Window | None = None,
+    tokens: Tokens | None = None,
+    title: str = "Attention maps",
+) -> Path:
+    """Draws attention maps as heat maps, one row per site and layer, one column per head.
+
+    Args:
+        path: The PNG file to write.
+        maps: `site.layer` (as in `cross.0`) to attention weights `[head, query, key]`, all of one shape.
+        layout: Layout of that shape.
+        window: Its open cells are outlined; `None` for none.
+        tokens: Texts of the source's tokens `[source_length]` and of the target's `[target_length]`, if the maps
+            are of one problem; left out where the panels are too small for them.
+        title: What stands above.
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_attention_maps(maps, layout, window, tokens, title), path)
+
+
+def windows(path: Path, window: Window, layouts: Sequence[tuple[str, Layout]]) -> Path:
+    """Draws the open cells of a window at several sizes, one row per site, layer and size, one column per head.
+
+    Colour tells the segment of the key; where biases differ, a paler cell has a lower one. Sites and layers that are
+    closed altogether are named and not drawn.
+
+    Args:
+        path: The PNG file to write.
+        window: The window.
+        layouts: Name and layout of each size, as in `("6 digits", layout)`.
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_windows(window, layouts), path)
+
+
+def training(path: Path, record: Mapping[str, Any]) -> Path:
+    """Draws the loss and the exact match on held-out problems over the steps of a training.
+
+    Args:
+        path: The PNG file to write.
+        record: `train` (a list of `step`, `loss`), `validation` (a list of `step`, `loss`, `exact_match`, the last
+            in 0 to 1, and, where the model was tried on assignments, `weak`, in how many it is weak), `threshold` (the
+            exact match that counts as interpolation) and `phase` (`fit` or `retrain`).
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_training(record), path)
+
+
+def accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Path:
+    """Draws exact match against length with its interval: a colour for the weights, a marker for the set.
+
+    Each seed and each way of decoding is a line of its own.
+
+    Args:
+        path: The PNG file to write.
+        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `set`, `length`, `decode`, `seed` and, in
+            0 to 1, `exact_match` and its 95 % interval, `low` to `high`.
+        max_length: Longest training length.
+        task: Name of the task.
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_accuracy(rows, max_length, task), path)
+
+
+def digit_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Path:
+    """Draws the accuracy of each place as heat maps of length and place, one row per weights, one column per set.
+
+    Rows of the same weights, set, length and place (of several seeds, say) are averaged.
+
+    Args:
+        path: The PNG file to write.
+        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `set`, `length`, `place` and, in 0 to 1,
+            `accuracy`.
+        max_length: Longest training length.
+        task: Name of the task.
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_digit_accuracy(rows, max_length, task), path)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Writes a figure so that the file appears whole or not at all."""
+    look: dict[str, Any] = {"dpi": DPI, "facecolor": "white", "bbox_inches": "tight", "pil_kwargs": {"optimize": True}}
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", **look)
+    return path
+
+
+def _draw_attention_maps(
+    maps: Mapping[str, Tensor], layout: Layout, window: Window | None, tokens: Tokens | None, title: str
+) -> Figure:
+    by_layer = {_site_layer(name): weights for name, weights in maps.items()}
+    layers = sorted(by_layer, key=lambda place: (SITES.index(place[0]), place[1]))
+    sizes = [site_positions(site, layout) for site, _ in layers]
+    num_heads = len(next(iter(maps.values())))
+    width = _panel_width(max(len(keys) for _, keys in sizes), num_heads)
+    heights = [min(max(1.05 * LINE * len(queries), 0.9), width) for queries, _ in sizes]
+    # Rows of one site have the same keys, so that only the last of them names them.
+    last = [(site, layer + 1) not in layers for site, layer in layers]
+    room = [0.3 + 0.25 * _slanted(keys, 72 * width / len(keys)) + 0.15 * (tokens is not None) for _, keys in sizes]
+    below = [room if names else GAP for names, room in zip(last, room, strict=True)]
+    figure, grid = _grid(title, [f"head {head}" for head in range(num_heads)], width, heights, below)
+    for (site, layer), (queries, keys), names, row in zip(layers, sizes, last, grid, strict=True):
+        heats = by_layer[site, layer].detach().cpu().float().numpy()
+        texts = _texts(site, tokens)
+        kept = None if window is None else np.isfinite(_open_bias(window, site, layer, layout))
+        for head, (axes, heat) in enumerate(zip(row, heats, strict=True)):
+            _heat_map(axes, heat)
+            _mark_segments(axes, queries, keys)
+            if kept is not None:
+                line_width = min(max(0.2 * min(_cell(axes)), 0.25), 1.3)
+                edges = LineCollection(_edges(kept[head]), colors=[KEPT], linewidths=line_width)
+                edges.set(clip_on=False, zorder=3, capstyle="projecting")
+                axes.add_collection(edges, autolim=False)
+            if names:
+                _name_segments(axes, axes.xaxis, keys, texts[1])
+        _name_queries(row[0], site, queries, texts[0])
+        _name_row(row[0], row[0], f"{SITE_TITLES[site]}\nlayer {layer}")
+    _name_axes(figure, "key: the token looked at", "query: in the decoder, the token that is predicted")
+    _colour_bar(figure, "attention weight")
+    if window is not None:
+        _legend_below(figure, [Line2D([], [], color=KEPT, linewidth=1.3, label="kept by the window")])
+    return figure
+
+
+def _draw_windows(window: Window, layouts: Sequence[tuple[str, Layout]]) -> Figure:
+    layers: list[tuple[Site, int]] = [(site, layer) for site in SITES for layer in range(window.layers(site))]
+    shown = [place for place in layers if window.of(*place)] or layers
+    closed = [f"{site} layer {layer}" for site, layer in layers if (site, layer) not in shown]
+    title = f"Window of {window.task}: the keys that stay open"
+    if closed:
+        title += f"\nclosed altogether: {', '.join(closed)}"
+
+    segments = list(dict.fromkeys(name for _, layout in layouts for name in layout.source.names))
+    colours = dict(zip(segments, cast(list[Colour], sns.color_palette("colorblind", len(segments))), strict=True))
+    biases = sorted({float(rule.bias) for rule in window.rules})
+    seen: set[str] = set()
+
+    num_heads = window.num_heads
+    width = _panel_width(0, num_heads)
+    below = [GAP] * (len(layouts) - 1) + [2.2 * GAP]
+    heads = [f"head {head}" for head in range(num_heads)]
+    heights = [0.85] * len(layouts) * len(shown)
+    figure, grid = _grid(title, heads, width, heights, below * len(shown), right=0.3)
+    for i, (site, layer) in enumerate(shown):
+        rows = grid[i * len(layouts) : (i + 1) * len(layouts)]
+        for row, (size, layout) in zip(rows, layouts, strict=True):
+            queries, keys = site_positions(site, layout)
+            for axes, head_bias in zip(row, _open_bias(window, site, layer, layout), strict=True):
+                seen |= _draw_open_cells(axes, head_bias, keys, colours, biases)
+                _mark_segments(axes, queries, keys)
+            _name_queries(row[0], site, queries, None)
+            row[-1].yaxis.set_label_position("right")
+            row[-1].set_ylabel(size, rotation=270, va="bottom", fontsize=TEXT, color=INK)
+        _name_row(rows[0][0], rows[-1][0], f"{SITE_TITLES[site]}\nlayer {layer}")
+    _name_axes(figure, "key: the token looked at", "query: in the decoder, the token that is predicted")
+    handles = [Patch(color=colours[name], label=name) for name in segments if name in seen]
+    if len(biases) > 1:
+        extremes = {"lowest": biases[0], "highest": biases[-1]}
+        handles += [
+            Patch(color=_shade(INK, bias, biases), label=f"{what} bias, {bias:.3g}") for what, bias in extremes.items()
+        ]
+    _legend_below(figure, handles)
+    return figure
+
+
+def _draw_open_cells(
+    axes: Axes, bias: NDArray[np.floating], keys: Positions, colours: Mapping[str, Colour], biases: Sequence[float]
+) -> set[str]:
+    """Fills the open cells of one head's bias `[query, key]`; returns the names of the segments they are in."""
+    num_queries, num_keys = bias.shape
+    axes.set(xlim=(0, num_keys), ylim=(num_queries, 0), xticks=[], yticks=[])
+    _frame(axes)
+    if not np.isfinite(bias).any():
+        axes.set_facecolor(PAPER)
+        axes.text(0.5, 0.5, "closed", ha="center", va="center", transform=axes.transAxes, fontsize=SMALL, color=INK)
+        return set()
+    # A whole run of like cells is one rectangle: a long layout has tens of thousands of cells.
+    segment = keys.segment.cpu().numpy()
+    change = np.ones((num_queries, num_keys + 1), dtype=bool)
+    change[:, 1:-1] = (bias[:, 1:] != bias[:, :-1]) | (segment[1:] != segment[:-1])
+    rows, edges = np.nonzero(change)
+    runs = [
+        (row, start, stop)
+        for row, start, next_row, stop in zip(rows[:-1], edges[:-1], rows[1:], edges[1:], strict=True)
+        if row == next_row and np.isfinite(bias[row, start])
+    ]
+    names = [keys.names[segment[start]] for _, start, _ in runs]
+    fills = [
+        _shade(colours[name], float(bias[row, start]), biases)
+        for name, (row, start, _) in zip(names, runs, strict=True)
+    ]
+    boxes = [[(start, row), (stop, row), (stop, row + 1), (start, row + 1)] for row, start, stop in runs]
+    # The border keeps a line visible whose cells are finer than the paper's grain.
+    look: dict[str, Any] = {"linewidths": max(1.5 - min(_cell(axes)), 0.3), "antialiaseds": False, "zorder": 3}
+    axes.add_collection(PolyCollection(boxes, facecolors=fills, edgecolors=fills, **look), autolim=False)
+    return set(names)
+
+
+def _draw_training(record: Mapping[str, Any]) -> Figure:
+    train, validation, threshold = record["train"], record["validation"], record["threshold"]
+    covered = [point for point in validation if "weak" in point]
+    figure = Figure(figsize=(7, 6.5 if covered else 5), layout="constrained")
+    panels = figure.subplots(3 if covered else 2, 1, sharex=True)
+    top, bottom = panels[:2]
+    figure.suptitle(f"Training of the {WEIGHTS_NAMES[record['phase']]} model", fontsize=TITLE, color=INK)
+    for label, points, colour in (("training", train, PALETTE[0]), ("held-out", validation, PALETTE[1])):
+        _curve(top, points, "loss", colour, label)
+    _curve(bottom, validation, "exact_match", PALETTE[1], "held-out")
+    bottom.axhline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold, {100 * threshold:g} %")
+    reached = next((point["step"] for point in validation if point["exact_match"] >= threshold), None)
+    if reached is not None:
+        for axes in panels:
+            axes.axvline(reached, color=INK, linestyle=":", linewidth=1)
+        bottom.plot([], [], color=INK, linestyle=":", linewidth=1, label=f"first reached at step {reached}")
+    top.set(yscale="log")
+    losses = [point["loss"] for point in (*train, *validation) if 0 < point["loss"] < math.inf]
+    if losses:
+        # Whole decades, so that at least two ticks have a label.
+        top.set_ylim(10 ** math.floor(math.log10(min(losses))), 10 ** math.ceil(math.log10(1.01 * max(losses))))
+    top.yaxis.set_minor_formatter(NullFormatter())
+    top.set_ylabel("loss", fontsize=TEXT, color=INK)
+    _percent(bottom, "exact match")
+    if covered:
+        _curve(panels[2], covered, "weak", PALETTE[2], "wrong, or right by little")
+        panels[2].set_yscale("symlog", linthresh=1)
+        panels[2].set_ylim(bottom=-0.2)
+        panels[2].yaxis.set_major_formatter("{x:,.0f}")
+        panels[2].set_ylabel("assignments", fontsize=TEXT, color=INK)
+    panels[-1].set_xlabel("training step", fontsize=TEXT, color=INK)
+    for axes in panels:
+        _chart(axes)
+        axes.legend(*axes.get_legend_handles_labels(), fontsize=TEXT, frameon=False)
+    return figure
+
+
+def _curve(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, colour: Colour, label: str) -> None:
+    steps, values = [point["step"] for point in points], [point[name] for point in points]
+    # A mark shows a single measurement; a dense curve would be nothing but marks.
+    marker = "o" if len(points) <= 60 else ""
+    sns.lineplot(
+        x=steps,
+        y=values,
+        ax=axes,
+        color=colour,
+        label=label,
+        marker=marker,
+        markersize=4,
+        linewidth=1.3,
+        estimator=None,
+        legend=False,
+    )
+
+
+def _draw_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Figure:
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.subplots()
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    weights = _weights(rows)
+    lengths = sorted({row["length"] for row in rows})
+    styles: dict[str, dict[str, Any]] = {
+        name: {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]} for i, name in enumerate(sets)
+    }
+
+    lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["length"]):
+        lines.setdefault((row["weights"], row["set"], row["decode"], row["seed"]), []).append(row)
+    for (name, set_name, _, _), points in lines.items():
+        x, y, low, high = np.array([[p["length"], p["exact_match"], p["low"], p["high"]] for p in points], float).T
+        # Sets that are all right, or all wrong, would hide one another: each is moved aside by a few points.
+        aside = 4 * (sets.index(set_name) - (len(sets) - 1) / 2) / 72
+        axes.errorbar(
+            x,
+            y,
+            yerr=np.clip([y - low, high - y], 0, None),
+            linewidth=1.2,
+            elinewidth=1,
+            transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
+            **styles[set_name],
+            **LOOKS[name],
+        )
+
+    longest = max(max_length, lengths[-1])
+    if lengths[-1] > 8 * lengths[0] or longest > 10 * max_length:
+        axes.set(xscale="log", xlim=(longest**-0.03, longest**1.03))
+        even = math.log
+    else:
+        axes.set(xlim=(0.8 - 0.03 * longest, 0.2 + 1.03 * longest))
+        even = float
+    left, right = (even(limit) for limit in axes.get_xlim())
+    above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "va": "bottom", "fontsize": SMALL, "color": INK}
+    axes.axvspan(1, max_length, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
+    axes.text(1, 1.01, f"trained lengths, 1 to {max_length}", **above)
+    multiples = [10**power * max_length for power in range(1, len(str(longest))) if 10**power * max_length <= longest]
+    free = left + 0.25 * (right - left)  # beyond the text at the left
+    for multiple in _apart([at for at in multiples if even(at) > free], (right - left) / 10, even):
+        axes.axvline(multiple, color=FAINT, linewidth=1, zorder=0)
+        axes.text(multiple, 1.01, f"{multiple // max_length:,}x", ha="center", **above)
+    wanted = [max_length, longest, 1, *(length for length in lengths if length in multiples), *lengths]
+    gap = (right - left) * max(1 / 20, len(f"{longest:,}") / 80)
+    axes.xaxis.set_major_locator(FixedLocator(_apart(wanted, gap, even)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel("length", fontsize=TEXT, color=INK)
+    _percent(axes, "exact match, with 95 % interval")
+    axes.set_title(f"{task}: accuracy at each length", fontsize=TITLE, color=INK, pad=18)
+    _chart(axes)
+    models = [Line2D([], [], marker="o", linewidth=1.2, label=WEIGHTS_NAMES[name], **LOOKS[name]) for name in weights]
+    marks = [Line2D([], [], color=INK, label=name, linewidth=1, markersize=4, **styles[name]) for name in sets]
+    look: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": TEXT, "title_fontsize": TEXT}
+    axes.add_artist(axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1), **look))
+    axes.legend(handles=marks, title="set", loc="upper left", bbox_to_anchor=(1.01, 0.75), **look)
+    return figure
+
+
+def _draw_digit_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Figure:
+    weights, sets = _weights(rows), list(dict.fromkeys(row["set"] for row in rows))
+    lengths = sorted({row["length"] for row in rows})
+    num_places = 1 + max(row["place"] for row in rows)
+    total, count = np.zeros((2, len(weights), len(sets), len(lengths), num_places))
+    for row in rows:
+        cell = weights.index(row["weights"]), sets.index(row["set"]), lengths.index(row["length"]), row["place"]
+        total[cell] += row["accuracy"]
+        count[cell] += 1
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    width = _panel_width(num_places, len(sets))
+    heights = [min(max(0.17 * len(lengths), 0.8), 2.5)] * len(weights)
+    below = [GAP] * (len(weights) - 1) + [0.45]
+    figure, grid = _grid(f"{task}: accuracy of each place", sets, width, heights, below, left=1)
+    num_trained = sum(length <= max_length for length in lengths)
+    beyond = 0 < num_trained < len(lengths)
+    for name, maps, row in zip(weights, mean, grid, strict=True):
+        for axes, heat in zip(row, maps, strict=True):
+            _heat_map(axes, heat)
+            if beyond:
+                axes.axhline(num_trained, color=KEPT, linewidth=1.3)
+        line = 72 * LINE / _cell(row[0])[1]
+        named = _apart([len(lengths) - 1, *range(len(lengths))], line)
+        row[0].set_yticks([i + 0.5 for i in named], [str(lengths[i]) for i in named], fontsize=SMALL, color=INK)
+        _name_row(row[0], row[0], WEIGHTS_NAMES[name])
+    for axes in grid[-1]:
+        places = _regular(num_places, 20 / _cell(axes)[0])
+        axes.set_xticks([place + 0.5 for place in places], [str(place) for place in places], fontsize=SMALL, color=INK)
+    _name_axes(figure, "place of the answer, 0 = least significant", "length")
+    _colour_bar(figure, "accuracy")
+    if beyond:
+        label = f"longest trained length, {max_length}"
+        _legend_below(figure, [Line2D([], [], color=KEPT, linewidth=1.3, label=label)])
+    return figure
+
+
+def _grid(
+    title: str,
+    columns: Sequence[str],
+    width: float,
+    heights: Sequence[float],
+    below: Sequence[float],
+    left: float = LEFT,
+    right: float = RIGHT,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of panels in rows and columns.
+
+    Sizes are given instead of left to a layout engine, which takes many seconds over some eighty panels.
+
+    Args:
+        title: What stands above.
+        columns: Title of each column.
+        width: Width of a panel in inches.
+        heights: Height of the panels of each row in inches.
+        below: Room below each row in inches.
+        left: Margin on the left in inches.
+        right: Margin on the right in inches.
+    """
+    above = TOP + 0.2 * title.count("\n")
+    size = np.array([left + len(columns) * (width + GAP) - GAP + right, above + sum(heights) + sum(below) + BOTTOM])
+    figure = Figure(figsize=tuple(size))
+    figure.text(0.5, 1 - 0.12 / size[1], title, ha="center", va="top", fontsize=TITLE, color=INK, linespacing=1.5)
+    grid: list[list[Axes]] = []
+    bottom = size[1] - above
+    for height, room in zip(heights, below, strict=True):
+        bottom -= height
+        corners = [(left + column * (width + GAP), bottom) for column in range(len(columns))]
+        places = [(*(np.array(corner) / size), *(np.array([width, height]) / size)) for corner in corners]
+        grid.append([figure.add_axes(place) for place in places])
+        bottom -= room
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title(column, fontsize=TEXT, color=INK, pad=4)
+    return figure, grid
+
+
+def _panel_width(num_keys: int, num_columns: int) -> float:
+    return min(max(0.11 * num_keys, 1.35, 4 / num_columns), max(10 / num_columns, 1.35))
+
+
+def _cell(axes: Axes) -> tuple[float, float]:
+    """Width and height of a unit of a panel's data in points."""
+    figure_width, figure_height = cast(Figure, axes.figure).get_size_inches()
+    (left, right), (bottom, top), place = axes.get_xlim(), axes.get_ylim(), axes.get_position()
+    return 72 * place.width * figure_width / abs(right - left), 72 * place.height * figure_height / abs(top - bottom)
+
+
+def _heat_map(axes: Axes, values: NDArray[np.floating]) -> None:
+    """Draws values 0 to 1 `[row, column]`; what is not a number is left grey."""
+    sns.heatmap(values, ax=axes, cmap=HEAT, vmin=0, vmax=1, cbar=False, xticklabels=False, yticklabels=False)
+    axes.set_facecolor(ABSENT)
+    _frame(axes)
+
+
+def _frame(axes: Axes) -> None:
+    axes.tick_params(length=2, pad=1.5, color=FAINT)
+    axes.spines[:].set(visible=True, color=FAINT, linewidth=0.8)
+
+
+def _chart(axes: Axes) -> None:
+    sns.despine(ax=axes)
+    axes.tick_params(labelsize=TEXT, colors=INK)
+    axes.spines[:].set_color(FAINT)
+    axes.grid(color=PAPER)
+    axes.set_axisbelow(True)
+
+
+def _percent(axes: Axes, label: str) -> None:
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.set_ylabel(label, fontsize=TEXT, color=INK)
+
+
+def _site_layer(name: str) -> tuple[Site, int]:
+    site, _, layer = name.partition(".")
+    if site not in SITES or not layer.isdecimal():
+        raise ValueError(f"{name!r} names no attention: write site and layer, as in 'cross.0'")
+    return cast(Site, site), int(layer)
+
+
+def _open_bias(window: Window, site: Site, layer: int, layout: Layout) -> NDArray[np.floating]:
+    """A window's bias `[head, query, key]`, minus infinity where closed by it or not yet written by the decoder."""
+    bias = window.site_bias(site, layer, layout).cpu().numpy()
+    return np.where(np.tri(*bias.shape[1:], dtype=bool), bias, -np.inf) if site == "decoder" else bias
+
+
+def _texts(site: Site, tokens: Tokens | None) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """Texts of a site's queries and of its keys."""
+    if tokens is None:
+        return None, None
+    source, target = tokens
+    if site == "encoder":
+        return source, source
+    # The start token has no text: its segment's name says what it is.
+    return target, ("", *target[:-1]) if site == "decoder" else source
+
+
+def _segments(positions: Positions) -> list[tuple[str, int, int]]:
+    """Name, first token and end of each segment, in order; those that are written in turn have one name together."""
+    segment = positions.segment.cpu().numpy()
+    edges = [0, *(np.flatnonzero(np.diff(segment)) + 1).tolist(), len(segment)]
+    runs = [(positions.names[segment[start]], start, stop) for start, stop in pairwise(edges)]
+    in_turn = [i for i, (name, *_) in enumerate(runs) if [other for other, *_ in runs].count(name) > 1]
+    if in_turn:
+        first, last = in_turn[0], in_turn[-1]
+        together = " / ".join(dict.fromkeys(name for name, *_ in runs[first : last + 1]))
+        if _rows(positions):
+            together = "rows"
+        runs[first : last + 1] = [(together, runs[first][1], runs[last][2])]
+    return runs
+
+
+def _rows(positions: Positions) -> list[int]:
+    """The first token of each row of a table; none where there is no table."""
+    rows = positions.coordinates["row"].tolist()
+    return [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]] if any(rows) else []
+
+
+def _mark_segments(axes: Axes, queries: Positions, keys: Positions) -> None:
+    for _, start, _ in _segments(keys)[1:]:
+        axes.axvline(start, color=FAINT, linewidth=0.8, linestyle=":")
+    for _, start, _ in _segments(queries)[1:]:
+        axes.axhline(start, color=FAINT, linewidth=0.8, linestyle=":")
+
+
+def _name_segments(axes: Axes, axis: Axis, positions: Positions, texts: Sequence[str] | None) -> None:
+    """Names the segments along an axis in the middle of each, with the text of each token if there is room."""
+    across = axis is axes.xaxis
+    cell = _cell(axes)[0 if across else 1]
+    pad = 1.5
+    if texts is not None and cell >= 0.85 * SMALL:
+        axis.set_ticks([i + 0.5 for i in range(len(positions))], labels=texts, fontsize=SMALL, color=INK)
+        pad += 1.7 * SMALL
+    segments = _segments(positions)
+    middles = [(start + stop) / 2 for _, start, stop in segments]
+    labels = {"labels": [name for name, _, _ in segments], "minor": True, "fontsize": SMALL, "color": INK}
+    if across and _slanted(positions, cell):
+        labels |= {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    # Names stay where a token's tick is in the same place.
+    axis.remove_overlapping_locs = False
+    axis.set_ticks(middles, **labels)
+    axis.set_tick_params(which="minor", length=0, pad=pad)
+
+
+def _slanted(positions: Positions, cell: float) -> bool:
+    """Whether the names of segments stand too close to be written level, their tokens being `cell` points wide."""
+    segments = _segments(positions)
+    apart = min((right[2] - left[1] for left, right in pairwise(segments)), default=math.inf) / 2
+    return apart * cell < 0.6 * SMALL * max(len(name) for name, _, _ in segments)
+
+
+def _name_queries(axes: Axes, site: Site, queries: Positions, texts: Sequence[str] | None) -> None:
+    """Names the queries down an axis: the encoder's by segment, the decoder's by place or row of what they predict."""
+    if site == "encoder":
+        _name_segments(axes, axes.yaxis, queries, texts)
+        return
+    line = 72 * LINE / _cell(axes)[1]
+    rows = _rows(queries)
+    counted = "row" if rows else "place"
+    labels = [
+        END if queries.names[segment] == END else f"{counted} {number}"
+        for segment, number in zip(queries.segment.tolist(), queries.coordinates[counted].tolist(), strict=True)
+    ]
+    if texts is not None and line <= 1:
+        labels = [label if label == END else f"{label}: {text}" for label, text in zip(labels, texts, strict=True)]
+    regular: Sequence[int] = _regular(len(queries), line)
+    if rows and line > 1:
+        regular = [rows[i] for i in _regular(len(rows), line * len(rows) / len(queries))]
+    named = _apart([len(queries) - 1, *regular], line)
+    axes.set_yticks([i + 0.5 for i in named], [labels[i] for i in named], fontsize=SMALL, color=INK)
+
+
+def _regular(count: int, gap: float) -> range:
+    """Numbers from 0 below `count`, at least `gap` apart, by a step that a reader counts in."""
+    step = next(digit * 10**power for power in range(9) for digit in (1, 2, 5) if digit * 10**power >= gap)
+    return range(0, count, step)
+
+
+def _apart(wanted: Iterable[int], gap: float, at: Callable[[float], float] = float) -> list[int]:
+    """Those of some ticks, the most wanted first, that are at least `gap` from each more wanted one, in order."""
+    kept: list[int] = []
+    for tick in wanted:
+        if all(abs(at(tick) - at(other)) >= gap for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+def _edges(cells: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
+    """The outline of the true cells `[row, column]`: unit lines between a true cell and one that is not."""
+    padded = np.pad(cells, 1)
+    below = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]).tolist()
+    beside = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]).tolist()
+    return [[(x, y), (x + 1, y)] for y, x in below] + [[(x, y), (x, y + 1)] for y, x in beside]
+
+
+def _shade(colour: Colour, bias: float, biases: Sequence[float]) -> Colour:
+    """A colour, the paler the lower a bias is among the sorted `biases`."""
+    lowest, highest = biases[0], biases[-1]
+    strength = 1.0 if lowest == highest else 0.45 + 0.55 * (bias - lowest) / (highest - lowest)
+    red, green, blue = (1 - strength * (1 - part) for part in colour)
+    return red, green, blue
+
+
+def _weights(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The weights that occur, the vanilla model's first."""
+    return [name for name in WEIGHTS_NAMES if any(row["weights"] == name for row in rows)]
+
+
+def _name_row(first: Axes, last: Axes, text: str) -> None:
+    """Writes a title at the left of the rows of panels that begin with `first` to `last`."""
+    figure = cast(Figure, first.figure)
+    x, y = 0.55 / figure.get_size_inches()[0], (first.get_position().y1 + last.get_position().y0) / 2
+    figure.text(x, y, text, rotation=90, ha="center", va="center", fontsize=TEXT, color=INK, fontweight="bold")
+
+
+def _name_axes(figure: Figure, keys: str, queries: str) -> None:
+    """Says what runs along the panels and down them."""
+    width, height = figure.get_size_inches()
+    figure.text(0.5, BOTTOM / height, keys, ha="center", va="center", fontsize=TEXT, color=INK)
+    figure.text(0.15 / width, 0.5, queries, rotation=90, ha="center", va="center", fontsize=TEXT, color=INK)
+
+
+def _colour_bar(figure: Figure, label: str) -> None:
+    width, height = figure.get_size_inches()
+    panels = [axes.get_position() for axes in figure.axes]
+    right, top, bottom = (max(p.x1 for p in panels), max(p.y1 for p in panels), min(p.y0 for p in panels))
+    tall = min(top - bottom, 3 / height)
+    axes = figure.add_axes((right + 0.15 / width, (top + bottom - tall) / 2, 0.12 / width, tall))
+    bar = figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=axes)
+    bar.set_label(label, fontsize=TEXT, color=INK)
+    bar.outline.set_visible(False)
+    axes.tick_params(labelsize=SMALL, colors=INK, length=2)
+
+
+def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    figure.legend(
+        handles=handles, loc="lower center", ncols=len(handles), fontsize=TEXT, frameon=False, borderaxespad=0.3
+    )

@@ -1,0 +1,257 @@
+"""What a person sees in the terminal: tables on standard output, progress and remarks on standard error."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from abc_toolkit.positions import SITES
+from abc_toolkit.tasks.base import shape_name
+from abc_toolkit.windows.rules import Rule, Window
+
+if TYPE_CHECKING:
+    from abc_toolkit.proof import Certificate
+
+T = TypeVar("T")
+WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
+SITE_NAMES = {"encoder": "encoder self-attention", "decoder": "self-attention", "cross": "cross-attention"}
+_silent = ContextVar("silent", default=False)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Says nothing: for all but the first of the processes that train together."""
+    before = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(before)
+
+
+# What moves the cursor, changes the terminal or the direction of writing, or cannot be written.
+_CONTROLS = re.compile(
+    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ud800-\\udfff]"
+)
+
+
+def escaped(text: str) -> str:
+    """A text whose control characters, which may stand in names, are written as Python writes them."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def line(text: object) -> str:
+    """A text as one line."""
+    return escaped(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """A text of a table, in which no character has a meaning of its own."""
+    return Text(escaped(text), style)
+
+
+def _title(text: str) -> Text:
+    return _plain(text, "table.title")
+
+
+def remark(text: str) -> None:
+    """Tells the user something on standard error."""
+    if _silent.get():
+        return
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escaped(text), markup=False, emoji=False)
+
+
+class TrainingBar:
+    """Progress of a training: steps, loss, exact match on held-out problems."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+        self._loss = self._exact_match = self._weak = ""
+
+    def update(
+        self, step: int, loss: float | None = None, exact_match: float | None = None, weak: int | None = None
+    ) -> None:
+        """Moves to a step, and shows what is given."""
+        if loss is not None:
+            self._loss = f"loss {loss:.4f}"
+        if exact_match is not None:
+            self._exact_match = f"exact match {100 * exact_match:.2f} %"
+        if weak is not None:
+            self._weak = f"{weak:,} weak assignments"
+        self._progress.update(
+            self._task, completed=step, loss=self._loss, exact_match=self._exact_match, weak=self._weak
+        )
+
+
+@contextmanager
+def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBar]:
+    """A bar that counts to the most steps there can be; training usually ends before."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[loss]}  {task.fields[exact_match]}  {task.fields[weak]}"),
+    )
+    with _progress(*columns, shown=shown) as progress:
+        yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", exact_match="", weak=""))
+
+
+def track(items: Sequence[T], title: str) -> Iterable[T]:
+    """The items, with a bar that counts them."""
+    with counter(title, len(items)) as count:
+        for item in items:
+            yield item
+            count(1)
+
+
+@contextmanager
+def counter(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """A bar that counts to a total, in a unit; gives what to call with how many more are done."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit))
+    with _progress(*columns, TimeElapsedColumn(), transient=True) as progress:
+        yield partial(progress.advance, progress.add_task(title, total=total))
+
+
+@contextmanager
+def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Iterator[Progress]:
+    """Bars on a terminal alone, and gone when what they count fails, so that its message stands by itself."""
+    console = Console(stderr=True)
+    disabled = _silent.get() or not (shown and console.is_terminal)
+    with Progress(*columns, console=console, transient=transient, disable=disabled) as progress:
+        try:
+            yield progress
+        except BaseException:
+            progress.live.transient = True
+            raise
+
+
+def print_window(window: Window, attention: Mapping[Rule, float], added: Sequence[Rule], moved: Sequence[Rule]) -> None:
+    """A table of a window's lines.
+
+    Args:
+        window: The window.
+        attention: Mean attention along each line, by its rule with bias 0, where it is known.
+        added: The lines that were added because the window was not sufficient without them.
+        moved: Those that came to a head of their own.
+    """
+    title = _title(f"Window for {window.task}: {len(window.rules)} lines")
+    table = Table(title=title, title_justify="left")
+    for heading in ("site", "layer", "head", "open keys", "mean attention"):
+        table.add_column(heading, justify="right" if heading in ("layer", "head", "mean attention") else "left")
+    for site in SITES:
+        for layer in range(window.layers(site)):
+            for head in range(window.num_heads):
+                rules = [rule for rule in window.of(site, layer) if rule.head == head]
+                lines = [
+                    rule.describe()
+                    + (f", bias {rule.bias:.2f}" if rule.bias else "")
+                    + (" (added: needed)" if rule in added else " (moved: to be alone)" if rule in moved else "")
+                    for rule in rules
+                ]
+                measured = [attention.get(replace(rule, bias=0.0, fallback=False)) for rule in rules]
+                means = ["" if mean is None else f"{mean:.2f}" for mean in measured]
+                first = head == 0
+                table.add_row(
+                    SITE_NAMES[site] if first else "",
+                    str(layer) if first else "",
+                    str(head),
+                    _plain("\n".join(lines) or "none"),
+                    "\n".join(means),
+                )
+            table.add_section()
+    Console().print(table)
+
+
+def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of an evaluation: a row for each length or shape and set, a column for each model."""
+    models = list(dict.fromkeys(row["weights"] for row in rows))
+    first = rows[0]
+    table = Table(
+        title=_title(
+            f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems "
+            f"each, seed {first['seed']}"
+        ),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
+    )
+    for heading in ("length", "tokens", "set"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for model in models:
+        table.add_column(WEIGHTS_NAMES[model], justify="right", no_wrap=True)
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        size = shape_name(row.get("shape") or (row["length"],))
+        cells.setdefault((size, row["set"]), []).append(row)
+    before = None
+    for (size, name), shown in cells.items():
+        if before not in (None, size):
+            table.add_section()
+        heading = (size, str(shown[0]["tokens"])) if before != size else ("", "")
+        before = size
+        by_model = {row["weights"]: row for row in shown}
+        table.add_row(*heading, name, *(_share(by_model[model]) for model in models))
+    Console().print(table)
+
+
+def print_certificate(certificate: "Certificate", task: str) -> None:
+    """The verdict of a certificate and what it rests on."""
+    titles = {"correct": "correct at every length", "wrong": "wrong", "undecided": "cannot decide"}
+    table = Table(title=_title(f"{task}: {titles[certificate.verdict]}"), title_justify="left", show_header=False)
+    if certificate.reason:
+        table.add_row("reason", _plain(certificate.reason))
+    if certificate.meaning is not None:
+        sizes = " and ".join(map(str, certificate.bound.values()))
+        table.add_row(
+            "layouts gone through",
+            f"{certificate.layouts:,} (sizes up to {sizes}); longer ones bring nothing new: derived",
+        )
+        beyond = f"{certificate.beyond_training:,}" if certificate.beyond_training else "all"
+        where = "do not occur" if certificate.beyond_training else "occur"
+        table.add_row(
+            "assignments, each one run",
+            f"{certificate.assignments:,} of {certificate.kinds} kinds; {beyond} {where} in training shapes",
+        )
+        table.add_row("smallest margin", _plain(f"{certificate.smallest_margin:.3g}, {certificate.narrowest}"))
+        table.add_row(
+            "rounding, at most",
+            f"{certificate.largest_rounding:.2g}, in float32 and any order of summation; it leaves a margin of "
+            f"{certificate.smallest_slack:.2g}",
+        )
+        table.add_row("deviation, measured", f"{certificate.largest_deviation:.1g} over paths, pieces and batches")
+        table.add_row("change by tokens outside", f"{certificate.outside:.1g}")
+        meaning = certificate.meaning
+        proved = "; ".join(meaning.proved) or "nothing: the task gives no identity"
+        table.add_row("meaning, proved by induction", _plain(proved))
+        table.add_row("held to", f"{meaning.held_to:,} problems of up to {meaning.longest} digits")
+    Console().print(table)
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['exact_match']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def done(what: str, folder: Path, following: str | None) -> None:
+    """The end of a command: what came of it, where its files are, what to type next."""
+    lines = [what, f"Files: {folder}"]
+    if following is not None:
+        lines.append(f"Next:  {following}")
+    remark("\n".join(lines))

@@ -1,0 +1,208 @@
+"""Whose code may run: what a run names and what lies in the current folder are data until the user trusts them.
+
+A run comes from anywhere, and its record names classes. Reading it imports modules of the toolkit and those that the
+user trusts by name; of other modules that are loaded already it takes subclasses of the toolkit's own contracts, which
+only the user can have loaded.
+"""
+
+import importlib
+import os
+import sys
+from argparse import Action
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import is_dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from abc_toolkit.errors import UserError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# The module in which jsonargparse imports what a class path of the command line, a file of settings or the environment
+# names.
+_IMPORTS_WHAT_THE_USER_NAMES = "jsonargparse._util"
+_trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
+
+
+class OtherKindError(UserError):
+    """A value of a description is not of the kind that is asked for."""
+
+
+@contextmanager
+def trusting(*names: str) -> Iterator[None]:
+    """Lets runs that are read in the block name classes of these modules.
+
+    Args:
+        names: Modules, or packages with all that is in them; several in one text are separated by commas.
+
+    Raises:
+        UserError: If one is no module's name.
+    """
+    given = [name.strip() for text in names for name in text.split(",") if text]
+    for name in given:
+        if not _is_dotted(name):
+            raise UserError(f"--trust {name!r}: give the name of a module or a package, such as my_task")
+    token = _trusted.set(_trusted.get() | set(given))
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+class TrustOption(Action):
+    """An option with names to trust, separated by commas, that adds to those given before it."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
+
+
+def comma_list(names: Any) -> str:
+    """Names as the option has them, of one text or, in a file of settings, a list."""
+    return ",".join(map(str, names)) if isinstance(names, list) else str(names)
+
+
+def find_class(class_path: Any, kind: type, source: str) -> type:
+    """The dataclass that a description names.
+
+    Args:
+        class_path: `module.Class`, as the description has it.
+        kind: The class that it must be, or be a subclass of.
+        source: What messages call the description, such as its file.
+
+    Raises:
+        OtherKindError: If it is no dataclass of the kind.
+        UserError: If the path is none, or its module is not trusted or cannot be imported.
+    """
+    if not isinstance(class_path, str) or "." not in class_path or not _is_dotted(class_path):
+        raise UserError(f"{source} names the class {class_path!r}, which is no module.Class")
+    module_name, _, name = class_path.rpartition(".")
+    module_name = _moved_to(module_name, name)
+    may_import = _is_trusted(module_name)
+    module = _imported(module_name, f"{source} names {class_path}") if may_import else sys.modules.get(module_name)
+    # Nothing is asked of the module or of what it holds that either could answer by code.
+    found: Any = None if module is None else vars(module).get(name)
+    of_kind = issubclass(type(found), type) and kind in found.__mro__ and is_dataclass(found)
+    known = found is kind or _is_the_toolkits(kind.__module__) or (of_kind and _is_trusted(found.__module__))
+    if module is None or (of_kind and not known):
+        raise UserError(
+            f"{source} names {class_path}, a class that is not the toolkit's: if you trust its code, add "
+            f"--trust {module_name} (in Python: with abc_toolkit.trusting({module_name!r}))"
+        )
+    if not of_kind:
+        raise OtherKindError(f"{source} names {class_path}, which is no {kind.__name__}")
+    return cast(type, found)
+
+
+def _moved_to(module: str, name: str) -> str:
+    """The module of a class: its package, where an earlier version of the toolkit had a module that is gone."""
+    package = module.rpartition(".")[0]
+    if _is_the_toolkits(module) or not _is_the_toolkits(package) or package == PACKAGE.name:
+        return module
+    return package if name in vars(importlib.import_module(package)) else module
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _is_trusted(module: str) -> bool:
+    """Whether a module may be imported because a run names it."""
+    parts = module.split(".")
+    packages = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    return _is_the_toolkits(module) or not packages.isdisjoint(_trusted.get())
+
+
+def _is_the_toolkits(module: str) -> bool:
+    """Whether a module is the toolkit's by its name and lies in its folder."""
+    top, *parts = module.split(".")
+    place = PACKAGE.joinpath(*parts)
+    return top == PACKAGE.name and (place.with_suffix(".py").is_file() or (place / "__init__.py").is_file())
+
+
+def _imported(module: str, what: str) -> ModuleType:
+    """The module, imported if it is not yet."""
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a module may raise anything, and end a program that it thinks its own
+        missing = isinstance(error, ModuleNotFoundError)
+        where = ", nor in the current folder; name its folder in PYTHONPATH" if missing else ""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{what}, whose module cannot be imported ({reason}){where}") from None
+
+
+class CurrentFolder(MetaPathFinder):
+    """Finds in the current folder what the user names, and what such modules import themselves; nothing else.
+
+    Installed packages import others if they find them, so a folder on `sys.path` would run a file of such a name.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.found: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None:  # inside a package, which knows its own folder
+            return None
+        importer = _importer()
+        if importer not in (_IMPORTS_WHAT_THE_USER_NAMES, __name__) and importer.partition(".")[0] not in self.found:
+            return None
+        spec = PathFinder.find_spec(fullname, [self.folder], target)
+        if spec is not None:
+            self.found.add(fullname)
+        return spec
+
+
+def _importer() -> str:
+    """Name of the module whose code imports another at the moment."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] not in _IMPORT_SYSTEM:
+            return name
+        frame = frame.f_back
+    return ""
+
+
+_IMPORT_SYSTEM = ("importlib", "_frozen_importlib", "_frozen_importlib_external")
+
+
+@contextmanager
+def searching_current_folder() -> Iterator[None]:
+    """Classes that the user names are also found in the current folder, after all other places, in the block."""
+    try:
+        finder = CurrentFolder(os.getcwd())
+    except OSError:  # the folder was removed
+        yield
+        return
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+@contextmanager
+def in_the_packages_folder() -> Iterator[None]:
+    """Works in the folder of the package in the block, if the current one holds a file that Matplotlib would obey.
+
+    A `matplotlibrc` chooses programs to call (TeX), and versions before 3.11 evaluate a part of it as Python.
+    """
+    if not os.path.lexists("matplotlibrc"):
+        yield
+        return
+    here = os.getcwd()
+    os.chdir(PACKAGE)
+    try:
+        yield
+    finally:
+        os.chdir(here)

@@ -1,0 +1,64 @@
+"""A model's weights as the tensors of a file: each once, whoever shares it."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from abc_toolkit.errors import UserError
+from abc_toolkit.models.base import Model
+
+
+def check_savable(model: Model) -> None:
+    """Checks that a file can hold a model.
+
+    Raises:
+        UserError: If part of its state is no tensor of the usual kind.
+    """
+    for name, part in model.state_dict(keep_vars=True).items():
+        if not isinstance(part, Tensor) or part.layout != torch.strided or part.is_quantized or part.is_complex():
+            raise UserError(f"{name} of the model is no dense tensor of real numbers: a run cannot save such a model")
+
+
+def tensors_of(model: Model) -> dict[str, Tensor]:
+    """The weights by name, on the CPU; a tensor that several modules share stands under its first name alone."""
+    return {names[0]: tensor.detach().to("cpu", copy=True) for tensor, names in _named(model)}
+
+
+def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a model the weights that `tensors_of` took of one like it.
+
+    Raises:
+        ValueError: If they are not of such a model; the message names what differs.
+    """
+    named = _named(model)
+    own = {names[0]: tensor for tensor, names in named}
+    faults = []
+    if missing := [name for name in own if name not in tensors]:
+        faults.append(f"it lacks {_listed(missing)}")
+    if others := [name for name in tensors if name not in own]:
+        faults.append(f"it has {_listed(others)}, which the model has not")
+    for name in own:
+        if name in tensors and (tensors[name].shape, tensors[name].dtype) != (own[name].shape, own[name].dtype):
+            faults.append(f"{name} is {_form(tensors[name])} and must be {_form(own[name])}")
+            break  # mostly all differ likewise
+    if faults:
+        raise ValueError("; ".join(faults))
+    model.load_state_dict({name: tensors[names[0]] for _, names in named for name in names})
+
+
+def _named(model: Model) -> list[tuple[Tensor, list[str]]]:
+    """Each tensor of a model's state, and the names that it has."""
+    found: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return list(found.values())
+
+
+def _listed(names: Sequence[str]) -> str:
+    few = ", ".join(map(repr, names[:3]))
+    return few if len(names) <= 3 else f"{few} and {len(names) - 3} more"
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

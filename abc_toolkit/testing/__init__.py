@@ -1,0 +1,1 @@
+"""Contract tests, which a user's own task or position method can inherit."""

@@ -1,0 +1,113 @@
+"""Coverage: trying a model, while it is trained, on everything that it can meet at the training lengths.
+
+Sampled problems say little of what is rare among them. Where a window makes every prediction depend on a handful of
+tokens, all values of these within the training shapes, the *assignments*, can be tried; and of those in which the model
+is weak problems can be made to train on, the *hard examples*. Nothing here looks at a length beyond training.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.models.base import Model
+from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.proof.basis import basis_of
+from abc_toolkit.proof.bound import bound_of
+from abc_toolkit.proof.enumeration import Kind, Reading, kinds_of
+from abc_toolkit.proof.forward import margins
+from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveFields
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.training.data import held_out
+
+THIN = 1.0
+MOST_COVERED = 10**6
+_SAMPLE = 4096
+_HARD_EXAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Covered:
+    """How a model does on what it can meet.
+
+    Attributes:
+        assignments: Assignments that were tried: a sample of each kind's if many of those were weak, else all.
+        weak: How many of them are wrong, or lead by less than `THIN`.
+        smallest_margin: Least lead of a required token's logit over the next best.
+        hard_examples: Training problems in which the weakest occur, shape by shape.
+    """
+
+    assignments: int
+    weak: int
+    smallest_margin: float
+    hard_examples: tuple[Problems, ...]
+
+
+class Coverage:
+    """Every assignment of the training shapes.
+
+    Args:
+        task: The task.
+        model: A model of the kind that is tried; its weights do not matter.
+        most: Most assignments.
+
+    Raises:
+        CannotDecideError: If they cannot be enumerated, or are more.
+    """
+
+    def __init__(self, task: Task, model: Model, most: int = MOST_COVERED) -> None:
+        basis = basis_of(task, model)
+        bound_of(basis.task, basis.rule, basis.window, basis.period)  # training goes on for what a proof can rest on
+        self.task = basis.task
+        positioning = model.positioning if basis.cyclic else None
+        predictions = []
+        for shape in task.training_shapes():
+            layout = task.layout(shape)
+            reading, fields = Reading(basis.rule, layout), ReceptiveFields(basis.window, layout, positioning)
+            sizes = basis.task.sizes(shape)
+            predictions += [(reading, sizes, shape, fields.of(query)) for query in range(len(layout.target))]
+        self.kinds = kinds_of(basis.task, predictions, most)
+
+    def of(self, model: EncoderDecoder, generator: Generator) -> Covered:
+        """Tries a model on a sample of the assignments, and on all if there it is weak in too few for hard examples.
+
+        Args:
+            model: The model, inside the window.
+            generator: Draws the sample, and what else is in the problems.
+        """
+        samples = [_sample(kind.assignments, generator) for kind in self.kinds]
+        for tried in (samples, [kind.assignments for kind in self.kinds]):
+            found = [margins(model, kind, part) for kind, part in zip(self.kinds, tried, strict=True)]
+            margin, assignment = torch.cat(found), torch.cat(tried)
+            weak = int((margin < THIN).sum())
+            if weak >= _HARD_EXAMPLES:
+                break
+        number = torch.cat([torch.full_like(part, which) for which, part in enumerate(tried)])
+        rows = margin.argsort()[: min(weak, _HARD_EXAMPLES)].tolist()
+        problems = []
+        for row in rows:
+            with suppress(CannotDecideError):  # it may occur in longer problems alone
+                problems.append(self._problem(self.kinds[int(number[row])], assignment[row], generator))
+        return Covered(len(assignment), weak, float(margin.min()), self._hard_examples(problems))
+
+    def _problem(self, kind: Kind, assignment: Tensor, generator: Generator) -> Problems:
+        met = kind.met(assignment)
+        return met[int(torch.randint(len(met), (), generator=generator))].problem(assignment, generator)
+
+    def _hard_examples(self, problems: Sequence[Problems]) -> tuple[Problems, ...]:
+        """Problems shape by shape, without those that are held out."""
+        by_shape: dict[Shape, list[Problems]] = {}
+        for problem in problems:
+            if not held_out(self.task, problem).any():
+                by_shape.setdefault(problem.shape, []).append(problem)
+        return tuple(
+            Problems(shape, torch.cat([p.source for p in own]), torch.cat([p.target for p in own]))
+            for shape, own in by_shape.items()
+        )
+
+
+def _sample(assignments: Tensor, generator: Generator) -> Tensor:
+    few = len(assignments) <= _SAMPLE
+    return assignments if few else assignments[torch.randint(len(assignments), (_SAMPLE,), generator=generator)]

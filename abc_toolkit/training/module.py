@@ -1,0 +1,169 @@
+"""What Lightning trains: loss, validation, averaging of weights, optimiser."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
+
+from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.layout import Layout
+from abc_toolkit.models.base import Model, teacher_forced
+from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.tasks.metrics import ExactMatch
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW with a warm-up, a constant rate, and a linear decay once validation is passed.
+
+    Attributes:
+        learning_rate: The constant rate.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of the gradient's running square.
+        epsilon: Added to the root of the running square.
+        weight_decay: Decoupled weight decay.
+        warmup_steps: Steps over which the rate rises linearly.
+        averaging: Weights are averaged as `average <- averaging * average + (1 - averaging) * weights` after each
+            step, and the average is what is validated, saved and evaluated; 0 takes the weights as they are.
+    """
+
+    learning_rate: float = 3e-3
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    averaging: float = 0.98
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "optimizer", ("learning_rate", "epsilon", "weight_decay", "warmup_steps"))
+        check_numbers(self, "optimizer", ("beta1", "beta2", "averaging"), below=1)
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains a model on a task by teacher forcing.
+
+    Several processes get the same batches. Each takes its own rows, so that together they do what one would.
+
+    Args:
+        task: The task.
+        model: The model.
+        optimizer: Its optimiser.
+        decay_steps: Steps over which the rate falls from `decay_from` on, towards zero.
+        decay_to: Share of the rate below which it does not fall.
+        seed: The run's seed, for messages.
+        rank: Which of several processes this is.
+        processes: Their number.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: Model,
+        optimizer: Optimizer,
+        decay_steps: int,
+        decay_to: float,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimizer.averaging))
+        # Several processes wait for the gradient of every parameter that asks for one.
+        self.average.requires_grad_(False)
+        self.settings = optimizer
+        self.decay_steps = decay_steps
+        self.decay_to = decay_to
+        self.decay_from: int | None = None
+        self.seed = seed
+        self.rank = rank
+        self.processes = processes
+        self.exact_match = ExactMatch()
+        self.validation_loss = MeanMetric()
+        self.last_loss = torch.tensor(float("nan"))
+        self._layouts: dict[Shape, Layout] = {}
+
+    @property
+    def averaged(self) -> Model:
+        """The model with averaged weights."""
+        assert isinstance(self.average.module, Model)
+        return self.average.module
+
+    def layout(self, shape: Shape) -> Layout:
+        """The layout of a shape on the module's device, made once."""
+        if shape not in self._layouts:
+            self._layouts[shape] = self.task.layout(shape).to(self.device)
+        return self._layouts[shape]
+
+    def _own(self, batch: Problems) -> Problems:
+        """The rows of a batch that this process does; of few rows it may be none."""
+        return batch[self.rank :: self.processes]
+
+    def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
+        own = self._own(batch)
+        logits = teacher_forced(self.model, own, self.layout(own.shape))
+        loss = functional.cross_entropy(logits.flatten(0, 1), own.target.flatten())
+        if self.processes > 1:
+            # Gradients are averaged over processes, of which some may have a row more than others.
+            loss = loss * (len(own) * self.processes / len(batch))
+        self.last_loss = loss.detach()
+        if self.processes > 1:
+            self.last_loss = self.last_loss / self.processes
+            torch.distributed.all_reduce(self.last_loss)
+        if not torch.isfinite(self.last_loss):
+            raise UserError(
+                f"the loss is {self.last_loss.item()} at step {self.global_step} (seed {self.seed}): "
+                "lower --optimizer.learning_rate, or use --trainer.precision 32-true"
+            )
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Problems, batch_idx: int) -> None:
+        self.average.update_parameters(self.model)
+
+    def validation_step(self, batch: Problems, batch_idx: int) -> None:
+        own = self._own(batch)
+        if not len(own):
+            return
+        logits = teacher_forced(self.averaged, own, self.layout(own.shape))
+        self.exact_match.update(logits.argmax(-1), own.target)
+        self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), own.target.flatten()), len(own))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("exact_match", self.exact_match)
+        self.log("validation_loss", self.validation_loss)
+
+    def rate_factor(self, step: int) -> float:
+        """The learning rate of a step over the constant one."""
+        factor = min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+        if self.decay_from is not None:
+            factor *= max(self.decay_to, 1.0 - (step - self.decay_from) / max(1, self.decay_steps))
+        return factor
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.weight_decay,
+            # Gradients that are unscaled inside a fused step cannot be clipped before it.
+            fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["decay_from"] = self.decay_from
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.decay_from = checkpoint["decay_from"]

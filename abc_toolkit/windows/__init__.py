@@ -1,0 +1,1 @@
+"""Windows: rules, and the attention inside them."""

@@ -1,0 +1,87 @@
+"""What a training takes is told before it is taken."""
+
+import re
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from abc_toolkit import tasks
+from abc_toolkit.errors import UserError
+from abc_toolkit.models.base import Architecture
+from abc_toolkit.positions import Abacus, Compose, Cyclic, Learned
+from abc_toolkit.tasks import Task
+from abc_toolkit.training.costs import check_fits, check_held_out, check_training_memory
+from abc_toolkit.training.data import Data
+
+KINDS = [getattr(tasks, name) for name in tasks.__all__]
+TASKS = [kind for kind in KINDS if isinstance(kind, type) and issubclass(kind, Task) and kind is not Task]
+
+
+@pytest.fixture(autouse=True)
+def _sixteen_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**34))
+
+
+@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.__name__)
+def test_any_task_of_a_billion_digits_is_refused_at_once(kind: type[Task]) -> None:
+    check_training_memory(kind(), Architecture(), Data(), "cpu")
+    for length in (10**5, 10**9, 10**15):
+        start = time.perf_counter()
+        with pytest.raises(UserError, match=r"would take about .* GiB and there are 16\.0 GiB"):
+            check_training_memory(kind(max_length=length), Architecture(), Data(), "cpu")  # type: ignore[call-arg]
+        assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data", "reason"),
+    [
+        ({"model_dim": 10**6}, {}, "the model"),
+        ({"feedforward_dim": 10**9}, {}, "the model"),
+        ({"num_decoder_layers": 10**6}, {}, "at most 1,024 layers, and this has 1,000,000"),
+        ({"num_encoder_layers": 2000}, {}, "at most 1,024 layers, and this has 2,001"),
+        ({"backbone": "mamba", "model_dim": 10**6}, {}, "the model"),
+        ({"backbone": "decoder-only", "feedforward_dim": 10**9}, {}, "the model"),
+        ({"position": Learned(capacity=10**9)}, {}, "the model"),
+        ({"position": Compose((Cyclic(), Abacus(capacity=10**12)))}, {}, "the model"),
+        ({}, {"batch_size": 10**9}, "a batch of the longest problems"),
+        ({}, {"validation_problems": 10**10}, "10,000,000,000 held-out problems .--data.validation_problems"),
+    ],
+)
+def test_large_settings_are_refused(sizes: dict[str, object], data: dict[str, int], reason: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_training_memory(tasks.Addition(), Architecture(**sizes), Data(**data), "cpu")  # type: ignore[arg-type]
+    assert re.search(reason, str(refused.value))
+
+
+def test_what_is_refused_grows_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for gib in (1, 7, 300):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda gib=gib: SimpleNamespace(total=gib * 2**30))
+        check_fits(0.99 * gib * 2**30, "it", cpu)
+        with pytest.raises(UserError, match=f"it would take about {2 * gib} GiB and there are {gib}"):
+            check_fits(2 * gib * 2**30, "it", cpu)
+    check_held_out(tasks.Addition(), 10**6, "--problems")
+    with pytest.raises(UserError, match=r"10,000,000,000 held-out problems .--problems"):
+        check_held_out(tasks.Addition(), 10**10, "--problems")
+
+
+@pytest.mark.parametrize("sizes", [{}, {"num_encoder_layers": 2, "num_decoder_layers": 3}, {"backbone": "mamba"}])
+def test_the_estimate_of_a_model_is_near_its_parameters(
+    sizes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the bound of what is refused, five copies of the parameters that the model then has."""
+    from abc_toolkit.runs.folder import build_model
+
+    architecture = Architecture(model_dim=96, feedforward_dim=200, **sizes)  # type: ignore[arg-type]
+    model = build_model(tasks.Addition(), architecture, None)
+    parameters = 20 * sum(parameter.numel() for parameter in model.parameters())
+    small = Data(batch_size=1, validation_problems=1)
+    for factor, outcome in ((0.7, pytest.raises(UserError)), (1.3, nullcontext())):
+        limit = int(factor * parameters)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda limit=limit: SimpleNamespace(total=limit))
+        with outcome:
+            check_training_memory(tasks.Addition(max_length=1), architecture, small, "cpu")
