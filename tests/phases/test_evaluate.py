@@ -21,7 +21,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.models import decoding
 from abc_toolkit.models.attention import AttentionPath
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.decoding import greedy, planned, solve_problems, solves
 from abc_toolkit.models.memory import check_memory
 from abc_toolkit.models.transformer import EncoderDecoder
@@ -49,9 +49,10 @@ from abc_toolkit.tasks import (
     Successor,
     Task,
 )
-from abc_toolkit.tasks.base import SETS, UNEQUAL, UNIFORM
+from abc_toolkit.tasks.base import SMALL, UNIFORM
+from abc_toolkit.tasks.digits.base import SETS, UNEQUAL
 from abc_toolkit.tasks.metrics import wilson_interval
-from abc_toolkit.training.data import SMALL, draw, held_out
+from abc_toolkit.training.data import draw, held_out
 from abc_toolkit.vocabulary import BOS, EOS
 
 CPU = torch.device("cpu")
@@ -91,7 +92,7 @@ def taught(task: Task, model: EncoderDecoder, steps: int) -> EncoderDecoder:
     for step in range(steps):
         shape = task.training_shapes()[step % len(task.training_shapes())]
         problems = task.sample(generator, 48, shape)
-        logits = teacher_forced(model, problems, task.layout(shape))
+        logits = predict(model, problems, task.layout(shape))
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), problems.target.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -387,7 +388,7 @@ def test_parallel_and_stepwise_solve_the_same_problems(task: Task) -> None:
             for batch in problems:
                 layout = task.layout(batch.shape)
                 variant.attend("dense")
-                parallel = teacher_forced(variant, batch, layout).argmax(-1)
+                parallel = predict(variant, batch, layout).argmax(-1)
                 expected = written(variant, batch.source[:3], layout)
                 right = (parallel == batch.target).all(dim=1)
                 variant.attend("gathered" if windowed and number % 2 == 0 else "dense")
