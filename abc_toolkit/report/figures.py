@@ -340,7 +340,7 @@ def _curve(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, colour: C
     )
 
 
-def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, metric: Metric) -> Figure:
+def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, metric: Metric = EXACT_MATCH) -> Figure:
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     suites = list(dict.fromkeys(row["suite"] for row in rows))

@@ -330,7 +330,6 @@ def test_there_is_no_attention_to_act_in() -> None:
         with pytest.raises(UserError, match=message):
             language_model(position)
     model = language_model()
-    assert (model.path, model.num_slots(TASK.layout((1, 1)))) == ("dense", [])
     model.attend("auto")
     with pytest.raises(UserError, match="there is no attention in this model"):
         model.attend("gathered")

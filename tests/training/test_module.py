@@ -108,8 +108,8 @@ def test_processes_together_do_what_one_does(size: int, processes: int, monkeypa
         for own in held_out:
             with torch.no_grad():
                 module.validation_step(own, 0)
-    assert sum(int(part.exact_match.total) for part in parts) == sum(map(len, held_out))
-    assert sum(int(part.exact_match.right) for part in parts) == int(whole.exact_match.right)
+    assert sum(int(part.mean("exact_match").count) for part in parts) == sum(map(len, held_out))
+    assert sum(int(part.mean("exact_match").total) for part in parts) == int(whole.mean("exact_match").total)
     for state in ("mean_value", "weight"):
         together = sum(float(getattr(part.validation_loss, state)) for part in parts)
         assert together == pytest.approx(float(getattr(whole.validation_loss, state)), rel=1e-5)

@@ -5,6 +5,7 @@ Source: Garg et al. 2022 (arXiv 2208.01066), section 3.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -76,10 +77,7 @@ class LinearRegression(Task):
 
     def layout(self, shape: Shape) -> Layout:
         """Segments `point` and `label`; `place` and the coordinate `point` count pairs, `index` those that follow."""
-        number = torch.arange(2 * shape[0] - 1)
-        pair = number // 2
-        coordinates = {"point": pair, "place": pair, "index": shape[0] - 1 - pair}
-        return stream_layout(("point", "label"), number % 2, coordinates)
+        return _layout(shape[0])
 
     def baselines(self) -> Mapping[str, Callable[[Batch], Tensor]]:
         """Least squares, of least norm where there are fewer points than dimensions: the best without noise."""
@@ -93,3 +91,12 @@ class LinearRegression(Task):
             weights = torch.linalg.pinv(points[:, :number]) @ labels[:, :number, None]
             found[:, 2 * number] = (points[:, number, None] @ weights)[:, 0, 0].float()
         return found
+
+
+@lru_cache(maxsize=64)
+def _layout(num_points: int) -> Layout:
+    with torch.inference_mode(False):  # a layout that evaluation makes may be trained on later
+        number = torch.arange(2 * num_points - 1)
+        pair = number // 2
+        coordinates = {"point": pair, "place": pair, "index": num_points - 1 - pair}
+        return stream_layout(("point", "label"), number % 2, coordinates)
