@@ -66,7 +66,7 @@ def main() -> None:
             result = finished.result()
             results.append(result)
             save_json(settings.results, sorted(results, key=lambda r: (TASKS.index(r["task"]), r["seed"])))
-            worst = min(row["exact_match"] for row in result["rows"] if row["weights"] == "retrain")
+            worst = min(row["value"] for row in result["rows"] if row["weights"] == "retrain")
             took = ", ".join(f"{spec} {seconds:.0f} s" for spec, seconds in result["seconds"].items())
             print(f"{result['task']} {result['seed']}: worst {worst:.4f} ({took})", flush=True)
 

@@ -114,7 +114,7 @@ class Bench:
         """Evaluates as a user does; exact match on each set."""
         models = {PHASE: self.model}
         rows, _ = evaluate_models(self.task, models, [length], EVALUATED, problems, "parallel", self.seed, self.device)
-        return [row.exact_match for row in rows]
+        return [row.value for row in rows]
 
 
 def rounds(actions: Mapping[K, Callable[[], R]], repeats: int, warm_up: bool = True) -> dict[K, list[R]]:
