@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.linear import Linear, symbol
 
 START = "start"
@@ -69,6 +70,18 @@ class Positions:
     def segment(self) -> Tensor:
         """Segment of each token as an index into `names`."""
         return self.coordinates["segment"]
+
+    def coordinate(self, name: str) -> Tensor:
+        """The coordinate `name` of each token.
+
+        Raises:
+            UserError: If the layout has no such coordinate.
+        """
+        try:
+            return self.coordinates[name]
+        except KeyError:
+            names = ", ".join(sorted(known for known in self.coordinates if known.isidentifier()))
+            raise UserError(f"the layout has no coordinate {name!r}: choose one of {names}") from None
 
     def __len__(self) -> int:
         return len(self.segment)

@@ -14,7 +14,8 @@ from abc_toolkit.errors import check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape
-from abc_toolkit.windows.rules import Condition, Rule, site_positions
+from abc_toolkit.windows.lowering import site_positions
+from abc_toolkit.windows.rules import Condition, Rule
 
 ANCHORS = ("place", "index")
 TABLE = ("row", "column")

@@ -21,6 +21,7 @@ from abc_toolkit.models.base import prefix_of
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
 _MOST_KEYS = 4096
@@ -68,7 +69,7 @@ def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
 
 def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Tensor, keys: Tensor) -> Tensor:
     """Views `[batch, query]` after one attention."""
-    bias = window.site_bias(site, layer, layout)
+    bias = dense_bias(window, site, layer, *site_positions(site, layout))
     if site == "decoder":
         bias = bias.masked_fill(~torch.ones_like(bias[0], dtype=torch.bool).tril(), -torch.inf)
     is_open = bias > -torch.inf
@@ -111,7 +112,7 @@ def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor) -> Tensor:
-    is_open = (window.site_bias(site, layer, layout) > -torch.inf).any(dim=0)
+    is_open = (dense_bias(window, site, layer, *site_positions(site, layout)) > -torch.inf).any(dim=0)
     if site == "decoder":
         is_open = is_open.tril()
     return is_open.float() @ keys.float() > 0

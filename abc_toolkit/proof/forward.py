@@ -12,7 +12,7 @@ from abc_toolkit.models.transformer import Block, EncoderDecoder
 from abc_toolkit.positions import OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.receptive_field import ReceptiveField
-from abc_toolkit.windows.rules import site_positions
+from abc_toolkit.windows.lowering import site_positions
 
 _AT_ONCE = 2**15
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from abc_toolkit.calibration.paper import DIRECTIONS, Direction, Line, Paper, Variant, find_lines, to_rules
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions import Site
+from abc_toolkit.windows.lowering import dense_bias
 from abc_toolkit.windows.rules import Rule, Window
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "abc_bias.npz"
@@ -49,7 +50,7 @@ def positions(length: int) -> Positions:
 
 def matrix(rules: Sequence[Rule], site: Site, num_heads: int, num_queries: int, num_keys: int) -> np.ndarray:
     window = Window("", 0, 1, num_heads, tuple(rules), {})
-    return window.bias(site, 0, positions(num_queries), positions(num_keys)).numpy()
+    return dense_bias(window, site, 0, positions(num_queries), positions(num_keys)).numpy()
 
 
 def assert_matches(ours: np.ndarray, expected: np.ndarray) -> None:

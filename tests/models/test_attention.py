@@ -15,7 +15,8 @@ from abc_toolkit.models import attention
 from abc_toolkit.models.attention import KEYS_A_SLOT, Attention, Gather, Scope, dense_scope
 from abc_toolkit.positions import AttentionPosition, ModelSizes, NoPE, OpenKeys, Site
 from abc_toolkit.windows.attention import Windowed, WindowedAttention
-from abc_toolkit.windows.rules import Condition, Rule, Window, site_positions
+from abc_toolkit.windows.lowering import site_positions
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.windows.test_rules import Case, cases, visible_oracle
 
 BATCH, QUERIES, KEYS, DIM = 2, 4, 5, 6
