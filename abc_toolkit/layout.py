@@ -19,7 +19,7 @@ token it holds.*
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,7 @@ from abc_toolkit.linear import Linear, symbol
 START = "start"
 ANSWER = "answer"
 END = "end"
-Coordinate = Literal["place", "index", "row", "column", "raw", "raw_from_end", "segment"]
-COORDINATES: tuple[Coordinate, ...] = get_args(Coordinate)
+COORDINATES = ("place", "index", "row", "column", "raw", "raw_from_end", "segment")  # of every task of digits
 
 
 class _Chosen(Mapping[str, Tensor]):

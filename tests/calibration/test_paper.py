@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from abc_toolkit.calibration.paper import DIRECTIONS, Direction, Line, Paper, Variant, find_lines, to_rules
+from abc_toolkit.calibration.paper import DIRECTIONS, Direction, Paper, StraightLine, Variant, find_lines, to_rules
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions import Site
 from abc_toolkit.windows.lowering import dense_bias
@@ -189,7 +189,7 @@ def oracle_cells(num_queries: int, num_keys: int, direction: Direction) -> dict[
     return lines
 
 
-def found_cells(line: Line, num_queries: int, num_keys: int) -> Cells:
+def found_cells(line: StraightLine, num_queries: int, num_keys: int) -> Cells:
     open_cells = Rule("cross", 0, line.head, conditions=(line.condition,)).holds(
         positions(num_queries), positions(num_keys)
     )

@@ -509,7 +509,7 @@ def test_gathering_from_rows_in_another_order() -> None:
     pair = Pair.make(LINES, "bending")
     expected = pair("gathered")[0]
     order = torch.randperm(len(pair.k_positions))
-    scope = Scope(pair.k_positions, gather=Gather.of(pair.table(), stored=order.argsort()))
+    scope = Scope(pair.k_positions, gather=Gather.from_table(pair.table(), stored=order.argsort()))
     output = pair.module(pair.x, pair.module.keys_values(pair.memory)[:, order], pair.q_positions, scope)[0]
     agree(output, expected, torch.float64)
 
