@@ -1,9 +1,10 @@
 """What a user got wrong."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 
 class UserError(ValueError):
@@ -53,23 +54,21 @@ def check_numbers(
             raise UserError(f"--{group}.{name} {value:g}: give at least {at_least:g}{limit}")
 
 
-def check_choice(settings: object, name: str, choices: Any, several: bool = False) -> None:
-    """Checks a setting that is one of several.
+def check_literals(settings: Any) -> None:
+    """Checks the fields of a dataclass that are annotated with a literal type.
 
     Args:
-        settings: The settings.
-        name: The one that is checked.
-        choices: The literal type that lists them.
-        several: Whether it is a tuple of one or more of them.
+        settings: An instance of the dataclass.
 
     Raises:
-        UserError: If it is none of them.
+        UserError: If the value of such a field is not one of those that the type lists.
     """
-    value, known = getattr(settings, name), get_args(choices)
-    values = value if several and isinstance(value, tuple) else (value,)
-    if not values or several != isinstance(value, tuple) or any(one not in known for one in values):
-        give = "a tuple of one or more of" if several else "one of"
-        raise UserError(f"{type(settings).__name__}: {name} cannot be {value!r}: give {give} {', '.join(known)}")
+    for field in dataclasses.fields(settings):
+        choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+        value = getattr(settings, field.name)
+        if choices and value not in choices:
+            kind = type(settings).__name__
+            raise UserError(f"{kind}: {field.name} cannot be {value!r}: give one of {', '.join(map(str, choices))}")
 
 
 class Interrupted(KeyboardInterrupt):

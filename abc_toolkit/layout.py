@@ -19,18 +19,18 @@ token it holds.*
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.linear import Linear, symbol
 
 START = "start"
 ANSWER = "answer"
 END = "end"
-Coordinate = Literal["place", "index", "row", "column", "raw", "raw_from_end", "segment"]
-COORDINATES: tuple[Coordinate, ...] = get_args(Coordinate)
+COORDINATES = ("place", "index", "row", "column", "raw", "raw_from_end", "segment")  # of every task of digits
 
 
 class _Chosen(Mapping[str, Tensor]):
@@ -69,6 +69,18 @@ class Positions:
     def segment(self) -> Tensor:
         """Segment of each token as an index into `names`."""
         return self.coordinates["segment"]
+
+    def coordinate(self, name: str) -> Tensor:
+        """The coordinate `name` of each token.
+
+        Raises:
+            UserError: If the layout has no such coordinate.
+        """
+        try:
+            return self.coordinates[name]
+        except KeyError:
+            names = ", ".join(sorted(known for known in self.coordinates if known.isidentifier()))
+            raise UserError(f"the layout has no coordinate {name!r}: choose one of {names}") from None
 
     def __len__(self) -> int:
         return len(self.segment)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, Line, heads_of
-from abc_toolkit.errors import check_numbers
+from abc_toolkit.errors import check_literals, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape
-from abc_toolkit.windows.rules import Condition, Rule, site_positions
+from abc_toolkit.windows.lowering import site_positions
+from abc_toolkit.windows.rules import Condition, Rule
 
 ANCHORS = ("place", "index")
 TABLE = ("row", "column")
@@ -61,6 +62,7 @@ class Places(CalibrationMethod):
     spread: bool = True
 
     def __post_init__(self) -> None:
+        check_literals(self)
         check_numbers(self, "method", ("lines_per_segment",), at_least=1)
         check_numbers(self, "method", ("max_offset",))
         check_numbers(self, "method", ("min_attention", "min_support"), at_most=1)

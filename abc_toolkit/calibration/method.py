@@ -214,7 +214,7 @@ def spread_out(window: Window, evidence: Evidence) -> Window:
 
     def heads(window: Window, line: Rule) -> list[list[Rule]]:
         """The rules of each head of a line's site and layer."""
-        own = window.of(line.site, line.layer)
+        own = window.rules_at(line.site, line.layer)
         return [[rule for rule in own if rule.head == head] for head in range(window.num_heads)]
 
     def alone(line: Rule, among: Sequence[Sequence[Rule]]) -> bool:
@@ -264,7 +264,7 @@ def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
     head that is open everywhere the line takes the place of that: it would show nothing more beside it.
     """
     lines: list[list[Rule]] = [[] for _ in range(num_heads)]
-    for other in window.of(rule.site, rule.layer):
+    for other in window.rules_at(rule.site, rule.layer):
         if not (_is_open(other) or other.fallback):
             lines[other.head].append(other)
 

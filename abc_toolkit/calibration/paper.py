@@ -18,6 +18,7 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, heads_of
+from abc_toolkit.errors import check_literals
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Shape
@@ -32,7 +33,7 @@ FIRST_QUERY_LAST_KEY = (Condition(query="raw", key="raw_from_end", equals=0), Co
 
 
 @dataclass(frozen=True)
-class Line:
+class StraightLine:
     """A straight line that stays open.
 
     Attributes:
@@ -106,6 +107,7 @@ class Paper(CalibrationMethod):
     source_limit: int | None = None
 
     def __post_init__(self) -> None:
+        check_literals(self)
         for name, directions in (("cross", self.cross_directions), ("self", self.self_directions)):
             if not directions:
                 raise ValueError(f"{name}_directions is empty: name one of {', '.join(DIRECTIONS)}")
@@ -152,7 +154,7 @@ def find_lines(
     variant: Variant = "paper",
     target_limit: int | None = None,
     source_limit: int | None = None,
-) -> list[Line]:
+) -> list[StraightLine]:
     """The lines above the drop-off, direction by direction; see `Paper` for what each variant does.
 
     Args:
@@ -164,7 +166,7 @@ def find_lines(
         source_limit: Last keys, less one, to search for verticals; `None`, or more than there are, for all.
     """
     maps = maps.detach().cpu()[:, :target_limit]
-    lines: list[Line] = []
+    lines: list[StraightLine] = []
     for direction in directions:
         cells = maps
         if direction == "vertical" and source_limit is not None:
@@ -184,14 +186,14 @@ def find_lines(
             kept = values >= _threshold(ordered.double(), distinct.double(), kappa).float()
         num_queries, num_keys = cells.shape[1:]
         lines += [
-            Line(head, direction, _condition(direction, number, num_queries, num_keys, variant), value)
+            StraightLine(head, direction, _condition(direction, number, num_queries, num_keys, variant), value)
             for (head, number), value in zip(kept.nonzero().tolist(), values[kept].tolist(), strict=True)
         ]
     return lines
 
 
 def to_rules(
-    lines: Sequence[Line],
+    lines: Sequence[StraightLine],
     site: Site,
     layer: int,
     num_heads: int,

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Calibratable, ProblemError, Problems, Shape, Solvable
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
 _MOST_KEYS = 4096
@@ -56,10 +58,10 @@ class Conflict:
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
     """Views of every prediction under the true tokens before it, int64 `[batch, target_length]`."""
     prefix = prefix_of(problems.target)
-    memory = _mix(problems.source + 1)
+    memory = scatter(problems.source + 1)
     for layer in range(window.num_encoder_layers):
         memory = _attended(window, "encoder", layer, layout, memory, memory)
-    stream = _mix(prefix + 1)
+    stream = scatter(prefix + 1)
     for layer in range(window.num_decoder_layers):
         stream = _attended(window, "decoder", layer, layout, stream, stream)
         stream = _attended(window, "cross", layer, layout, stream, memory)
@@ -68,27 +70,20 @@ def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
 
 def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Tensor, keys: Tensor) -> Tensor:
     """Views `[batch, query]` after one attention."""
-    bias = window.site_bias(site, layer, layout)
+    bias = dense_bias(window, site, layer, *site_positions(site, layout))
     if site == "decoder":
         bias = bias.masked_fill(~torch.ones_like(bias[0], dtype=torch.bool).tril(), -torch.inf)
     is_open = bias > -torch.inf
     shares = _SHARES[is_open.sum(dim=-1)]
     bias = (bias - bias.amax(dim=-1, keepdim=True)).double()
-    result = _mix(stream)
+    result = scatter(stream)
     for head, head_bias in enumerate(bias):
         seen = torch.zeros_like(stream)
         for value in head_bias[is_open[head]].unique():
             open_cells = (head_bias == value).long()
-            seen = seen + _mix(keys + value.view(torch.int64)) @ open_cells.T
-        result = result + _mix(seen * shares[head] + 104729 * (head + 1))
-    return _mix(result)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of int64 that scatters its values (the finaliser of splitmix64, shifts made logical)."""
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+            seen = seen + scatter(keys + value.view(torch.int64)) @ open_cells.T
+        result = result + scatter(seen * shares[head] + 104729 * (head + 1))
+    return scatter(result)
 
 
 def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -111,7 +106,7 @@ def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor) -> Tensor:
-    is_open = (window.site_bias(site, layer, layout) > -torch.inf).any(dim=0)
+    is_open = (dense_bias(window, site, layer, *site_positions(site, layout)) > -torch.inf).any(dim=0)
     if site == "decoder":
         is_open = is_open.tril()
     return is_open.float() @ keys.float() > 0

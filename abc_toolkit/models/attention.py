@@ -54,7 +54,7 @@ class Gather:
     open_rows: Tensor | None
 
     @classmethod
-    def of(cls, open_keys: OpenKeys, stored: Tensor | None = None) -> "Gather":
+    def from_table(cls, open_keys: OpenKeys, stored: Tensor | None = None) -> "Gather":
         """From a table.
 
         Args:
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         """
         open_keys = None if dense else self.open_keys(q_positions, k_positions)
         if open_keys is not None:
-            return Scope(k_positions, gather=Gather.of(open_keys))
+            return Scope(k_positions, gather=Gather.from_table(open_keys))
         return dense_scope(q_positions, k_positions, causal)
 
     def queries_at_once(self, batch: int, scope: Scope) -> int:
@@ -210,17 +210,17 @@ class Attention(nn.Module):
         # By the query first, as the streams are: `[batch, query, head, slot, dim]`.
         fetched = keys_values.flatten(1, 3).index_select(1, gather.rows.flatten())
         k, v = fetched.unflatten(1, gather.rows.shape).unbind(3)
-        position, bias, open_rows = self.position.among_open_keys(), gather.bias, gather.open_rows
+        hooks, bias, open_rows = self.position.among_open_keys(), gather.bias, gather.open_rows
         scale = q.shape[-1] ** -0.5
-        if type(position) is AttentionPosition:  # it does nothing, and a single step should not pay for that
+        if hooks.does_nothing:  # calling hooks without an effect would slow down a single step of decoding
             scores = (k @ (q * scale).unsqueeze(-1)).squeeze(-1)
         else:
             k_positions = k_positions[gather.index.transpose(0, 1)]
             q, k = q.transpose(1, 2), k.transpose(1, 2)
-            q, k = position.rotate(q, k, q_positions, k_positions)
+            q, k = hooks.rotate(q, k, q_positions, k_positions)
             scores = (k @ (q * scale).unsqueeze(-1)).squeeze(-1)
-            scores = position.transform(scores, q, k, q_positions, k_positions).transpose(1, 2)
-            added = position.bias(q_positions, k_positions)
+            scores = hooks.transform(scores, q, k, q_positions, k_positions).transpose(1, 2)
+            added = hooks.bias(q_positions, k_positions)
             if added is not None:
                 bias, still_open = _opened(bias + added.transpose(0, 1))
                 open_rows = still_open if open_rows is None else open_rows * still_open

@@ -16,7 +16,6 @@ from torch.nn import functional
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import DecoderState, DecodingModel, DecodingPlan, Maps, answering
-from abc_toolkit.positions import AttentionPosition
 
 _CELLS = 2**19  # hidden numbers of a batch that a scan holds at once: with many more it leaves a processor's cache
 _TOKENS = 2**15  # of a batch that go through the stack at once, where a string is read before decoding
@@ -335,7 +334,7 @@ class MambaLanguageModel(DecodingModel):
     def add_layers(self) -> None:
         sizes = self.architecture
         hooks = [self.positioning.at("decoder", layer) for layer in range(sizes.num_decoder_layers)]
-        if any(type(hook) is not AttentionPosition for hook in hooks):
+        if any(not hook.does_nothing for hook in hooks):
             raise UserError(
                 f"--model.backbone mamba has no attention for {type(self.position).__name__} to act in: leave it out, "
                 "or choose a method that adds to embeddings, such as Sinusoidal"

@@ -274,7 +274,7 @@ class Storage:
             row = row[row]
         rows = queries.new_full((num_keys,), most)
         rows[kept] = row
-        return cls(most + 1, rows, Gather.of(open_keys, rows))
+        return cls(most + 1, rows, Gather.from_table(open_keys, rows))
 
 
 class LayerCache:
@@ -395,7 +395,7 @@ class TransformerModel(AttentionModel, DecodingModel):
         target, prefix, source = read.target, read.prefix, read.source
         own = [block.self_attention.open_keys(target, prefix) for block in self.decoder]
         cross = [block.cross_attention.scope(target, source) if block.cross else None for block in self.decoder]
-        own_scopes = [Scope(prefix, gather=None if table is None else Gather.of(table)) for table in own]
+        own_scopes = [Scope(prefix, gather=None if table is None else Gather.from_table(table)) for table in own]
         scopes = [scope for scope in (*cross, *own_scopes) if scope is not None]
         at_once = min(self.decoder[0].self_attention.queries_at_once(batch, scope) for scope in scopes)
         ahead = min(ahead, at_once)

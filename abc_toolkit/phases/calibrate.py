@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from abc_toolkit.calibration import CalibrationMethod, Places, Rule, Window
+from abc_toolkit.calibration import CalibrationMethod, Places
 from abc_toolkit.calibration.capture import AttentionMaps, capture, chunks
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.errors import UserError
@@ -32,6 +32,8 @@ from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.training.costs import check_fits, check_held_out
 from abc_toolkit.training.data import validation_problems
 from abc_toolkit.training.loop import Stopping
+from abc_toolkit.windows import Rule, Window
+from abc_toolkit.windows.lowering import matrices
 
 MAPS = "attention_maps.safetensors"
 # The held-out problems that calibration asks are others than those that ended the training.
@@ -194,7 +196,7 @@ def _export(path: Path, size: str | None, window: Window, task: Task, maps: Atte
     """Writes the window's matrices for the problems whose strings have the size asked for."""
     layout = task.layout(maps.longest) if size is None else _layout_of_size(task, window, *_lengths_of(size))
     lengths = f"{len(layout.target)}x{len(layout.source)}"
-    save_tensors(path, window.matrices(layout), {"task": window.task, "size": lengths})
+    save_tensors(path, matrices(window, layout), {"task": window.task, "size": lengths})
 
 
 def _lengths_of(size: str) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from abc_toolkit.calibration import Window
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.base import check_backbone, check_task, next_command
@@ -23,6 +22,7 @@ from abc_toolkit.tasks.base import require
 from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.loop import MAY_DIFFER, TrainerSettings, lightning_trainer
 from abc_toolkit.training.processes import starts_processes, undisturbed, wanted_help
+from abc_toolkit.windows import Window
 
 
 def run_all(

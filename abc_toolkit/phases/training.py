@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from abc_toolkit.calibration import Window
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture, Backbone, Model
 from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
@@ -33,6 +32,7 @@ from abc_toolkit.training.data import Data
 from abc_toolkit.training.loop import HISTORY, Stopping, Trained, TrainerSettings, lightning_trainer, train
 from abc_toolkit.training.module import Optimizer
 from abc_toolkit.training.processes import only_first, undisturbed
+from abc_toolkit.windows import Window
 
 Until = Literal["auto", "certified", "validated"]
 # A model that hovers about the threshold reaches it by chance, and settles above it as the rate falls:

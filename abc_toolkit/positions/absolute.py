@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.errors import UserError, check_choice, check_numbers
-from abc_toolkit.layout import ANSWER, END, Coordinate, Layout, Positions
-from abc_toolkit.positions.base import ModelPosition, ModelSizes, PositionMethod
+from abc_toolkit.errors import UserError, check_literals, check_numbers
+from abc_toolkit.layout import ANSWER, END, Layout, Positions
+from abc_toolkit.positions.base import ModelPosition, ModelSizes, PositionMethod, check_coordinates
 
 Channels = Literal["interleaved", "concatenated"]
 
@@ -40,21 +40,21 @@ class Sinusoidal(PositionMethod):
             them. A trained model needs the order that it was trained with; otherwise they are the same.
     """
 
-    coordinates: tuple[Coordinate, ...] = ("raw",)
+    coordinates: tuple[str, ...] = ("raw",)
     base: float = 10000.0
     channels: Channels = "interleaved"
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("base",), at_least=1)
-        check_choice(self, "channels", Channels)
-        check_choice(self, "coordinates", Coordinate, several=True)
+        check_literals(self)
+        check_coordinates(self, "coordinates", several=True)
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         return x + self.table(positions, x.shape[-1]).to(x.dtype)
 
-    def values(self, positions: Positions, coordinate: Coordinate) -> Tensor:
+    def values(self, positions: Positions, coordinate: str) -> Tensor:
         """The numbers that the sinusoids of one coordinate are taken of, `[length]`."""
-        return positions.coordinates[coordinate]
+        return positions.coordinate(coordinate)
 
     def table(self, positions: Positions, dim: int) -> Tensor:
         """The vectors that are added, `[length, dim]`."""
@@ -88,7 +88,7 @@ class Cyclic(Sinusoidal):
         super().__post_init__()
         check_numbers(self, "model.position", ("period",), at_least=1)
 
-    def values(self, positions: Positions, coordinate: Coordinate) -> Tensor:
+    def values(self, positions: Positions, coordinate: str) -> Tensor:
         return super().values(positions, coordinate) % self.period
 
 
@@ -108,12 +108,12 @@ class Learned(PositionMethod):
         capacity: Number of positions that there are vectors for.
     """
 
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     capacity: int = 1024
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("capacity",), at_least=1)
-        check_choice(self, "coordinate", Coordinate)
+        check_coordinates(self, "coordinate")
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
         return _LearnedModel(self, sizes, self.capacity, self.coordinate)
@@ -195,7 +195,7 @@ class _TableModel(ModelPosition):
         self.table = nn.Parameter(torch.randn(capacity, sizes.model_dim))
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
-        rows = positions.coordinates[self.coordinate]
+        rows = positions.coordinate(self.coordinate)
         added = functional.embedding(rows.clamp(min=0), self.table).masked_fill((rows < 0)[:, None], 0.0)
         return x + added.to(x.dtype)
 
@@ -222,7 +222,7 @@ class _LearnedModel(_TableModel):
 
     def prepare(self, layout: Layout) -> Layout:
         for positions in (layout.source, layout.target):
-            values = positions.coordinates[self.coordinate]
+            values = positions.coordinate(self.coordinate)
             self.refuse_beyond(int(values.max()))
             if (lowest := int(values.min())) < 0:
                 raise UserError(f"Learned: the coordinate {self.coordinate} has the value {lowest}: choose another one")

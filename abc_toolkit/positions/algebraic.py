@@ -6,9 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from abc_toolkit.errors import UserError, check_choice, check_numbers
-from abc_toolkit.layout import Coordinate, Layout, Positions
-from abc_toolkit.positions.base import AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
+from abc_toolkit.errors import UserError, check_literals, check_numbers
+from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.positions.base import (
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    PositionMethod,
+    Site,
+    check_coordinates,
+)
 
 Structure = Literal["sequence", "grid", "tree"]
 
@@ -55,14 +62,14 @@ class AlgebraicPE(PositionMethod):
     """
 
     structure: Structure = "sequence"
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     branching: int = 2
     decay: float | None = None
     cross: bool = False
 
     def __post_init__(self) -> None:
-        check_choice(self, "structure", Structure)
-        check_choice(self, "coordinate", Coordinate)
+        check_literals(self)
+        check_coordinates(self, "coordinate")
         check_numbers(self, "model.position", ("branching",), at_least=1)
         if self.decay is not None:
             check_numbers(self, "model.position", ("decay",), at_most=1)
@@ -102,10 +109,10 @@ class AlgebraicModel(ModelPosition):
     def prepare(self, layout: Layout) -> Layout:
         for positions in (layout.source, layout.target, layout.prefix):
             for name in self.method.coordinates:
-                if name not in positions.coordinates:
+                if self.method.structure != "sequence" and name not in positions.coordinates:
                     raise UserError(
-                        f"AlgebraicPE of a {self.method.structure} needs the coordinate {name}, which this task's "
-                        "layout lacks: choose the structure sequence, or a task that has it"
+                        f"AlgebraicPE of a {self.method.structure} needs the coordinate {name}, which the layout of "
+                        "this task does not have: choose the structure sequence, or a task that has it"
                     )
             if self.method.structure == "tree":
                 path = positions.coordinates["path"]

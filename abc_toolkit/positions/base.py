@@ -69,6 +69,11 @@ class AttentionPosition:
     transforms: bool = False
 
     @property
+    def does_nothing(self) -> bool:
+        """Whether no hook is overridden, so that attention is as it is without a position method."""
+        return type(self) is AttentionPosition
+
+    @property
     def rotates(self) -> bool:
         """Whether `rotate` does anything; one that hands it on to another says what that says."""
         return type(self).rotate is not AttentionPosition.rotate
@@ -215,6 +220,25 @@ class PositionMethod:
             UserError: If the method has no meaning there, or does not go with these sizes.
         """
         return AttentionPosition()
+
+
+def check_coordinates(method: PositionMethod, field: str, several: bool = False) -> None:
+    """Checks a setting that names a coordinate; whether a task's layout has it is known when the method reads it.
+
+    Args:
+        method: The position method.
+        field: The setting.
+        several: Whether it is a tuple of one or more coordinates.
+
+    Raises:
+        UserError: If it does not name a coordinate.
+    """
+    value = getattr(method, field)
+    names = value if several and isinstance(value, tuple) else (value,)
+    are_names = names and all(isinstance(name, str) and name.isidentifier() for name in names)
+    if several != isinstance(value, tuple) or not are_names:
+        give = "a tuple of names of coordinates" if several else "the name of a coordinate"
+        raise UserError(f"{type(method).__name__}: {field} cannot be {value!r}: give {give}, such as raw or place")
 
 
 def check_methods(owner: PositionMethod, methods: Iterable[object]) -> None:

@@ -11,9 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.errors import UserError, check_choice, check_numbers
-from abc_toolkit.layout import Coordinate, Positions
-from abc_toolkit.positions.base import SITES, AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
+from abc_toolkit.errors import UserError, check_literals, check_numbers
+from abc_toolkit.layout import Positions
+from abc_toolkit.positions.base import (
+    SITES,
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    PositionMethod,
+    Site,
+    check_coordinates,
+)
 
 SlopeRule = Literal["press", "geometric"]
 Activation = Literal["relu", "leaky_relu"]
@@ -22,7 +30,7 @@ _TINY = 1e-6  # keeps FIRE's quotient finite
 
 def distances(q_positions: Positions, k_positions: Positions, coordinate: str) -> Tensor:
     """`i - j`, `[query, key]`; of gathered keys `[head, query, slot]`."""
-    return q_positions.coordinates[coordinate][:, None] - k_positions.coordinates[coordinate]
+    return q_positions.coordinate(coordinate)[:, None] - k_positions.coordinate(coordinate)
 
 
 def _wide(number: Tensor) -> Tensor:
@@ -97,13 +105,13 @@ class T5RelativeBias(PositionMethod):
     max_distance: int = 128
     bidirectional: bool | None = None
     scaled: bool = False
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     cross: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("num_buckets",), at_least=2)
         check_numbers(self, "model.position", ("max_distance",), at_least=1)
-        check_choice(self, "coordinate", Coordinate)
+        check_coordinates(self, "coordinate")
         if self.num_buckets % 2:
             raise UserError(
                 f"T5RelativeBias has {self.num_buckets} buckets, half of them for each direction: give an even number"
@@ -189,12 +197,12 @@ class ALiBi(PositionMethod):
 
     slopes: SlopeRule = "press"
     symmetric: bool = True
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     cross: bool = False
 
     def __post_init__(self) -> None:
-        check_choice(self, "slopes", SlopeRule)
-        check_choice(self, "coordinate", Coordinate)
+        check_literals(self)
+        check_coordinates(self, "coordinate")
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.cross else ALiBiAttention(self, num_heads)
@@ -234,12 +242,12 @@ class KerpleLog(PositionMethod):
 
     epsilon: float = 0.01
     edits_parameters: bool = False
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     cross: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("epsilon",))
-        check_choice(self, "coordinate", Coordinate)
+        check_coordinates(self, "coordinate")
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.cross else KerpleLogAttention(self, num_heads)
@@ -292,13 +300,13 @@ class FIRE(PositionMethod):
     threshold: float = 512.0
     width: int = 32
     activation: Activation = "relu"
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     cross: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("threshold", "width"), at_least=1)
-        check_choice(self, "activation", Activation)
-        check_choice(self, "coordinate", Coordinate)
+        check_literals(self)
+        check_coordinates(self, "coordinate")
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.cross else FIREAttention(self, num_heads)
@@ -317,7 +325,7 @@ class FIREAttention(nn.Module, AttentionPosition):
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         distance = distances(q_positions, k_positions, self.method.coordinate).abs()
-        query = q_positions.coordinates[self.method.coordinate][:, None]
+        query = q_positions.coordinate(self.method.coordinate)[:, None]
         c, limit = _wide(self.c), (_wide(self.u) * self.method.threshold).abs()
         scale = torch.log1p((c * torch.maximum(query.to(limit.dtype), limit)).abs())
         x = torch.log1p((c * distance).abs()) / (scale + _TINY)

@@ -76,7 +76,7 @@ class _ComposedModel(ModelPosition):
 
 def _joined(hooks: Iterable[AttentionPosition]) -> AttentionPosition:
     """The hooks as one, those left out that do nothing."""
-    active = tuple(hook for hook in hooks if type(hook) is not AttentionPosition)
+    active = tuple(hook for hook in hooks if not hook.does_nothing)
     if len(active) > 1:
         return _Joined(active)
     return active[0] if active else AttentionPosition()

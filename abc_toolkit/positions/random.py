@@ -90,7 +90,7 @@ class _RandomizedModel(ModelPosition):
                 f"RandomizedPositions: {type(self.method.inner).__name__} opens keys by their distance, which drawn "
                 "numbers do not keep: put it beside this method, in a Compose"
             )
-        return inner if type(inner) is AttentionPosition else RandomizedAttention(inner)
+        return inner if inner.does_nothing else RandomizedAttention(inner)
 
     def _draw(self, length: int) -> Tensor:
         """Numbers for a string, increasing."""

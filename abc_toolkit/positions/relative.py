@@ -7,9 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from abc_toolkit.errors import check_choice, check_numbers
-from abc_toolkit.layout import Coordinate, Positions
-from abc_toolkit.positions.base import SITES, AttentionPosition, ModelPosition, ModelSizes, PositionMethod, Site
+from abc_toolkit.errors import check_numbers
+from abc_toolkit.layout import Positions
+from abc_toolkit.positions.base import (
+    SITES,
+    AttentionPosition,
+    ModelPosition,
+    ModelSizes,
+    PositionMethod,
+    Site,
+    check_coordinates,
+)
 from abc_toolkit.positions.biases import distances
 
 
@@ -35,12 +43,12 @@ class ShawRelative(PositionMethod):
 
     window: int = 16
     scaled: bool = True
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     cross: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("window",))
-        check_choice(self, "coordinate", Coordinate)
+        check_coordinates(self, "coordinate")
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
         if site == "cross" and not self.cross:
@@ -95,12 +103,12 @@ class TransformerXLBias(PositionMethod):
     """
 
     base: float = 10000.0
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     cross: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "model.position", ("base",), at_least=1)
-        check_choice(self, "coordinate", Coordinate)
+        check_coordinates(self, "coordinate")
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
         return _TransformerXLModel(self, sizes)
@@ -150,7 +158,7 @@ class _TransformerXLAttention(AttentionPosition):
         wide = torch.promote_types(q.dtype, torch.float32)
         u, v, w = (p.to(wide) for p in (self.model.u, self.model.v, self.model.w[self.name]))
         (q_sin, q_cos), (k_sin, k_cos) = (
-            _waves(positions.coordinates[method.coordinate], len(w), method.base, wide)
+            _waves(positions.coordinate(method.coordinate), len(w), method.base, wide)
             for positions in (q_positions, k_positions)
         )
         # `r_{i-j}` is `r_j` turned by `i`. What the query compares it with is turned instead, once for all keys: there

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from abc_toolkit.errors import UserError, check_choice, check_numbers
-from abc_toolkit.layout import Coordinate, Positions
-from abc_toolkit.positions.base import AttentionPosition, PositionMethod, Site
+from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.layout import Positions
+from abc_toolkit.positions.base import AttentionPosition, PositionMethod, Site, check_coordinates
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class RoPE(PositionMethod):
         cross: Whether it acts in cross-attention.
     """
 
-    coordinate: Coordinate = "raw"
+    coordinate: str = "raw"
     base: float = 10000.0
     fraction: float = 1.0
     interleaved: bool = False
     cross: bool = False
 
     def __post_init__(self) -> None:
-        check_choice(self, "coordinate", Coordinate)
+        check_coordinates(self, "coordinate")
         check_numbers(self, "model.position", ("base",), at_least=1)
         check_numbers(self, "model.position", ("fraction",), at_most=1)
 
@@ -189,7 +189,7 @@ class RotaryAttention(AttentionPosition):
         return self._turned(q, q_positions, frequencies, size), self._turned(k, k_positions, frequencies, size)
 
     def _turned(self, x: Tensor, positions: Positions, frequencies: Tensor, size: Tensor) -> Tensor:
-        angles = positions.coordinates[self.method.coordinate][..., None] * frequencies
+        angles = positions.coordinate(self.method.coordinate)[..., None] * frequencies
         cos, sin = (size * angles.cos()).to(x.dtype), (size * angles.sin()).to(x.dtype)
         pair = -1 if self.method.interleaved else -2  # the dimension of the two in a pair, once they have one
         turning, rest = x[..., : self.width], x[..., self.width :]

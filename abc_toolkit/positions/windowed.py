@@ -47,12 +47,12 @@ class WindowedBias(PositionMethod):
         if site == "encoder":
             return AttentionPosition()
         if site == "decoder":
-            return WindowAttention("raw", 1, -self.width, 0, num_heads)
+            return WindowedBiasAttention("raw", 1, -self.width, 0, num_heads)
         first, last = (-1, self.width - 1) if self.released else (-self.width, self.step - 1 + self.width)
-        return WindowAttention("raw_from_end", self.step, first, last, num_heads)
+        return WindowedBiasAttention("raw_from_end", self.step, first, last, num_heads)
 
 
-class WindowAttention(AttentionPosition):
+class WindowedBiasAttention(AttentionPosition):
     """Opens the keys whose coordinate is the query's `raw` times a step, plus a number from a range.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from abc_toolkit.models.base import Model
 from abc_toolkit.models.transformer import EncoderDecoder
-from abc_toolkit.positions import AttentionPosition, Compose, Cyclic, NoPE, PositionMethod
+from abc_toolkit.positions import Compose, Cyclic, NoPE, PositionMethod
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import Task
@@ -60,7 +60,7 @@ def basis_of(task: Task, model: Model) -> Basis:
     attentions += [("cross", block.layer, block.cross_attention) for block in blocks if block.cross]
     for site, layer, attention in attentions:
         position = attention.position
-        if type(position) is not WindowedAttention or type(position.inner) is not AttentionPosition:
+        if type(position) is not WindowedAttention or not position.inner.does_nothing:
             raise CannotDecideError("a method beside the window does something inside attention: a proof needs none")
         if (position.window, position.site, position.layer) != (model.position.window, site, layer):
             raise CannotDecideError(f"attention of site {site} in layer {layer} is not inside the model's window")

@@ -532,7 +532,7 @@ def _opened(
 ) -> list[_Symbolic]:
     """The keys that the lines of a site and layer can open to some queries, and the facts on which this rests."""
     found = []
-    for rule, query, template in product(window.of(site, layer), queries, strings.keys(site)):
+    for rule, query, template in product(window.rules_at(site, layer), queries, strings.keys(site)):
         if rule.query_segment not in (None, query.template.token.segment):
             continue
         if rule.key_segment in (None, template.token.segment):

@@ -12,7 +12,7 @@ from abc_toolkit.models.transformer import Block, EncoderDecoder
 from abc_toolkit.positions import OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.receptive_field import ReceptiveField
-from abc_toolkit.windows.rules import site_positions
+from abc_toolkit.windows.lowering import site_positions
 
 _AT_ONCE = 2**15
 
@@ -98,10 +98,10 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
                 columns = own.columns.union(*(reads[site][1][k].columns for site in reads for k in is_open[site]))
                 first, which = distinct(tokens, columns, radix)
                 fetched = {site: torch.cat([s.of(first) for s in parts], dim=1) for site, (_, parts) in reads.items()}
-                scope = Scope(keys[torch.tensor(needed[layer])], gather=Gather.of(tables[side]))
+                scope = Scope(keys[torch.tensor(needed[layer])], gather=Gather.from_table(tables[side]))
                 memory = None
                 if encoded:
-                    memory = (fetched["cross"], Scope(sources, gather=Gather.of(tables["cross"])))
+                    memory = (fetched["cross"], Scope(sources, gather=Gather.from_table(tables["cross"])))
                 x = block(own.of(first), queries[torch.tensor([token])], scope, memory, whole=fetched[side])
                 after.append(_Stream(columns, x, which))
             streams = after

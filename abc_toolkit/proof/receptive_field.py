@@ -9,7 +9,8 @@ import torch
 
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, ModelPosition, OpenKeys, Site
-from abc_toolkit.windows.rules import Window, site_positions
+from abc_toolkit.windows.lowering import open_keys, site_positions
+from abc_toolkit.windows.rules import Window
 
 Leaf = tuple[str, int]  # "source" or "prefix", and the token's number in that string
 Described = tuple[str, dict[str, int]]  # segment and coordinates of a token
@@ -112,7 +113,7 @@ class ReceptiveFields:
         self._open: dict[tuple[Site, int], list[list[tuple[tuple[int, float], ...]]]] = {}
         for site in SITES:
             for layer in range(window.layers(site)):
-                table = window.open_keys(site, layer, *site_positions(site, layout))
+                table = open_keys(window, site, layer, *site_positions(site, layout))
                 assert table is not None
                 self._open[site, layer] = [
                     [

@@ -32,7 +32,8 @@ from abc_toolkit.positions import SITES, Site
 from abc_toolkit.report.terminal import WEIGHTS_NAMES, weights_name
 from abc_toolkit.runs.files import replacing
 from abc_toolkit.tasks.objective import EXACT_MATCH, Metric
-from abc_toolkit.windows.rules import Window, site_positions
+from abc_toolkit.windows.lowering import dense_bias, site_positions
+from abc_toolkit.windows.rules import Window
 
 Tokens = tuple[Sequence[str], Sequence[str]]
 Colour = tuple[float, float, float]
@@ -206,7 +207,7 @@ def _draw_attention_maps(
 
 def _draw_windows(window: Window, layouts: Sequence[tuple[str, Layout]]) -> Figure:
     layers: list[tuple[Site, int]] = [(site, layer) for site in SITES for layer in range(window.layers(site))]
-    shown = [place for place in layers if window.of(*place)] or layers
+    shown = [place for place in layers if window.rules_at(*place)] or layers
     closed = [f"{site} layer {layer}" for site, layer in layers if (site, layer) not in shown]
     title = f"Window of {window.task}: the keys that stay open"
     if closed:
@@ -532,7 +533,7 @@ def _site_layer(name: str) -> tuple[Site, int]:
 
 def _open_bias(window: Window, site: Site, layer: int, layout: Layout) -> NDArray[np.floating]:
     """A window's bias `[head, query, key]`, minus infinity where closed by it or not yet written by the decoder."""
-    bias = window.site_bias(site, layer, layout).cpu().numpy()
+    bias = dense_bias(window, site, layer, *site_positions(site, layout)).cpu().numpy()
     return np.where(np.tri(*bias.shape[1:], dtype=bool), bias, -np.inf) if site == "decoder" else bias
 
 

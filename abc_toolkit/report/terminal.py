@@ -162,7 +162,7 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
     for site in SITES:
         for layer in range(window.layers(site)):
             for head in range(window.num_heads):
-                rules = [rule for rule in window.of(site, layer) if rule.head == head]
+                rules = [rule for rule in window.rules_at(site, layer) if rule.head == head]
                 lines = [
                     rule.describe()
                     + (f", bias {rule.bias:.2f}" if rule.bias else "")

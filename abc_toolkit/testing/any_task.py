@@ -81,7 +81,7 @@ class TaskContract:
             for length in (1, task.max_length, 3 * task.max_length):
                 shapes = task.evaluation_shapes(length, suite, generator())
                 assert shapes
-                assert all(1 <= min(shape) and max(shape) <= length for shape in shapes)
+                assert all(min(shape) >= 1 and max(shape) <= length for shape in shapes)
                 assert shapes == task.evaluation_shapes(length, suite, generator())
         assert task.lengths("2x,1") == [1, 2 * task.max_length]
 
@@ -101,7 +101,8 @@ class TaskContract:
         assert (interface.num_tokens > 0) != (interface.input_dim > 0)
         for batch in self.batches(task):
             inputs, target = task.num_tokens(batch.shape)
-            assert batch.inputs.shape[:2] == (len(batch), inputs) == (5, inputs)
+            assert len(batch) == 5
+            assert batch.inputs.shape[:2] == (5, inputs)
             if interface.num_tokens:
                 assert batch.inputs.dtype == torch.long
                 assert 0 <= int(batch.inputs.min()) <= int(batch.inputs.max()) < interface.num_tokens

@@ -7,30 +7,24 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.positions import (
-    AttentionPosition,
-    ModelPosition,
-    ModelSizes,
-    OpenKeys,
-    PositionMethod,
-    Site,
-)
+from abc_toolkit.positions import AttentionPosition, ModelPosition, ModelSizes, OpenKeys, PositionMethod, Site
+from abc_toolkit.windows.lowering import dense_bias, open_keys
 from abc_toolkit.windows.rules import Window
 
 T = TypeVar("T")
-_KEPT_CELLS = 2**18
+_CACHED_CELLS = 2**18  # more than any training shape needs
 
 
 @dataclass(frozen=True)
 class Windowed(PositionMethod):
-    """A position method inside a window: its bias plus the window's, on top of closed keys.
+    """A position method inside a window: the bias is the sum of the method's and the window's, and other keys close.
 
     Source: attention bias calibration, arXiv 2310.11984, section 5. Any length; every site; pointwise if the inner
     method is.
 
     Attributes:
         window: The window.
-        inner: What else tells attention about order.
+        inner: The position method.
     """
 
     window: Window
@@ -59,23 +53,24 @@ class _WindowedModel(ModelPosition):
         return WindowedAttention(self.method.window, site, layer, self.inner.at(site, layer))
 
 
-class _Kept(Generic[T]):
-    """What was lowered, as long as the positions live that it is for; what is large is made anew."""
+class _Cache(Generic[T]):
+    """What a window lowered to for the positions of queries and keys, for as long as these positions exist."""
 
     def __init__(self) -> None:
         self._by_query: WeakKeyDictionary[Positions, WeakKeyDictionary[Positions, T]] = WeakKeyDictionary()
 
-    def of(self, q_positions: Positions, k_positions: Positions) -> T | None:
-        """What is kept for two positions, if anything."""
-        return self._by_query.get(q_positions, {}).get(k_positions)
+    def get(self, q_positions: Positions, k_positions: Positions) -> T | None:
+        """The value of two positions, or `None` if there is none."""
+        by_key = self._by_query.get(q_positions)
+        return None if by_key is None else by_key.get(k_positions)
 
-    def keep(self, q_positions: Positions, k_positions: Positions, value: T, size: int) -> None:
-        """Keeps a value unless its size in cells is beyond what training shapes have."""
-        if size <= _KEPT_CELLS:
+    def put(self, q_positions: Positions, k_positions: Positions, value: T, cells: int) -> None:
+        """Keeps a value, unless it has too many cells."""
+        if cells <= _CACHED_CELLS:
             self._by_query.setdefault(q_positions, WeakKeyDictionary())[k_positions] = value
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        return _Kept, ()  # a copy starts with nothing: the positions are not copied along
+        return _Cache, ()  # the copy of a model starts with an empty cache: positions are not copied with the model
 
 
 class WindowedAttention(nn.Module, AttentionPosition):
@@ -89,8 +84,8 @@ class WindowedAttention(nn.Module, AttentionPosition):
         self.inner = inner
         self.pointwise = inner.pointwise
         self.transforms = inner.transforms
-        self._biases: _Kept[Tensor] = _Kept()
-        self._tables: _Kept[OpenKeys] = _Kept()
+        self._biases: _Cache[Tensor] = _Cache()
+        self._tables: _Cache[OpenKeys] = _Cache()
 
     @property
     def rotates(self) -> bool:
@@ -114,20 +109,20 @@ class WindowedAttention(nn.Module, AttentionPosition):
         return self.inner.transform(scores, q, k, q_positions, k_positions, mask)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
-        bias = self._biases.of(q_positions, k_positions)
+        bias = self._biases.get(q_positions, k_positions)
         if bias is None:
-            bias = self.window.bias(self.site, self.layer, q_positions, k_positions)
-            self._biases.keep(q_positions, k_positions, bias, bias.numel())
+            bias = dense_bias(self.window, self.site, self.layer, q_positions, k_positions)
+            self._biases.put(q_positions, k_positions, bias, bias.numel())
         inner = self.inner.bias(q_positions, k_positions)
         return bias if inner is None else bias + inner
 
     def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
-        table = self._tables.of(q_positions, k_positions)
+        table = self._tables.get(q_positions, k_positions)
         if table is None:
-            table = self.window.open_keys(self.site, self.layer, q_positions, k_positions, most)
+            table = open_keys(self.window, self.site, self.layer, q_positions, k_positions, most)
             if table is None:
                 return None
-            self._tables.keep(q_positions, k_positions, table, table.index.numel())
+            self._tables.put(q_positions, k_positions, table, table.index.numel())
         return table if table.index.shape[-1] <= most else None
 
     def why_not_gathered(self) -> str | None:

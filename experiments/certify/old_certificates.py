@@ -88,7 +88,7 @@ CASES = {
 
 def guessed(window: Window) -> int:
     """The length up to which the earlier certifier went: the largest constant of each layer, twice, and a little."""
-    layers = [window.of(site, layer) for site in SITES for layer in range(window.layers(site))]
+    layers = [window.rules_at(site, layer) for site in SITES for layer in range(window.layers(site))]
     reach = sum(1 + max((abs(c.equals) for rule in rules for c in rule.conditions), default=0) for rules in layers)
     return 2 * (2 + min(reach, 3)) + 6  # of lines of several conditions it saw none that opened
 

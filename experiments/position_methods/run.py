@@ -110,7 +110,8 @@ def attempt(name: str, setting: str, runs: Path) -> dict[str, Any]:
     trained |= record["results"]["metrics"]
     validation = [[point["step"], point["exact_match"]] for point in history["validation"]]
     rows = [
-        {"set": row.suite, "length": row.length, "samples": row.samples, row.metric: row.value} for row in evaluated.rows
+        {"set": row.suite, "length": row.length, "samples": row.samples, row.metric: row.value}
+        for row in evaluated.rows
     ]
     seconds = time.perf_counter() - start
     return trained | {"validation": validation, "rows": rows, "seconds": seconds, "versions": record["versions"]}

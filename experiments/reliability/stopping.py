@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 
-from abc_toolkit.calibration import Places, Window
+from abc_toolkit.calibration import Places
 from abc_toolkit.calibration.capture import capture, chunks
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.cli.main import main as abc
@@ -33,6 +33,7 @@ from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Task
 from abc_toolkit.training import loop
 from abc_toolkit.training.data import validation_problems
+from abc_toolkit.windows import Window
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

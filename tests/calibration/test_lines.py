@@ -15,7 +15,8 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Addition, Multiplication, Shape, Successor, Task
-from abc_toolkit.windows.rules import Condition, Rule, site_positions
+from abc_toolkit.windows.lowering import site_positions
+from abc_toolkit.windows.rules import Condition, Rule
 
 Planted = Iterable[tuple[Rule, float]]
 SHAPES = ((4, 4), (5, 5), (6, 6))

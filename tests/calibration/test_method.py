@@ -14,7 +14,8 @@ from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, view
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Addition, Parity, Shape, Successor, Task
-from abc_toolkit.windows.rules import Condition, Rule, Window, site_positions
+from abc_toolkit.windows.lowering import site_positions
+from abc_toolkit.windows.rules import Condition, Rule, Window
 
 MIXED_HEADS = Path(__file__).parents[1] / "golden" / "calibration_mixed_heads.json"
 OWN, BELOW, TWO_BELOW = ((Condition("place", offset, "place"),) for offset in (0, 1, 2))
@@ -171,7 +172,7 @@ def test_with_a_line_more_a_window_shows_no_less(seed: int) -> None:
     window = Window("Successor", 0, 2, 3, tuple(rules), {})
     line = lines[int(torch.randint(len(lines), (), generator=generator))]
     found = list(_with_line(window, replace(line, head=seed % 3), 3))
-    before = window.of("cross", line.layer)
+    before = window.rules_at("cross", line.layer)
     kinds = len({rule.conditions for rule in before})
     assert len(found) == ({1: 3, 2: 2, 3: 0}[kinds] + 1 if len(before) == 3 else 1)
     for wider in found:
@@ -257,12 +258,12 @@ def test_places_is_completed_and_paper_is_not() -> None:
         own["cross.0"][1] += 0.1 * cross(1, BELOW).holds(layout.target, layout.source)
     result = find(TASK, Places(), 2, maps)
     # The first head gives up what the other holds as well.
-    assert set(result.window.of("cross", 0)) == {cross(1, OWN), cross(0, BELOW)}
+    assert set(result.window.rules_at("cross", 0)) == {cross(1, OWN), cross(0, BELOW)}
     assert result.added == (cross(0, BELOW),)
     assert result.conflict is None
     assert result.attention[cross(1, BELOW)] == pytest.approx(0.11)
     short = find(TASK, Places(complete=False), 2, maps)
-    assert set(short.window.of("cross", 0)) == {cross(0, OWN), cross(1, OWN)}
+    assert set(short.window.rules_at("cross", 0)) == {cross(0, OWN), cross(1, OWN)}
     assert short.added == ()
     assert short.conflict is not None
     paper = find(TASK, Paper(kappa_cross=1.5, kappa_self=9.0, cross_directions=("anti-diagonal",)), 2, maps)
@@ -423,7 +424,7 @@ def test_spreading_loses_no_line_and_adds_none(task: Task, seed: int) -> None:
 
     def sharing(window: Window) -> int:
         return sum(
-            max(0, sum(rule.head == head for rule in window.of(site, 0)) - 1)
+            max(0, sum(rule.head == head for rule in window.rules_at(site, 0)) - 1)
             for site in ("cross", "decoder")
             for head in range(4)
         )

@@ -12,9 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from abc_toolkit.calibration.paper import DIRECTIONS, Direction, Line, Paper, Variant, find_lines, to_rules
+from abc_toolkit.calibration.paper import DIRECTIONS, Direction, Paper, StraightLine, Variant, find_lines, to_rules
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions import Site
+from abc_toolkit.windows.lowering import dense_bias
 from abc_toolkit.windows.rules import Rule, Window
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "abc_bias.npz"
@@ -49,7 +50,7 @@ def positions(length: int) -> Positions:
 
 def matrix(rules: Sequence[Rule], site: Site, num_heads: int, num_queries: int, num_keys: int) -> np.ndarray:
     window = Window("", 0, 1, num_heads, tuple(rules), {})
-    return window.bias(site, 0, positions(num_queries), positions(num_keys)).numpy()
+    return dense_bias(window, site, 0, positions(num_queries), positions(num_keys)).numpy()
 
 
 def assert_matches(ours: np.ndarray, expected: np.ndarray) -> None:
@@ -188,7 +189,7 @@ def oracle_cells(num_queries: int, num_keys: int, direction: Direction) -> dict[
     return lines
 
 
-def found_cells(line: Line, num_queries: int, num_keys: int) -> Cells:
+def found_cells(line: StraightLine, num_queries: int, num_keys: int) -> Cells:
     open_cells = Rule("cross", 0, line.head, conditions=(line.condition,)).holds(
         positions(num_queries), positions(num_keys)
     )

@@ -15,7 +15,8 @@ from abc_toolkit.models import attention
 from abc_toolkit.models.attention import KEYS_A_SLOT, Attention, Gather, Scope, dense_scope
 from abc_toolkit.positions import AttentionPosition, ModelSizes, NoPE, OpenKeys, Site
 from abc_toolkit.windows.attention import Windowed, WindowedAttention
-from abc_toolkit.windows.rules import Condition, Rule, Window, site_positions
+from abc_toolkit.windows.lowering import site_positions
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.windows.test_rules import Case, cases, visible_oracle
 
 BATCH, QUERIES, KEYS, DIM = 2, 4, 5, 6
@@ -508,7 +509,7 @@ def test_gathering_from_rows_in_another_order() -> None:
     pair = Pair.make(LINES, "bending")
     expected = pair("gathered")[0]
     order = torch.randperm(len(pair.k_positions))
-    scope = Scope(pair.k_positions, gather=Gather.of(pair.table(), stored=order.argsort()))
+    scope = Scope(pair.k_positions, gather=Gather.from_table(pair.table(), stored=order.argsort()))
     output = pair.module(pair.x, pair.module.keys_values(pair.memory)[:, order], pair.q_positions, scope)[0]
     agree(output, expected, torch.float64)
 

@@ -26,7 +26,8 @@ from abc_toolkit.positions import AttentionPosition, Cyclic, NoPE, PositionMetho
 from abc_toolkit.tasks import Addition, Problems
 from abc_toolkit.vocabulary import BOS
 from abc_toolkit.windows.attention import Windowed
-from abc_toolkit.windows.rules import Condition, Rule, Window, site_positions
+from abc_toolkit.windows.lowering import dense_bias, matrices, open_keys, site_positions
+from abc_toolkit.windows.rules import Condition, Rule, Window
 from tests.windows.test_rules import crowded_windows, layouts, visible_oracle
 
 TASK = Addition(padding="none")
@@ -282,7 +283,9 @@ def test_maps(model: EncoderDecoder, case: Case) -> None:
         if site == "decoder":
             is_open = is_open.tril()
         if isinstance(model.position, Windowed):
-            is_open = is_open & (model.position.window.site_bias(site, layer, layout) > -math.inf)  # type: ignore[arg-type]
+            is_open = is_open & (
+                dense_bias(model.position.window, site, layer, *site_positions(site, layout)) > -math.inf
+            )  # type: ignore[arg-type]
         assert ((weights > 0) == is_open).all()
     # The encoder's maps without the decoder's.
     encoder_only: dict[tuple[str, int], Tensor] = {}
@@ -436,7 +439,7 @@ def open_cells(own: Window, layout: Layout) -> list[set[tuple[int, int]]]:
 
 
 def stored(own: Window, layout: Layout, ahead: int) -> Storage:
-    table = own.open_keys("decoder", 0, *site_positions("decoder", layout))
+    table = open_keys(own, "decoder", 0, *site_positions("decoder", layout))
     assert table is not None
     return Storage.of(table, len(layout.prefix), ahead)
 
@@ -607,7 +610,7 @@ def test_a_step_reads_nothing_but_open_keys(rules: list[Rule], new: int, generat
     model = EncoderDecoder(len(TASK.vocabulary), replace(BASE, num_encoder_layers=0), method).double().eval()
     model.attend("gathered")
     expected = model(problems.source, prefix, layout)
-    bias = {name: matrix > -math.inf for name, matrix in own.matrices(layout).items()}
+    bias = {name: matrix > -math.inf for name, matrix in matrices(own, layout).items()}
     spoilt = 0
     for start in range(prefix.shape[1] - new + 1):
         state = model.decoder_state(problems.source, model.plan(layout, ahead=new))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from abc_toolkit.calibration import Condition, Rule, Window, Windowed, capture
+from abc_toolkit.calibration import capture
 from abc_toolkit.calibration.capture import chunks
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
@@ -46,6 +46,7 @@ from abc_toolkit.tasks.lengths import LONGEST, MOST_LENGTHS, parse_lengths
 from abc_toolkit.tasks.objective import wilson_interval
 from abc_toolkit.training.data import draw, held_out
 from abc_toolkit.vocabulary import BOS, EOS
+from abc_toolkit.windows import Condition, Rule, Window, Windowed
 
 CPU = torch.device("cpu")
 TASKS = {

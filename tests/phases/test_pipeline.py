@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 import abc_toolkit
-from abc_toolkit.calibration import Window
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
@@ -24,6 +23,7 @@ from abc_toolkit.tasks import Parity
 from abc_toolkit.training.data import Data
 from abc_toolkit.training.loop import Stopping, TrainerSettings
 from abc_toolkit.training.module import Optimizer
+from abc_toolkit.windows import Window, matrices
 from tests.small_runs import fill, finish, resealed
 
 
@@ -173,15 +173,15 @@ def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> 
 @pytest.mark.parametrize("size", [None, "4x3", "5x9", "2x3"])
 def test_the_window_is_exported_as_matrices(size: str | None, pipeline: Path) -> None:
     result = abc_toolkit.calibrate(run=pipeline, problems=64, overwrite=True, export=Path("m.safetensors"), size=size)
-    matrices = load_file("m.safetensors")
-    assert set(matrices) == {"decoder.0", "cross.0"}
+    exported = load_file("m.safetensors")
+    assert set(exported) == {"decoder.0", "cross.0"}
     queries, keys = map(int, (size or "4x3").split("x"))
-    assert matrices["cross.0"].shape == (2, queries, keys)
+    assert exported["cross.0"].shape == (2, queries, keys)
     # Of a problem with as many bits as there are keys, the first queries; self-attention has as many keys as queries.
-    expected = result.window.matrices(Parity().layout((keys,)))
+    expected = matrices(result.window, Parity().layout((keys,)))
     for name, matrix in expected.items():
         cut = matrix[:, :queries, : queries if name.startswith("decoder") else None]
-        assert torch.equal(matrices[name], cut)
+        assert torch.equal(exported[name], cut)
 
 
 def test_a_size_that_no_problem_has_is_not_exported(pipeline: Path) -> None:

@@ -303,11 +303,11 @@ def test_what_fits_and_what_does_not() -> None:
     [
         (lambda: Sinusoidal(base=0.5), "--model.position.base 0.5: give at least 1"),
         (lambda: Sinusoidal(channels="mixed"), "Sinusoidal: channels cannot be 'mixed': give one of interleaved, conc"),  # type: ignore[arg-type]
-        (lambda: Sinusoidal(("raw", "corner")), "coordinates cannot be .*'corner'.*: give a tuple of"),  # type: ignore[arg-type]
+        (lambda: Sinusoidal(("raw", "a corner")), "coordinates cannot be .*'a corner'.*: give a tuple of"),  # type: ignore[arg-type]
         (lambda: Cyclic(period=0), "--model.position.period 0: give at least 1"),
         (lambda: Cyclic(channels="mixed"), "Cyclic: channels cannot be 'mixed'"),  # type: ignore[arg-type]
         (lambda: Learned(capacity=0), "--model.position.capacity 0: give at least 1"),
-        (lambda: Learned("corner"), "Learned: coordinate cannot be 'corner': give one of place, index, row"),  # type: ignore[arg-type]
+        (lambda: Learned("a corner"), "Learned: coordinate cannot be 'a corner': give the name of a coordinate"),  # type: ignore[arg-type]
         (lambda: Abacus(capacity=0), "--model.position.capacity 0: give at least 1"),
         (lambda: Abacus(max_offset=0), "--model.position.max_offset 0: give at least 1"),
         (lambda: Abacus(10, 11), "--model.position.max_offset 11: give at least 1 and at most 10"),

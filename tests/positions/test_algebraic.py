@@ -346,7 +346,7 @@ def test_layouts_without_the_coordinates_are_refused(structure: str, name: str) 
     model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=AlgebraicPE(structure)))  # type: ignore[arg-type]
     source, prefix = PositionContract.strings(LAYOUTS[0])
     with pytest.raises(
-        UserError, match=f"of a {structure} needs the coordinate {name}, which this task's layout lacks: "
+        UserError, match=f"of a {structure} needs the coordinate {name}, which the layout of this task does not have: "
     ):
         model(source, prefix, LAYOUTS[0])
 

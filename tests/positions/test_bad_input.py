@@ -4,14 +4,15 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from abc_toolkit import positions
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import COORDINATES, Coordinate
+from abc_toolkit.layout import digit_layout
 from abc_toolkit.positions import (
     DAPE,
     FIRE,
@@ -24,6 +25,7 @@ from abc_toolkit.positions import (
     DynamicYaRN,
     KerpleLog,
     Learned,
+    ModelSizes,
     NoPE,
     PositionCoupling,
     PositionMethod,
@@ -128,12 +130,12 @@ def fit(abc: Abc) -> Callable[..., tuple[int, str, str]]:
         (named("Sinusoidal", base=[1, 2]), (), ("Sinusoidal: --base: Expected a number. Got value: [",)),
         (named("Sinusoidal", base=-1), (), ("--model.position.base -1: give at least 1",)),
         (named("Sinusoidal", coordinates="raw"), (), ("Sinusoidal: --coordinates: Expected a tuple",)),
-        (named("Sinusoidal", coordinates=[]), (), ("coordinates cannot be (): give a tuple of one or more of place",)),
+        (named("Sinusoidal", coordinates=[]), (), ("coordinates cannot be (): give a tuple of names of coordinates",)),
         (named("Learned", capacity=1.5), (), ("Learned: --capacity: Expected a whole number. Got value: 1.5",)),
         (named("ALiBi", cross="perhaps"), (), ("ALiBi: --cross: Expected a true or false",)),
         (named("AlgebraicPE", structure="ring"), (), ("AlgebraicPE: --structure: Expected one of 'sequence'",)),
         *(
-            (named(name, coordinate="rank"), (), (f"{name}: --coordinate: Expected one of 'place', 'index', 'row'",))
+            (named(name, coordinate="rank"), (), ("the layout has no coordinate 'rank': choose one of column",))
             for name in ("Learned", "RoPE", "AlgebraicPE", "ALiBi", "ShawRelative")
         ),
         (named("Learned", coordinate="index"), (), ("Learned: the coordinate index has the value -1", "another one")),
@@ -245,7 +247,7 @@ def methods_with(annotation: Any) -> list[tuple[type[PositionMethod], str]]:
 
 
 NUMBERS = [(kind, name) for annotation in (int, float) for kind, name in methods_with(annotation)]
-CHOICES = methods_with(Coordinate)
+COORDINATES = [(kind, name) for kind, name in methods_with(str) if name == "coordinate"]
 FIRST = {RandomizedPositions: (NoPE(),)}
 
 
@@ -257,27 +259,48 @@ def test_numbers_are_checked_when_a_method_is_made(kind: type[PositionMethod], f
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("kind", "field"), CHOICES, ids=lambda part: getattr(part, "__name__", part))
-@pytest.mark.parametrize("value", ["rank", None, ["raw"], ("raw",)], ids=repr)
+@pytest.mark.parametrize(("kind", "field"), COORDINATES, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize("value", ["a rank", "", 3, None, ["raw"], ("raw",)], ids=repr)
 def test_coordinates_are_checked_when_a_method_is_made(kind: type[PositionMethod], field: str, value: Any) -> None:
     with pytest.raises(UserError) as raised:
         kind(**{field: value})
-    listed = ", ".join(COORDINATES)
-    assert str(raised.value) == f"{kind.__name__}: {field} cannot be {value!r}: give one of {listed}"
+    give = "give the name of a coordinate, such as raw or place"
+    assert str(raised.value) == f"{kind.__name__}: {field} cannot be {value!r}: {give}"
+
+
+@pytest.mark.parametrize("kind", [*(kind for kind, _ in COORDINATES), Sinusoidal], ids=lambda kind: kind.__name__)
+def test_a_coordinate_that_the_layout_lacks_is_named_with_those_that_it_has(kind: type[PositionMethod]) -> None:
+    field = "coordinates" if kind is Sinusoidal else "coordinate"
+    model = kind(**{field: ("rank",) if kind is Sinusoidal else "rank"}).build(ModelSizes(8, 2, 1, 1))
+    layout = digit_layout((("operand 1", 3),), 3)
+    names = "column, index, place, raw, raw_from_end, row, segment"
+
+    def run() -> None:
+        positions, x, heads = model.prepare(layout).target, torch.zeros(1, 4, 8), torch.zeros(1, 2, 4, 4)
+        model.embed(x, positions)
+        hooks = model.at("decoder", 0)
+        hooks.rotate(heads, heads, positions, positions)
+        hooks.bias(positions, positions)
+        hooks.transform(heads, heads, heads, positions, positions)
+
+    with pytest.raises(UserError) as raised:
+        run()
+    assert str(raised.value) == f"the layout has no coordinate 'rank': choose one of {names}"
 
 
 def test_the_fields_that_are_checked_are_all_that_there_are() -> None:
     assert len(NUMBERS) >= 30
     takers = {Learned, RoPE, YaRN, DynamicYaRN, AlgebraicPE, T5RelativeBias, ALiBi, KerpleLog, FIRE}
-    assert {kind for kind, _ in CHOICES} == takers | {ShawRelative, TransformerXLBias}
-    assert set(get_args(Coordinate)) == set(COORDINATES)
+    assert {kind for kind, _ in COORDINATES} == takers | {ShawRelative, TransformerXLBias}
 
 
-@pytest.mark.parametrize("value", ["raw", (), ("raw", "rank"), ["raw"], None], ids=repr)
+@pytest.mark.parametrize("value", ["raw", (), ("raw", "a rank"), ["raw"], None], ids=repr)
 def test_several_coordinates_are_a_tuple_of_some(value: Any) -> None:
     with pytest.raises(UserError) as raised:
         Sinusoidal(value)
-    assert str(raised.value).startswith(f"Sinusoidal: coordinates cannot be {value!r}: give a tuple of one or more of")
+    assert str(raised.value).startswith(
+        f"Sinusoidal: coordinates cannot be {value!r}: give a tuple of names of coordinates"
+    )
 
 
 @pytest.mark.parametrize("made", [RandomizedPositions, DAPE, DAPEv2, lambda method: Compose((method,))])

@@ -185,9 +185,9 @@ def test_cross_attention_is_left_alone(method: PositionMethod) -> None:
     ("make", "message"),
     [
         (lambda: ShawRelative(-1), "model.position.window -1: give at least 0"),
-        (lambda: ShawRelative(coordinate="rank"), "ShawRelative: coordinate cannot be 'rank': give one of place"),  # type: ignore[arg-type]
+        (lambda: ShawRelative(coordinate="a rank"), "ShawRelative: coordinate cannot be 'a rank': give the name"),  # type: ignore[arg-type]
         (lambda: TransformerXLBias(0.5), "model.position.base 0.5: give at least 1"),
-        (lambda: TransformerXLBias(coordinate="rank"), "TransformerXLBias: coordinate cannot be 'rank'"),  # type: ignore[arg-type]
+        (lambda: TransformerXLBias(coordinate="a rank"), "TransformerXLBias: coordinate cannot be 'a rank'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_settings(make: Callable[[], PositionMethod], message: str) -> None:

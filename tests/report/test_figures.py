@@ -22,6 +22,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.report import figures
 from abc_toolkit.tasks import Addition, MultiOperandAddition
+from abc_toolkit.windows.lowering import matrices
 from abc_toolkit.windows.rules import Condition, Rule, Window
 
 TASK = Addition(max_length=3)
@@ -142,7 +143,7 @@ def test_a_failure_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 def visible_cells(window: Window, name: str, layout: Layout) -> np.ndarray:
     """The open cells `[head, query, key]`, by the paper's matrix, that the decoder has already written."""
-    opened = window.matrices(layout)[name].numpy() > -np.inf
+    opened = matrices(window, layout)[name].numpy() > -np.inf
     if name.startswith("decoder"):
         queries, keys = np.indices(opened.shape[1:])
         opened = opened & (keys <= queries)

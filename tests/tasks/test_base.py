@@ -168,7 +168,7 @@ def test_problem_error_is_a_value_error() -> None:
     ("settings", "message"),
     [
         ({"max_length": 0}, "max_length 0: give at least 1"),
-        ({"padding": "both"}, "padding 'both': choose one of longest, none, fixed"),
+        ({"padding": "both"}, "padding cannot be 'both': give one of longest, none, fixed"),
         ({"numbers_below": 0}, "numbers_below 0: give a number from 1 to 1000000, or a larger max_length"),
         ({"numbers_below": 10**6 + 1}, "numbers_below 1000001: give a number from 1 to 1000000,"),
         ({"numbers_below": 10**18 + 1, "max_length": 30}, f"give a number from 1 to {10**18},"),

@@ -17,7 +17,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from abc_toolkit.calibration import Rule, Window
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases import training as phase_module
@@ -38,6 +37,7 @@ from abc_toolkit.training.loop import (
     Watch,
 )
 from abc_toolkit.training.module import Optimizer, TrainingModule
+from abc_toolkit.windows import Rule, Window
 
 TASK = Parity(max_length=3)
 SETTINGS: dict[str, Any] = {

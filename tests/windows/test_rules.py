@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from abc_toolkit.layout import COORDINATES, Layout, Positions, digit_layout
 from abc_toolkit.positions import SITES, AttentionPosition, Cyclic, ModelSizes, NoPE, OpenKeys, Site
 from abc_toolkit.testing.position_contract import PositionCase, PositionContract
+from abc_toolkit.windows import attention
 from abc_toolkit.windows.attention import Windowed, WindowedAttention
-from abc_toolkit.windows.rules import SCHEMA, Condition, Rule, Window, WindowError, site_positions
+from abc_toolkit.windows.lowering import dense_bias, matrices, open_keys, site_positions
+from abc_toolkit.windows.rules import SCHEMA, Condition, Rule, Window, WindowError
 
 NAMES = ("operand 1", "operator", "operand 2", "start", "answer", "end")
 LAYOUT = digit_layout((("operand 1", 3), ("operator", 1), ("operand 2", 2)), 4)
@@ -92,6 +94,10 @@ WINDOW = window(
     Rule("cross", 1, 1, "operand 2", (Condition("place", 1, "place"), Condition("index", 0)), 0.25, "answer"),
 )
 SIZES = ModelSizes(8, 2, 2, 2)
+
+
+def site_bias(own: Window, site: Site, layer: int, layout: Layout) -> torch.Tensor:
+    return dense_bias(own, site, layer, *site_positions(site, layout))
 
 
 # What a window says, cell by cell.
@@ -176,7 +182,7 @@ def cases(draw: st.DrawFn, biases: st.SearchStrategy[float] = biases) -> Case:
 def test_bias_is_the_largest_of_the_rules(own: Window, q: Positions, k: Positions) -> None:
     for site in SITES:
         for layer in range(own.layers(site)):
-            bias = own.bias(site, layer, q, k)
+            bias = dense_bias(own, site, layer, q, k)
             assert bias.shape == (own.num_heads, len(q), len(k))
             assert bias.tolist() == bias_oracle(own, site, layer, q, k)
 
@@ -184,7 +190,7 @@ def test_bias_is_the_largest_of_the_rules(own: Window, q: Positions, k: Position
 @given(cases())
 def test_bias_of_crowded_heads(case: Case) -> None:
     own, site, layer, q, k = case
-    assert own.bias(site, layer, q, k).tolist() == bias_oracle(own, site, layer, q, k)
+    assert dense_bias(own, site, layer, q, k).tolist() == bias_oracle(own, site, layer, q, k)
 
 
 # What a window says as a table of open keys.
@@ -228,11 +234,11 @@ def slots_oracle(own: Window, site: str, layer: int, q: Positions, k: Positions)
 
 
 def check_table(own: Window, site: Site, layer: int, q: Positions, k: Positions) -> None:
-    table = own.open_keys(site, layer, q, k)
+    table = open_keys(own, site, layer, q, k)
     assert table is not None
     expected = visible_oracle(own, site, layer, q, k)
     assert scattered(table, len(k)) == expected
-    dense = own.bias(site, layer, q, k)
+    dense = dense_bias(own, site, layer, q, k)
     if site == "decoder":
         dense = dense.masked_fill(k.coordinates["raw"] > q.coordinates["raw"][:, None], -INF)
     assert dense.tolist() == expected
@@ -240,10 +246,10 @@ def check_table(own: Window, site: Site, layer: int, q: Positions, k: Positions)
     # As many slots as are needed, and no table where fewer are wanted.
     needed = slots_oracle(own, site, layer, q, k)
     assert table.index.shape == (own.num_heads, len(q), needed)
-    assert own.open_keys(site, layer, q, k, needed - 1) is None
-    assert own.open_keys(site, layer, q, k, needed - 0.5) is None
+    assert open_keys(own, site, layer, q, k, needed - 1) is None
+    assert open_keys(own, site, layer, q, k, needed - 0.5) is None
     for enough in (needed, needed + 1):
-        same = own.open_keys(site, layer, q, k, enough)
+        same = open_keys(own, site, layer, q, k, enough)
         assert same is not None
         assert torch.equal(same.index, table.index)
         assert torch.equal(same.bias, table.bias)
@@ -267,7 +273,7 @@ def test_a_table_of_some_queries_is_those_rows_of_the_whole(case: Case, data: st
     own, site, layer, q, k = case
     start = data.draw(st.integers(0, len(q) - 1))
     piece = slice(start, data.draw(st.integers(start + 1, len(q))))
-    table = own.open_keys(site, layer, q[piece], k)
+    table = open_keys(own, site, layer, q[piece], k)
     assert table is not None
     whole = visible_oracle(own, site, layer, q, k)
     assert scattered(table, len(k)) == [rows[piece] for rows in whole]
@@ -275,7 +281,7 @@ def test_a_table_of_some_queries_is_those_rows_of_the_whole(case: Case, data: st
 
 def table_of(*rules: Rule, layout: Layout = LAYOUT) -> OpenKeys:
     q, k = site_positions(rules[0].site, layout)
-    table = window(*rules).open_keys(rules[0].site, rules[0].layer, q, k)
+    table = open_keys(window(*rules), rules[0].site, rules[0].layer, q, k)
     assert table is not None
     return table
 
@@ -335,7 +341,7 @@ def test_a_table_does_not_grow_with_the_length() -> None:
 
 def test_fallbacks_do_not_depend_on_their_order() -> None:
     rules = [Rule("cross", 0, 0, name, fallback=True) for name in ("operator", "operand 2")]
-    one, other = (window(*order).site_bias("cross", 0, LAYOUT) for order in (rules, rules[::-1]))
+    one, other = (site_bias(window(*order), "cross", 0, LAYOUT) for order in (rules, rules[::-1]))
     assert torch.equal(one, other)
 
 
@@ -345,15 +351,15 @@ def test_a_fallback_opens_rows_that_only_the_future_would_fill() -> None:
         Rule("decoder", 0, 0, None, (Condition("raw", 0),), fallback=True),
     )
     q, k = site_positions("decoder", LAYOUT)
-    whole = window(*rules).bias("decoder", 0, q, k)
+    whole = dense_bias(window(*rules), "decoder", 0, q, k)
     for i in range(len(q)):
-        step = window(*rules).bias("decoder", 0, q[i : i + 1], k[: i + 1])
+        step = dense_bias(window(*rules), "decoder", 0, q[i : i + 1], k[: i + 1])
         assert torch.equal(step[:, 0], whole[:, i, : i + 1])
 
 
 def opened(*rules: Rule, layout: Any = LAYOUT) -> list[tuple[int, int]]:
     """Open cells of the first head of the rules' site."""
-    bias = window(*rules).site_bias(rules[0].site, rules[0].layer, layout)
+    bias = site_bias(window(*rules), rules[0].site, rules[0].layer, layout)
     assert (bias[1] == -INF).all()
     return [(i, j) for i, j in (bias[0] > -INF).nonzero().tolist()]
 
@@ -401,7 +407,7 @@ def test_lines_by_hand_at_two_lengths(rule: Rule, cells: list, other_cells: list
 def test_overlapping_lines_take_the_larger_bias() -> None:
     low, high = Rule("cross", 0, 0, "operator", bias=-2.0), Rule("cross", 0, 0, None, (Condition("raw", 3),), -1.0)
     for rules in ((low, high), (high, low)):
-        bias = window(*rules).site_bias("cross", 0, LAYOUT)
+        bias = site_bias(window(*rules), "cross", 0, LAYOUT)
         assert bias[0, :, 3].tolist() == [-1.0] * 5
         assert opened(*rules) == [(i, 3) for i in range(5)]
 
@@ -411,16 +417,16 @@ def test_a_fallback_opens_rows_without_another_line() -> None:
     fallback = Rule("cross", 0, 0, "operator", (), 2.0, fallback=True)
     for rules in ((line, fallback), (fallback, line)):
         assert opened(*rules) == [(0, 2), (1, 1), (2, 0), (3, 3), (4, 3)]
-        assert window(*rules).site_bias("cross", 0, LAYOUT)[0, 3:, 3].tolist() == [2.0, 2.0]
+        assert site_bias(window(*rules), "cross", 0, LAYOUT)[0, 3:, 3].tolist() == [2.0, 2.0]
     assert opened(fallback) == [(i, 3) for i in range(5)]
 
 
 def test_matrices_are_every_site_and_layer() -> None:
-    matrices = WINDOW.matrices(LAYOUT)
+    found = matrices(WINDOW, LAYOUT)
     sizes = {"encoder": (6, 6), "decoder": (5, 5), "cross": (5, 6)}
     names = ["encoder.0", "decoder.0", "decoder.1", "cross.0", "cross.1"]
-    assert {name: tuple(m.shape) for name, m in matrices.items()} == {n: (2, *sizes[n[:-2]]) for n in names}
-    for name, matrix in matrices.items():
+    assert {name: tuple(m.shape) for name, m in found.items()} == {n: (2, *sizes[n[:-2]]) for n in names}
+    for name, matrix in found.items():
         site, layer = name.split(".")
         q, k = site_positions(site, LAYOUT)  # type: ignore[arg-type]
         assert matrix.tolist() == bias_oracle(WINDOW, site, int(layer), q, k)
@@ -433,8 +439,8 @@ def test_site_positions() -> None:
 
 
 def test_rules_of_a_site_and_layer() -> None:
-    assert WINDOW.of("cross", 0) == WINDOW.rules[3:5]
-    assert WINDOW.of("encoder", 1) == ()
+    assert WINDOW.rules_at("cross", 0) == WINDOW.rules[3:5]
+    assert WINDOW.rules_at("encoder", 1) == ()
     assert [WINDOW.layers(site) for site in SITES] == [1, 2, 2]
     fewer = WINDOW.with_rules(WINDOW.rules[:1])
     assert fewer == replace(WINDOW, rules=WINDOW.rules[:1])
@@ -514,6 +520,7 @@ def without(name: str) -> str:
     return json.dumps(data)
 
 
+MISSING = "a field of the window is missing"
 RULE = "a rule of layer 0 and head 1"
 RAW = {"key": "raw", "equals": 0}
 SEGMENTS = ("key_segment", "query_segment")
@@ -537,33 +544,36 @@ OTHERS = ("task", "weights", "calibration")
         (edited(surplus=1), "surplus"),
         (edited(conditions=[RAW | {"surplus": 1}]), "surplus"),
         (edited(conditions=[{"equals": 0}]), "key"),
-        *((edited({"rules": rules}), "not a whole window") for rules in (5, None, "ab", [1], [[]], {"a": 1})),
-        (edited(conditions=5), "not a whole window"),
-        (edited(conditions=["raw"]), "not a whole window"),
-        *((edited(site=s), f"{RULE} names the site {s!r}; there are") for s in ("self", ["encoder"], "a\nb")),
+        *((edited({"rules": rules}), MISSING) for rules in (5, None, "ab", [1], [[]], {"a": 1})),
+        (edited(conditions=5), MISSING),
+        (edited(conditions=["raw"]), MISSING),
+        *((edited(site=s), f"{RULE} names the site {s!r}: give one of") for s in ("self", ["encoder"], "a\nb")),
         (edited(layer=1), "encoder layer 1 head 1 is outside the window's 1 layers of 2 heads"),
         (edited(head=2), "encoder layer 0 head 2 is outside the window's 1 layers of 2 heads"),
-        *((edited(layer=v), f"layer {v!r} and head 1: both must be integers") for v in (-1, 0.0, "0", None, False)),
-        *((edited(head=v), f"layer 0 and head {v!r}: both must be integers") for v in (-1, 1.0, "1", None, True)),
+        *((edited(layer=v), f"layer {v!r} and head 1: give integers") for v in (-1, 0.0, "0", None, False)),
+        *((edited(head=v), f"layer 0 and head {v!r}: give integers") for v in (-1, 1.0, "1", None, True)),
         *(
-            (edited(bias=b), f"{RULE} has the bias {b!r}, which")
+            (edited(bias=b), f"{RULE} has the bias {b!r}: give")
             for b in ("0", None, [], True, math.nan, INF, -INF, 1e39)
         ),
         *((edited(**{n: v}), f"{RULE} names the segment {v!r}") for n in SEGMENTS for v in (["a"], 5)),
         (edited(fallback="no"), f"{RULE} has fallback 'no'"),
-        *((edited(conditions=[RAW | {"key": k}]), f"names the coordinate {k!r}") for k in ("corner", 5, [], None)),
-        (edited(conditions=[RAW | {"query": "x"}]), "names the coordinate 'x'"),
+        *(
+            (edited(conditions=[RAW | {"key": k}]), f"names the coordinate {k!r}")
+            for k in ("a corner", "", 5, [], None)
+        ),
+        (edited(conditions=[RAW | {"query": "9x"}]), "names the coordinate '9x'"),
         *(
             (edited(conditions=[RAW | {"equals": e}]), f"compares a coordinate with {e!r}")
             for e in (0.5, "1", None, True, 2**63)
         ),
         *(
-            (edited({name: value}), f"its {name} is {value!r}; it must be an integer from {least}")
+            (edited({name: value}), f"its {name} is {value!r}: give an integer of at least {least}")
             for name, least in (("num_encoder_layers", 0), ("num_decoder_layers", 1), ("num_heads", 1))
             for value in ("2", None, 2.0, True, least - 1)
         ),
         *((edited({name: 5}), "its task and weights must be strings and its calibration") for name in OTHERS),
-        (edited(**{"a\nb": 1}), "not a whole window"),
+        (edited(**{"a\nb": 1}), MISSING),
         ("[" * 100_000, "it is not JSON"),
         (f'{{"schema": {"1" * 5000}}}', "it is not JSON"),
     ],
@@ -574,7 +584,7 @@ def test_what_is_no_window_is_refused_in_one_line(text: str, named: str) -> None
 
 
 def test_what_is_no_window_cannot_be_made() -> None:
-    assert "'corner'" in one_line(lambda: Condition("corner", 0))
+    assert "'a corner'" in one_line(lambda: Condition("a corner", 0))
     assert "layer -1" in one_line(lambda: Rule("cross", -1, 0))
     assert "encoder layer 1 head 0 is outside" in one_line(lambda: WINDOW.with_rules([Rule("encoder", 1, 0)]))
     assert "num_heads" in one_line(lambda: window(num_heads=0))
@@ -602,6 +612,31 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_check_fits(sizes: tuple[int, int, int], message: str) -> None:
     WINDOW.check_fits(1, 2, 2)
     assert message in one_line(lambda: WINDOW.check_fits(*sizes))
+
+
+def test_a_coordinate_that_the_layout_lacks_is_named_with_those_that_it_has() -> None:
+    names = "column, index, place, raw, raw_from_end, row, segment"
+    message = f"a rule of the window does not fit this task: the layout has no coordinate 'x': choose one of {names}"
+    for condition in (Condition("x", 0), Condition("raw", 0, "x")):
+        own, pair = window(Rule("cross", 0, 0, None, (condition,))), site_positions("cross", LAYOUT)
+        assert one_line(lambda own=own, pair=pair: dense_bias(own, "cross", 0, *pair)) == message
+        assert one_line(lambda own=own, pair=pair: open_keys(own, "cross", 0, *pair)) == message
+
+
+def test_rules_of_a_coordinate_that_is_the_tasks_own() -> None:
+    layout = Layout(
+        *(
+            Positions(
+                p.names, dict(p.coordinates) | {"x": 2 * p.coordinates["raw"], "path": p.coordinates["raw"][:, None]}
+            )
+            for p in (LAYOUT.source, LAYOUT.target, LAYOUT.prefix)
+        )
+    )
+    assert opened(Rule("cross", 0, 0, None, (Condition("x", 2),)), layout=layout) == [(i, 1) for i in range(5)]
+    related = Rule("cross", 0, 0, None, (Condition("x", 2, "x"),))
+    assert opened(related, layout=layout) == [(i, i - 1) for i in range(1, 5)]
+    message = one_line(lambda: opened(Rule("cross", 0, 0, None, (Condition("path", 2),)), layout=layout))
+    assert message == "a rule of the window names the coordinate 'path', which is not one number a token"
 
 
 # As a position method.
@@ -646,7 +681,7 @@ def test_an_inner_method_keeps_its_say() -> None:
     assert torch.equal(rotated[0], 2 * q)
     assert torch.equal(rotated[1], k)
     assert torch.equal(hook.transform(scores, q, k, q_positions, k_positions), scores + 1)
-    expected = WINDOW.site_bias("cross", 1, LAYOUT) + Inner().bias(q_positions, k_positions)
+    expected = site_bias(WINDOW, "cross", 1, LAYOUT) + Inner().bias(q_positions, k_positions)
     assert torch.equal(hook.bias(q_positions, k_positions), expected)
     x = torch.randn(2, len(q_positions), 8)
     assert torch.equal(method.build(SIZES).embed(x, q_positions), Cyclic().embed(x, q_positions))
@@ -654,15 +689,14 @@ def test_an_inner_method_keeps_its_say() -> None:
 
 def test_a_bias_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    bias = Window.bias
-    monkeypatch.setattr(Window, "bias", lambda *a: made.append(a[1:3]) or bias(*a))
+    monkeypatch.setattr(attention, "dense_bias", lambda *a: made.append(a[1:3]) or dense_bias(*a))
     hooks = [Windowed(WINDOW, NoPE()).build(SIZES).at(site, layer) for site in SITES for layer in range(2)]
     sites = [(site, layer) for site in SITES for layer in range(2)]
     for _ in range(3):
         for layout in (LAYOUT, OTHER):
             for hook, (site, layer) in zip(hooks, sites, strict=True):
                 q_positions, k_positions = site_positions(site, layout)
-                expected = bias(WINDOW, site, layer, q_positions, k_positions)
+                expected = dense_bias(WINDOW, site, layer, q_positions, k_positions)
                 assert torch.equal(hook.bias(q_positions, k_positions), expected)
     # Once a site, layer and layout.
     assert len(made) == 2 * len(sites)
@@ -670,8 +704,7 @@ def test_a_bias_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_table_is_kept_for_its_own_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    open_keys = Window.open_keys
-    monkeypatch.setattr(Window, "open_keys", lambda *a: made.append(a[1:3]) or open_keys(*a))
+    monkeypatch.setattr(attention, "open_keys", lambda *a: made.append(a[1:3]) or open_keys(*a))
     hooks = {
         (site, layer): Windowed(WINDOW, NoPE()).build(SIZES).at(site, layer) for site in SITES for layer in range(2)
     }

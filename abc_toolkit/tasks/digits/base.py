@@ -2,16 +2,16 @@
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import lru_cache
 from itertools import chain, cycle
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.errors import UserError
+from abc_toolkit.errors import UserError, check_literals
 from abc_toolkit.layout import ANSWER, END, START, Layout, LayoutDescription, Positions, digit_description
 from abc_toolkit.tasks.base import SMALL, TRAINING, UNIFORM, Certifiable, HeldOut, ProblemError, Problems, quoted
 from abc_toolkit.tasks.digits.rule import LocalRule
@@ -62,10 +62,7 @@ class DigitTask(Certifiable, HeldOut):
             raise UserError(f"max_length {self.max_length}: give at least 1")
         if not 2 <= self.base <= len(DIGITS):
             raise UserError(f"base {self.base}: give at least 2 and at most {len(DIGITS)}, as there are so many digits")
-        for field in fields(self):
-            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-            if choices and getattr(self, field.name) not in choices:
-                raise UserError(f"{field.name} {getattr(self, field.name)!r}: choose one of {', '.join(choices)}")
+        check_literals(self)
 
     @abc.abstractmethod
     def operand_lengths(self, shape: Shape) -> tuple[int, ...]:

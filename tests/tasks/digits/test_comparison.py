@@ -180,5 +180,5 @@ def test_one_sign_between_them() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(UserError, match="base 37: give at least 2 and at most 36"):
         Comparison(base=37)
-    with pytest.raises(UserError, match="padding 'none': choose one of longest, fixed"):
+    with pytest.raises(UserError, match="padding cannot be 'none': give one of longest, fixed"):
         Comparison(padding="none")  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abc_toolkit.calibration import Places, Window
+from abc_toolkit.calibration import Places
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.models.base import Architecture, prefix_of
 from abc_toolkit.models.transformer import EncoderDecoder
@@ -15,6 +15,7 @@ from abc_toolkit.tasks import LongMultiplication
 from abc_toolkit.tasks.digits.base import CARRY, SETS, ZEROS
 from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, generator
 from abc_toolkit.training.coverage import Coverage
+from abc_toolkit.windows import Window
 from abc_toolkit.windows.attention import Windowed
 from abc_toolkit.windows.rules import Condition, Rule
 
