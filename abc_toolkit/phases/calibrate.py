@@ -15,7 +15,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.base import check_backbone, next_command, run_with
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, rebuild
 from abc_toolkit.runs.files import save_tensors, save_text
 from abc_toolkit.runs.folder import (
@@ -128,7 +128,7 @@ def calibrate(
             message = f"the window is not sufficient: {found.conflict.describe()}"
             if isinstance(method, Places) and not force:
                 raise UserError(f"{message}; lower --method.min_attention, or go on all the same with --force")
-            terminal.remark(f"Warning: {message}.")
+            console.remark(f"Warning: {message}.")
         maps.save(folder / MAPS)
         save_text(folder / WINDOW, found.window.to_json())
         if export is not None:

@@ -13,7 +13,7 @@ from abc_toolkit.models.base import Architecture, Backbone, Model
 from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof import CannotDecideError
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import load_json, save_text, sha256
 from abc_toolkit.runs.folder import (
     WINDOW,
@@ -268,7 +268,7 @@ def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:
     except CannotDecideError as error:
         if until == "certified":
             raise UserError(f"--until certified is not available: {error}; take --until validated") from None
-        terminal.remark(f"Training ends by validation alone: {error}.")
+        console.remark(f"Training ends by validation alone: {error}.")
     return None
 
 

@@ -32,7 +32,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console
 
 _MARK = "ATTENTION_BIAS_TRAINING"  # an environment variable: what the process that set it is training
 _PATIENCE = 60  # seconds that helpers have to end after a training
@@ -143,7 +143,7 @@ def only_first(rank: int) -> Iterator[None]:
     if not rank:
         yield
         return
-    with terminal.silent():
+    with console.silent():
         try:
             yield
         except UserError:

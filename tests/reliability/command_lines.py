@@ -21,7 +21,9 @@ import yaml
 
 import abc_toolkit
 from abc_toolkit.calibration import Paper, Places
-from abc_toolkit.cli.main import COMMANDS, main, options
+from abc_toolkit.cli.commands import COMMANDS
+from abc_toolkit.cli.main import main
+from abc_toolkit.cli.parser import options
 from abc_toolkit.phases import calibrate, evaluate, pipeline, training
 from abc_toolkit.positions import PositionMethod
 from abc_toolkit.tasks import Parity, Task
@@ -213,7 +215,7 @@ def furnished(path: Path) -> Path:
 
 def command_line(draws: random.Random) -> Case:
     """A command line, each of whose options is one of its command's, most with a value that it does not take."""
-    command = draws.choice(COMMANDS)
+    command = draws.choice(list(COMMANDS))
     words = [command, *BASE[command]]
     for _ in range(draws.choice((1, 1, 1, 2, 2, 3))):
         option = draws.choice([*_names(command, draws), *(("",) if command == "solve" else ())])
@@ -236,7 +238,7 @@ def command_line(draws: random.Random) -> Case:
 
 def settings_file(draws: random.Random) -> Case:
     """A command with a file of settings in which something is changed."""
-    command = draws.choice(COMMANDS)
+    command = draws.choice(list(COMMANDS))
     small = {"max_steps": 2, "validate_every": 2, "accelerator": "cpu"}
     data, model = {"validation_problems": 8, "batch_size": 8}, {"model_dim": 16, "feedforward_dim": 16}
     content: dict[str, Any] = {

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from abc_toolkit.cli.main import COMMANDS, options
+from abc_toolkit.cli.commands import COMMANDS
+from abc_toolkit.cli.parser import options
 from tests.reliability.command_lines import Bench, Case, command_line, furnished, settings_file, snapshot
 
 
