@@ -1,7 +1,6 @@
 """Attention Bias Calibration: transformers that learn arithmetic on short numbers and do it on long ones."""
 
 import importlib
-import importlib.metadata
 import os
 import re
 import sys
@@ -48,7 +47,9 @@ _survive_the_environment()
 def __getattr__(name: str) -> Any:
     """The public functions, loaded when they are asked for: the checker of certificates needs none of them."""
     if name == "__version__":
-        return importlib.metadata.version("abc_toolkit")
+        from importlib.metadata import version
+
+        return version("abc_toolkit")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
