@@ -334,6 +334,20 @@ def raw_layout(target_length: int, source_length: int) -> Layout:
     return digit_layout([("source", source_length)], target_length - 1)
 
 
+def stream_layout(names: Sequence[str], segment: Tensor, coordinates: Mapping[str, Tensor]) -> Layout:
+    """Layout of a stream of inputs without a target: what is asked of a model are outputs at its own tokens.
+
+    Args:
+        names: Names of the segments.
+        segment: Segment of each token, `[length]`, by its number.
+        coordinates: Coordinates by name, `[length]`; `raw`, `raw_from_end` and `segment` are added.
+    """
+    raw = torch.arange(len(segment))
+    counted = {"raw": raw, "raw_from_end": len(segment) - 1 - raw, "segment": segment}
+    positions = Positions(tuple(names), {**coordinates, **counted})
+    return Layout(positions, positions[:0], positions[:0])
+
+
 def _in_line(source: Positions, target: Positions) -> Positions:
     """Positions of two runs of tokens, the one after the other."""
     shared = [name for name in source.coordinates if name in target.coordinates]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from abc_toolkit.models.base import Architecture, prefix_of, teacher_forced
+from abc_toolkit.models.base import Architecture, predict, prefix_of
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof.enumeration import Kind, Prediction, Reading, kinds_of
@@ -137,7 +137,7 @@ def fails(task: DigitTask, model: EncoderDecoder, longest: int) -> bool:
     """Whether the model fails on any problem up to a length: every one is tried."""
     for shape in replace(task, max_length=longest).training_shapes():
         problems = every_problem(task, shape)
-        if (teacher_forced(model, problems, task.layout(shape)).argmax(-1) != problems.target).any():
+        if (predict(model, problems, task.layout(shape)).argmax(-1) != problems.target).any():
             return True
     return False
 
@@ -151,7 +151,7 @@ def _learnt(name: str, inner: PositionMethod | None) -> EncoderDecoder:
     shapes = [shape for shape in task.training_shapes() if len(shape) == 1 or min(shape) > 1]
     for step in range(LEARNT[name]):
         problems = task.sample(generator, 64 * len(shapes[0]) ** 2, shapes[step % len(shapes)])
-        logits = teacher_forced(model, problems, task.layout(problems.shape))
+        logits = predict(model, problems, task.layout(problems.shape))
         optimizer.zero_grad()
         functional.cross_entropy(logits.flatten(0, 1), problems.target.flatten()).backward()
         optimizer.step()

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import Parity
@@ -179,7 +179,7 @@ def test_it_does_what_it_says(name: str, module: str) -> None:
     for position in (method, NoPE()):
         torch.manual_seed(0)
         model = build_model(task, Architecture(1, 1, 16, 2, 16, position=position), None).eval()
-        outputs.append(teacher_forced(model, problems, task.layout((3,))))
+        outputs.append(predict(model, problems, task.layout((3,))))
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-3)
 
 

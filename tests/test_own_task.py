@@ -46,7 +46,7 @@ def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]], mon
     status, _, err = abc("run", "--config", "doubling.yaml", *training, *sizes)
     assert status == 0, err
     rows = json.loads(Path("runs/doubling/evaluate/results.json").read_text())
-    assert {row["exact_match"] for row in rows if row["weights"] == "retrain"} == {1.0}
+    assert {row["value"] for row in rows if row["weights"] == "retrain"} == {1.0}
     monkeypatch.delitem(sys.modules, "doubling")  # as in a process that has not met it
     status, _, err = abc("certify")
     assert status == 2

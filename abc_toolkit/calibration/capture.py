@@ -1,7 +1,7 @@
 """Attention maps: weights averaged over correctly solved problems, a shape at a time."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import Maps, Model, teacher_forced
+from abc_toolkit.models.base import Maps, Model, predict
 from abc_toolkit.runs.files import save_tensors
-from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import shape_name
+from abc_toolkit.tasks import Batch, Calibratable, Problems, Shape
+from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.windows.rules import WindowError
 
 _CELLS = 2**25  # attention cells of all heads that a batch may take whose maps are asked for
@@ -94,7 +94,7 @@ def capture(model: Model, problems: Iterable[tuple[Problems, Layout]]) -> Attent
     solved: dict[Shape, int] = {}
     for batch, layout in problems:
         maps: Maps = {}
-        logits = teacher_forced(model, batch, layout, maps)
+        logits = predict(model, batch, layout, maps)
         right = (logits.argmax(-1) == batch.target).all(dim=1)
         if not right.any():
             continue
@@ -111,10 +111,12 @@ def capture(model: Model, problems: Iterable[tuple[Problems, Layout]]) -> Attent
     return AttentionMaps(averages, solved)
 
 
-def chunks(task: Task, batches: Sequence[Problems], device: torch.device) -> Iterator[tuple[Problems, Layout]]:
+def chunks(task: Calibratable, batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Problems, Layout]]:
     """The batches cut into pieces whose attention maps fit into memory, on a device, each with its layout."""
     for batch in batches:
         layout = task.layout(batch.shape).to(device)
         size = max(1, _CELLS // (4 * len(layout.target) * (len(layout.target) + len(layout.source))))
         for start in range(0, len(batch), size):
-            yield batch[start : start + size].to(device), layout
+            piece = batch[start : start + size].to(device)
+            assert isinstance(piece, Problems)
+            yield piece, layout

@@ -10,7 +10,7 @@ from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.sufficiency import Clash, Conflict, Evidence, receptive_fields
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
-from abc_toolkit.tasks import Shape, Task
+from abc_toolkit.tasks import Calibratable, Shape
 from abc_toolkit.windows.rules import Rule, Window
 
 
@@ -88,7 +88,7 @@ def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
 
 
 def find_window(
-    method: CalibrationMethod, maps: AttentionMaps, task: Task, window: Window, generator: Generator
+    method: CalibrationMethod, maps: AttentionMaps, task: Calibratable, window: Window, generator: Generator
 ) -> Found:
     """Finds a window's rules, adds lines until it is sufficient, closes those in vain and spreads the others.
 
@@ -158,7 +158,7 @@ def _completed(
     return window, added, conflicts
 
 
-def narrowed(window: Window, task: Task, evidence: Evidence) -> Window:
+def narrowed(window: Window, task: Calibratable, evidence: Evidence) -> Window:
     """A sufficient window without what only brings in tokens that no prediction needs.
 
     Of the last rules first, a line is closed in all heads of its layer, or else opened only where nothing else is, or

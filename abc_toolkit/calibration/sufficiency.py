@@ -20,7 +20,7 @@ from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.positions import Site
-from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
+from abc_toolkit.tasks import Calibratable, ProblemError, Problems, Shape, Solvable
 from abc_toolkit.vocabulary import EOS
 from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
@@ -123,7 +123,7 @@ class Evidence:
             many.
     """
 
-    def __init__(self, task: Task, generator: Generator, num_problems: int = 512, num_pairs: int = 128) -> None:
+    def __init__(self, task: Calibratable, generator: Generator, num_problems: int = 512, num_pairs: int = 128) -> None:
         self.task = task
         shapes = task.training_shapes()
         tokens = [task.num_tokens(shape)[1] for shape in shapes]
@@ -163,6 +163,8 @@ class Evidence:
     def _altered(self, window: Window) -> list[Problems]:
         """For every prediction of the longest shape, problems that differ outside what it can depend on."""
         task, base = self.task, self.bases
+        if not isinstance(task, Solvable):  # nothing else says what other sources have as targets
+            return [base]
         field, _ = receptive_fields(window, task.layout(base.shape))
         altered = [base]
         for visible in field.unique(dim=0):
@@ -171,7 +173,7 @@ class Evidence:
         return altered
 
 
-def solved(task: Task, shape: Shape, source: Tensor) -> Problems:
+def solved(task: Solvable, shape: Shape, source: Tensor) -> Problems:
     """Problems of given sources `[batch, source_length]`, their targets by the task's oracle; without what is none."""
     vocabulary = task.vocabulary
     sources, targets = [source[:0]], [source.new_empty(0, len(task.layout(shape).target) - 1)]

@@ -1,10 +1,10 @@
-"""What every model is and does, whatever its backbone: sizes, logits under a prefix, decoding piece by piece.
+"""What every model is and does, whatever its backbone: architecture, outputs, decoding piece by piece.
 
 Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
 """
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.models.attention import AttentionPath, linear
+from abc_toolkit.models.attention import linear
 from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal
-from abc_toolkit.tasks import Problems
+from abc_toolkit.tasks.base import Batch, Interface
 from abc_toolkit.vocabulary import BOS
 
-Backbone = Literal["encoder-decoder", "decoder-only", "mamba"]
+Backbone = Literal["encoder-decoder", "decoder-only", "encoder-only", "mamba"]
 Maps = dict[tuple[str, int], Tensor]
 
 
@@ -35,7 +35,8 @@ class Architecture:
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method; if not given, sinusoids of place and segment with base 100, and none for `mamba`.
         backbone: `encoder-decoder`; `decoder-only`, a causal transformer that reads source and target as one string;
-            or `mamba`, the same without attention.
+            `mamba`, the same without attention; or `encoder-only`, which looks both ways and decodes nothing. If not
+            given, `encoder-decoder` for a task with a target to decode, else `decoder-only`.
     """
 
     num_encoder_layers: int = 0
@@ -46,7 +47,20 @@ class Architecture:
     norm: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
     position: PositionMethod | None = None
-    backbone: Backbone = "encoder-decoder"
+    backbone: Backbone | None = None
+
+    @property
+    def kind(self) -> Backbone:
+        """The backbone; `encoder-decoder`, if none is given."""
+        return self.backbone or "encoder-decoder"
+
+    def for_task(self, decoded: bool) -> "Architecture":
+        """The architecture with its backbone settled.
+
+        Args:
+            decoded: Whether the task has a target to decode.
+        """
+        return replace(self, backbone=self.backbone or ("encoder-decoder" if decoded else "decoder-only"))
 
     @property
     def positions(self) -> PositionMethod:
@@ -63,11 +77,13 @@ class Architecture:
         check_numbers(self, "model", ("dropout",), below=1)
         if self.model_dim % self.num_heads:
             raise UserError(f"--model.num_heads {self.num_heads} does not divide --model.model_dim {self.model_dim}")
-        if self.backbone != "encoder-decoder" and self.num_encoder_layers:
+        if self.backbone in ("decoder-only", "mamba") and self.num_encoder_layers:
             raise UserError(
                 f"--model.backbone {self.backbone} has no encoder: leave out --model.num_encoder_layers "
                 f"{self.num_encoder_layers}; its depth is --model.num_decoder_layers"
             )
+        if self.backbone == "encoder-only" and not self.num_encoder_layers:
+            raise UserError("--model.backbone encoder-only needs layers: give --model.num_encoder_layers at least 1")
         if self.backbone == "mamba" and self.norm == "post":
             raise UserError("--model.backbone mamba normalises before each block: leave out --model.norm post")
 
@@ -107,64 +123,74 @@ class DecoderState(abc.ABC):
 
 
 class Model(nn.Module, abc.ABC):
-    """A model over token ids: what is trained, calibrated, evaluated.
+    """A model: what is trained, calibrated, evaluated.
 
     Args:
-        num_tokens: Size of the vocabulary.
-        architecture: Sizes.
+        interface: What it reads and writes; a number stands for token streams of a vocabulary of that size.
+        architecture: Its architecture.
         position: Position method, in place of the architecture's own (retraining adds a window to it).
+
+    Raises:
+        UserError: If the backbone and the interface do not go together.
     """
 
-    def __init__(self, num_tokens: int, architecture: Architecture, position: PositionMethod | None = None) -> None:
+    def __init__(
+        self, interface: Interface | int, architecture: Architecture, position: PositionMethod | None = None
+    ) -> None:
         super().__init__()
+        self.interface = Interface.token_streams(interface) if isinstance(interface, int) else interface
         self.architecture = architecture
         self.position = architecture.positions if position is None else position
         dim = architecture.model_dim
         self.positioning = self.position.build(
             ModelSizes(dim, architecture.num_heads, architecture.num_encoder_layers, architecture.num_decoder_layers)
         )
-        self.embedding = nn.Embedding(num_tokens, dim)
-        self.embedding_scale = dim**0.5
+        self.embedding, self.embedding_scale = self._input_adapter(self.interface, dim)
         self.dropout = nn.Dropout(architecture.dropout)
         self.add_layers()
-        self.output = linear(dim, num_tokens)
-        nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
+        self.output = linear(dim, self.interface.num_outputs)
+        if isinstance(self.embedding, nn.Embedding):
+            nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
+
+    @staticmethod
+    def _input_adapter(interface: Interface, dim: int) -> tuple[nn.Module, float]:
+        """What turns inputs into a stream, and what its result is multiplied by: token embedding or linear read-in."""
+        if interface.num_tokens:
+            return nn.Embedding(interface.num_tokens, dim), dim**0.5
+        return linear(interface.input_dim, dim), 1.0
 
     @abc.abstractmethod
     def add_layers(self) -> None:
-        """Makes what stands between embeddings and logits."""
+        """Makes what stands between the input and the output adapter."""
 
-    def embed(self, tokens: Tensor, positions: Positions) -> Tensor:
-        """Embeddings `[batch, length, model_dim]` of token ids `[batch, length]`."""
-        x = self.embedding(tokens) * self.embedding_scale
+    def embed(self, inputs: Tensor, positions: Positions) -> Tensor:
+        """The stream `[batch, length, model_dim]` of token ids `[batch, length]` or vectors `[batch, length, dim]`."""
+        x = self.embedding(inputs) * self.embedding_scale
         return self.dropout(self.positioning.embed(x, positions))
 
-    @property
-    @abc.abstractmethod
-    def path(self) -> AttentionPath:
-        """The path of every attention."""
+    def read_out(self, x: Tensor) -> Tensor:
+        """Outputs of a stream `[batch, length, model_dim]`: `[batch, length, num_outputs]`, or without the last one."""
+        outputs = self.output(x)
+        return outputs if self.interface.num_outputs > 1 else outputs[..., 0]
 
     @abc.abstractmethod
-    def attend(self, path: AttentionPath) -> None:
-        """Chooses the path of every attention.
-
-        Raises:
-            UserError: If it is `gathered` and there is an attention that cannot gather its keys; with the reason.
-        """
-
-    @abc.abstractmethod
-    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
-        """Logits of every target token under a given prefix.
+    def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
+        """Outputs: of every target token under a given prefix or, without a prefix, at the inputs themselves.
 
         Args:
-            source: Token ids `[batch, S]`.
-            prefix: `BOS` and the target without `EOS`, `[batch, T]`.
+            inputs: Token ids `[batch, S]` or vectors `[batch, S, input_dim]`.
+            prefix: `BOS` and the target without `EOS`, `[batch, T]`, where the target is decoded.
             layout: The problems' layout, on the same device.
             maps: Receives the attention weights `[batch, head, query, key]` by site and layer, where given.
 
         Returns:
-            Logits `[batch, T, num_tokens]`.
+            `[batch, outputs, num_outputs]`, or `[batch, outputs]` where outputs are numbers. The outputs are `T` under
+            a prefix, else `S`, or one for all where they are pooled.
         """
+
+
+class DecodingModel(Model):
+    """A model that decodes a target token by token."""
 
     @abc.abstractmethod
     def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> DecodingPlan:
@@ -175,10 +201,6 @@ class Model(nn.Module, abc.ABC):
             batch: Most problems of a batch.
             ahead: Most tokens of a piece; they are fewer where dense attention would take too much memory.
         """
-
-    @abc.abstractmethod
-    def num_slots(self, layout: Layout) -> list[int]:
-        """Slots a query, in all heads, of each decoder attention were its keys gathered; 0 where they cannot be."""
 
     @abc.abstractmethod
     def decoder_state(self, source: Tensor, plan: DecodingPlan) -> DecoderState:
@@ -206,9 +228,30 @@ class Model(nn.Module, abc.ABC):
         return self.advance(tokens[:, None], state)[:, 0]
 
 
-def teacher_forced(model: Model, problems: Problems, layout: Layout, maps: Maps | None = None) -> Tensor:
-    """Logits `[batch, T, num_tokens]` of every target token under the true tokens before it."""
-    return model(problems.source, prefix_of(problems.target), layout, maps)
+def predict(model: Model, batch: Batch, layout: Layout, maps: Maps | None = None) -> Tensor:
+    """A model's outputs for a batch: of a target that is decoded, each under the true tokens before it.
+
+    Args:
+        model: The model.
+        batch: The problems.
+        layout: The layout of their shape; where problems have layouts of their own, those are taken.
+        maps: Receives the attention weights, where given and the layout is one for all.
+    """
+    prefix = prefix_of(batch.targets) if model.interface.decoded else None
+    if batch.layouts is None:
+        return model(batch.inputs, prefix, layout, maps)
+    rows = []
+    for number, own in enumerate(batch.layouts):
+        row = slice(number, number + 1)
+        rows.append(model(batch.inputs[row], None if prefix is None else prefix[row], own))
+    return torch.cat(rows)
+
+
+def answering(x: Tensor, num_inputs: int, interface: Interface) -> Tensor:
+    """What a causal model's outputs are read from, of its stream over inputs and prefix."""
+    if interface.decoded:
+        return x[:, num_inputs:]
+    return x[:, -1:] if interface.pooled else x
 
 
 def prefix_of(target: Tensor) -> Tensor:

@@ -9,30 +9,32 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import DecodingPlan, Model, prefix_of
+from abc_toolkit.models.base import DecodingModel, DecodingPlan, Model, prefix_of
 from abc_toolkit.positions import ModelPosition
 from abc_toolkit.seeds import Stream, drawing
-from abc_toolkit.tasks import Problems, Shape, Task
+from abc_toolkit.tasks.base import Batch, Problems, Solvable
+from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
 _TOKENS_HELD = 2**17  # of problems whose keys and values are held at once
 _TOKENS_AHEAD = 2**12  # of problems that go through the model at once
 _TOKENS_GUESSED = 2**8  # of problems that are decoded at once
+_CELLS = 2**25  # attention cells of all heads of problems that go through the model at once
 _DRAWN_TOGETHER = 16  # problems that positions drawn at random are the same for
 _REMEMBERED = 4  # calls by which it is judged how many guesses to make
 _TOKENS_COUNTED = 50  # of each problem that are decoded before the bar moves
 
 
 def planned(
-    model: Model, problems: Problems, layout: Layout, decode: Decode
+    model: DecodingModel, problems: Problems, layout: Layout, decode: Decode
 ) -> Iterator[tuple[Problems, DecodingPlan]]:
     """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded.
 
     Where positions are drawn at random, batches are small and each has its own, as one draw is no measure of a model.
     """
     size = min(len(problems), max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target))))
-    draws = any(part.draws for part in model.modules() if isinstance(part, ModelPosition))
+    draws = _draws(model)
     size = min(size, _DRAWN_TOGETHER) if draws else size
     ahead = max(1, (_TOKENS_AHEAD if decode == "parallel" else _TOKENS_GUESSED) // size)
     plan = model.plan(layout, size, ahead)
@@ -42,8 +44,22 @@ def planned(
         yield problems[start : start + size], plan
 
 
+def pieces(model: Model, batch: Batch) -> Iterator[Batch]:
+    """Problems that are not decoded in batches whose attention fits into memory."""
+    length = batch.inputs.shape[1]
+    size = max(1, min(_TOKENS_HELD // length, _CELLS // (model.architecture.num_heads * length**2)))
+    size = min(size, _DRAWN_TOGETHER) if _draws(model) else size
+    for start in range(0, len(batch), size):
+        yield batch[start : start + size]
+
+
+def _draws(model: Model) -> bool:
+    """Whether the model's positions are drawn at random."""
+    return any(part.draws for part in model.modules() if isinstance(part, ModelPosition))
+
+
 @torch.no_grad()
-def solves(model: Model, problems: Problems, plan: DecodingPlan) -> Tensor:
+def solves(model: DecodingModel, problems: Problems, plan: DecodingPlan) -> Tensor:
     """Which problems greedy decoding solves whole, boolean `[batch]`.
 
     It does if and only if every token is right under the true tokens before it, which are judged piece by piece, as
@@ -67,7 +83,9 @@ def solves(model: Model, problems: Problems, plan: DecodingPlan) -> Tensor:
 
 
 @torch.no_grad()
-def greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[int], None] = lambda _: None) -> Tensor:
+def greedy(
+    model: DecodingModel, source: Tensor, plan: DecodingPlan, count: Callable[[int], None] = lambda _: None
+) -> Tensor:
     """Greedy decoding with a key-value cache, each token under the model's own tokens before it.
 
     Where a window makes a token cheap beside a call of the model, several are decoded at once: the next tokens are
@@ -91,7 +109,7 @@ def greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[in
         return _greedy(model, source, plan, count)
 
 
-def _greedy(model: Model, source: Tensor, plan: DecodingPlan, count: Callable[[int], None]) -> Tensor:
+def _greedy(model: DecodingModel, source: Tensor, plan: DecodingPlan, count: Callable[[int], None]) -> Tensor:
     state = model.decoder_state(source, plan)
     length = len(plan.layout.target)
     tokens = source.new_full((len(source), 1 + length), BOS)  # what is not known yet is a guess
@@ -129,7 +147,10 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def solve_problems(
-    model: Model, task: Task, problems: Sequence[tuple[Shape, str]], count: Callable[[int], None] = lambda done: None
+    model: DecodingModel,
+    task: Solvable,
+    problems: Sequence[tuple[Shape, str]],
+    count: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """The model's own answers, decoded step by step; nothing here knows the right ones.
 

@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.attention import AttentionPath
-from abc_toolkit.models.base import DecoderState, DecodingPlan, Maps, Model
+from abc_toolkit.models.base import DecoderState, DecodingModel, DecodingPlan, Maps, answering
 
 _CELLS = 2**19  # hidden numbers of a batch that a scan holds at once: with many more it leaves a processor's cache
 _TOKENS = 2**15  # of a batch that go through the stack at once, where a string is read before decoding
@@ -326,7 +325,7 @@ class MambaDecoding(DecoderState):
         assert step == self.step  # only where keys are gathered does decoding guess, so that there is more to forget
 
 
-class MambaLanguageModel(Model):
+class MambaLanguageModel(DecodingModel):
     """A causal language model of source and target as one string, of Mamba blocks; only the target is predicted.
 
     Position methods that add to embeddings go with it; there is no attention for others to act in.
@@ -342,24 +341,13 @@ class MambaLanguageModel(Model):
             )
         self.decoder = Mamba(sizes.model_dim, sizes.num_decoder_layers, dropout=sizes.dropout)
 
-    @property
-    def path(self) -> AttentionPath:
-        return "dense"
-
-    def attend(self, path: AttentionPath) -> None:
-        if path == "gathered":
-            raise UserError("there is no attention in this model whose keys could be gathered")
-
-    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
         string = self.positioning.prepare(layout.string)
-        x = self.decoder(self.embed(torch.cat([source, prefix], dim=1), string.target))
-        return self.output(x[:, source.shape[1] :])
+        x = self.embed(inputs if prefix is None else torch.cat([inputs, prefix], dim=1), string.target)
+        return self.read_out(answering(self.decoder(x), inputs.shape[1], self.interface))
 
     def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> MambaPlan:
         return MambaPlan(layout, ahead, self.positioning.prepare(layout.string))
-
-    def num_slots(self, layout: Layout) -> list[int]:
-        return []
 
     def decoder_state(self, source: Tensor, plan: DecodingPlan) -> MambaDecoding:
         assert isinstance(plan, MambaPlan)
@@ -371,7 +359,7 @@ class MambaLanguageModel(Model):
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
         assert isinstance(state, MambaDecoding)
         state.plan.check_room(state.step + tokens.shape[1])
-        return self.output(self._advance(tokens, state))
+        return self.read_out(self._advance(tokens, state))
 
     def _advance(self, tokens: Tensor, state: MambaDecoding) -> Tensor:
         """The stream `[batch, new, model_dim]` at new tokens `[batch, new]`."""

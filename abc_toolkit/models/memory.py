@@ -10,8 +10,8 @@ import torch
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Model
+from abc_toolkit.models.transformer import TransformerModel
 from abc_toolkit.tasks import Shape, Task
-from abc_toolkit.tasks.base import UNIFORM
 
 try:
     import resource
@@ -30,7 +30,10 @@ def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -
     # Measured: what problem, layout and streams take a token; then keys and values; then index tables.
     needed = (source + target) * (300 + 8 * sizes.model_dim)
     needed += source * 8 * sizes.model_dim * sizes.num_decoder_layers
-    needed += target * 40 * sum(_num_slots(task, model, max(shape)))
+    if isinstance(model, TransformerModel) and target:
+        needed += target * 40 * sum(_num_slots(task, model, max(shape)))
+    elif not target:  # what is not decoded attends densely, as a whole
+        needed += 12 * sizes.num_heads * source**2
     available = memory_of(device)
     if needed > available:
         raise UserError(
@@ -39,10 +42,10 @@ def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -
         )
 
 
-def _num_slots(task: Task, model: Model, length: int) -> Iterator[float]:
+def _num_slots(task: Task, model: TransformerModel, length: int) -> Iterator[float]:
     """Slots a query, in all heads, of each attention that gathers at a length; reckoned from short problems."""
     short, longest = max(1, task.max_length // 2), task.max_length
-    shapes = [task.evaluation_shapes(n, UNIFORM, torch.Generator())[0] for n in (short, longest)]
+    shapes = [task.evaluation_shapes(n, task.suites[0], torch.Generator())[0] for n in (short, longest)]
     for few, many in zip(*(model.num_slots(task.layout(shape)) for shape in shapes), strict=True):
         growth = max(0, many - few) / max(1, longest - short)
         if growth == 0 or model.path == "gathered":  # else there are too many slots for anything but the dense path

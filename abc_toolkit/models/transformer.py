@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, raw_layout
 from abc_toolkit.models.attention import Attention, AttentionPath, Gather, Scope, dense_scope, linear
-from abc_toolkit.models.base import Architecture, DecoderState, DecodingPlan, Maps, Model
+from abc_toolkit.models.base import Architecture, DecoderState, DecodingModel, DecodingPlan, Maps, Model, answering
 from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal, Site
 
 Side = Literal["encoder", "decoder"]
@@ -352,8 +352,36 @@ class TransformerState(DecoderState):
             cache.held = self.before + step
 
 
-class TransformerModel(Model):
-    """What models of attention share: a causal stack over the target or, in front of it, the source as well."""
+class AttentionModel(Model):
+    """A model of attention."""
+
+    @property
+    def attentions(self) -> list[Attention]:
+        """Every attention of the model."""
+        return [module for module in self.modules() if isinstance(module, Attention)]
+
+    @property
+    def path(self) -> AttentionPath:
+        """The path of every attention."""
+        return self.attentions[0].path
+
+    def attend(self, path: AttentionPath) -> None:
+        """Chooses the path of every attention.
+
+        Raises:
+            UserError: If it is `gathered` and there is an attention that cannot gather its keys; with the reason.
+        """
+        attentions = self.attentions
+        reasons = (attention.position.why_not_gathered() for attention in attentions)
+        reason = next(filter(None, reasons), None)
+        if path == "gathered" and reason is not None:
+            raise UserError(f"this model's attention cannot be gathered: {reason}")
+        for attention in attentions:
+            attention.path = path
+
+
+class TransformerModel(AttentionModel, DecodingModel):
+    """What models with a causal stack share: over the target or, in front of it, the source as well."""
 
     decoder: Stack
     decoder_norm: nn.Module
@@ -361,19 +389,6 @@ class TransformerModel(Model):
     @abc.abstractmethod
     def read(self, layout: Layout) -> Layout:
         """A layout as the model reads it: `target` and `prefix` are the queries and keys of its decoder."""
-
-    @property
-    def path(self) -> AttentionPath:
-        return self.decoder[0].self_attention.path
-
-    def attend(self, path: AttentionPath) -> None:
-        attentions = [module for module in self.modules() if isinstance(module, Attention)]
-        reasons = (attention.position.why_not_gathered() for attention in attentions)
-        reason = next(filter(None, reasons), None)
-        if path == "gathered" and reason is not None:
-            raise UserError(f"this model's attention cannot be gathered: {reason}")
-        for attention in attentions:
-            attention.path = path
 
     def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> TransformerPlan:
         read = self.positioning.prepare(self.read(layout))
@@ -391,6 +406,7 @@ class TransformerModel(Model):
         return TransformerPlan(layout, ahead, read, at_once, tuple(storage), tuple(cross))
 
     def num_slots(self, layout: Layout) -> list[int]:
+        """Slots a query, in all heads, of each decoder attention were its keys gathered; 0 where they cannot be."""
         read, numbers = self.read(layout), []
         for block in self.decoder:
             sites = [(block.self_attention, read.prefix)]
@@ -404,7 +420,7 @@ class TransformerModel(Model):
     def advance(self, tokens: Tensor, state: DecoderState) -> Tensor:
         assert isinstance(state, TransformerState)
         state.plan.check_room(state.step + tokens.shape[1])
-        return self.output(self.decoder_norm(self._advance(tokens, state)))
+        return self.read_out(self.decoder_norm(self._advance(tokens, state)))
 
     def _advance(self, tokens: Tensor, state: TransformerState) -> Tensor:
         """The decoder's stream `[batch, new, model_dim]` at new tokens `[batch, new]`, which the caches keep."""
@@ -426,6 +442,11 @@ class EncoderDecoder(TransformerModel):
     """An encoder over the source, and a decoder over the target that reads it through cross-attention."""
 
     def add_layers(self) -> None:
+        if not self.interface.decoded:
+            raise UserError(
+                "--model.backbone encoder-decoder needs a target to decode, which the task has not: "
+                "choose decoder-only, encoder-only or mamba"
+            )
         sizes = self.architecture
         self.encoder = Stack(sizes, self.positioning, "encoder")
         self.decoder = Stack(sizes, self.positioning, "decoder", cross=True)
@@ -444,12 +465,13 @@ class EncoderDecoder(TransformerModel):
         """What `encode` returns, computed so that memory stays in proportion to the length."""
         return self.encoder_norm(self.encoder.in_pieces(self.embed(source, positions), positions))
 
-    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
+        assert prefix is not None
         layout = self.positioning.prepare(layout)
-        memory = (self.encode(source, layout.source, maps), layout.source)
+        memory = (self.encode(inputs, layout.source, maps), layout.source)
         x = self.embed(prefix, layout.target)
         x = self.decoder(x, layout.target, layout.prefix, memory, maps)
-        return self.output(self.decoder_norm(x))
+        return self.read_out(self.decoder_norm(x))
 
     def decoder_state(self, source: Tensor, plan: DecodingPlan) -> TransformerState:
         assert isinstance(plan, TransformerPlan)
@@ -459,7 +481,10 @@ class EncoderDecoder(TransformerModel):
 
 
 class DecoderOnly(TransformerModel):
-    """A causal language model of source and target as one string; only the target's tokens are predicted."""
+    """A causal language model of source and target as one string; only the target's tokens are predicted.
+
+    Without a target there are outputs at every input, each of the inputs up to it.
+    """
 
     def add_layers(self) -> None:
         sizes = self.architecture
@@ -469,11 +494,11 @@ class DecoderOnly(TransformerModel):
     def read(self, layout: Layout) -> Layout:
         return layout.string
 
-    def forward(self, source: Tensor, prefix: Tensor, layout: Layout, maps: Maps | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
         string = self.positioning.prepare(layout.string)
-        x = self.embed(torch.cat([source, prefix], dim=1), string.target)
+        x = self.embed(inputs if prefix is None else torch.cat([inputs, prefix], dim=1), string.target)
         x = self.decoder(x, string.target, string.prefix, maps=maps)
-        return self.output(self.decoder_norm(x[:, source.shape[1] :]))
+        return self.read_out(self.decoder_norm(answering(x, inputs.shape[1], self.interface)))
 
     def decoder_state(self, source: Tensor, plan: DecodingPlan) -> TransformerState:
         assert isinstance(plan, TransformerPlan)
@@ -484,3 +509,22 @@ class DecoderOnly(TransformerModel):
         for start in range(0, source.shape[1], size):
             self._advance(source[:, start : start + size], state)
         return state
+
+
+class EncoderOnly(AttentionModel):
+    """A stack that looks both ways: outputs at every input or, pooled, one of their mean."""
+
+    def add_layers(self) -> None:
+        if self.interface.decoded:
+            raise UserError(
+                "--model.backbone encoder-only decodes no target, which the task has: choose encoder-decoder, "
+                "decoder-only or mamba"
+            )
+        self.encoder = Stack(self.architecture, self.positioning, "encoder")
+        pre = self.architecture.norm == "pre"
+        self.encoder_norm = nn.LayerNorm(self.architecture.model_dim) if pre else nn.Identity()
+
+    def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
+        positions = self.positioning.prepare(layout).source
+        x = self.encoder_norm(self.encoder(self.embed(inputs, positions), positions, positions, maps=maps))
+        return self.read_out(x.mean(dim=1, keepdim=True) if self.interface.pooled else x)

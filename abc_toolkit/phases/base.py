@@ -1,11 +1,11 @@
 """What the phases share."""
 
+from pathlib import Path
+
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
-from abc_toolkit.runs.folder import (
-    Run,
-)
-from abc_toolkit.tasks import Task
+from abc_toolkit.runs.folder import Phase, Run
+from abc_toolkit.tasks.base import Task, require
 
 
 def check_task(place: Run, task: Task, overwrite: bool) -> None:
@@ -22,11 +22,36 @@ def check_task(place: Run, task: Task, overwrite: bool) -> None:
             raise UserError(f"{place.path} is a run of {difference}: name another folder with --run")
 
 
+def run_with(run: Path | None, needed: Phase, capability: type, command: str) -> Run:
+    """The run that a command is about: the phase needed is finished, and its task has a capability.
+
+    Args:
+        run: Run folder; the newest in runs/ if not given.
+        needed: The phase.
+        capability: `Calibratable`, `Solvable` or `Certifiable`.
+        command: The command, as messages name it.
+
+    Raises:
+        UserError: If there is no such run; if its task lacks the capability, that is said before a phase is asked for.
+    """
+    try:
+        found = Run.newest(run, needed)
+    except UserError as reason:
+        try:
+            task = Run.newest(run, "fit").task("fit")
+        except UserError:
+            raise reason from None
+        require(task, capability, command)
+        raise
+    require(found.task("retrain" if needed == "retrain" else "fit"), capability, command)
+    return found
+
+
 def check_backbone(sizes: Architecture, place: Run) -> None:
     """Refuses a model that no window can be read off."""
-    if sizes.backbone != "encoder-decoder":
+    if sizes.kind != "encoder-decoder":
         raise UserError(
-            f"windows are of encoder-decoders, and the model of {place.path} is {sizes.backbone}: 'abc fit' and "
+            f"windows are of encoder-decoders, and the model of {place.path} is {sizes.kind}: 'abc fit' and "
             "'abc evaluate' are what there is for it"
         )
 

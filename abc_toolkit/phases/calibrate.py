@@ -14,7 +14,7 @@ from abc_toolkit.calibration.method import find_window
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.models.base import Architecture
-from abc_toolkit.phases.base import check_backbone, next_command
+from abc_toolkit.phases.base import check_backbone, next_command, run_with
 from abc_toolkit.report import terminal
 from abc_toolkit.runs.description import describe, rebuild
 from abc_toolkit.runs.files import save_tensors, save_text
@@ -26,8 +26,9 @@ from abc_toolkit.runs.folder import (
     save_record,
 )
 from abc_toolkit.seeds import Stream, drawing, seeded
-from abc_toolkit.tasks import ProblemError, Task
-from abc_toolkit.tasks.base import UNIFORM, shape_name
+from abc_toolkit.tasks import Calibratable, ProblemError, Task
+from abc_toolkit.tasks.base import UNIFORM, require
+from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.training.costs import check_fits, check_held_out
 from abc_toolkit.training.data import validation_problems
 from abc_toolkit.training.loop import Stopping
@@ -89,12 +90,12 @@ def calibrate(
     Raises:
         UserError: If the model does not interpolate or the window is not sufficient, unless forced.
     """
-    place = Run.newest(run, "fit")
+    place = run_with(run, "fit", Calibratable, "abc calibrate")
     record, inputs = place.record("fit"), place.produced("fit")
     asked_for = rebuild(record["arguments"].get("stopping"), Stopping, place.folder("fit") / RECORD, whole=True)
     sizes = place.architecture("fit")
     check_backbone(sizes, place)
-    task, model = place.task("fit"), place.load_model("fit")
+    task, model = require(place.task("fit"), Calibratable, "abc calibrate"), place.load_model("fit")
     start = time.perf_counter()
     device = check_calibrating(task, sizes, problems, export, size, accelerator)
     with place.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:

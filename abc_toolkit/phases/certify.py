@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.base import run_with
 from abc_toolkit.proof import CannotDecideError, Certificate
 from abc_toolkit.proof import certify as prove
 from abc_toolkit.proof.basis import basis_of
@@ -20,6 +21,7 @@ from abc_toolkit.runs.folder import (
     save_record,
     versions,
 )
+from abc_toolkit.tasks import Certifiable
 
 
 def certify(
@@ -43,7 +45,7 @@ def certify(
     Raises:
         UserError: If there is no finished retrain, or the certificate to verify is not this run's or does not hold.
     """
-    place = Run.newest(run, "retrain")
+    place = run_with(run, "retrain", Certifiable, "abc certify")
     task, architecture = place.task("retrain"), place.architecture("retrain")
     model = place.load_model("retrain")
     inputs = place.produced("retrain")

@@ -2,26 +2,27 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.attention import AttentionPath
+from abc_toolkit.models.base import Model
 from abc_toolkit.models.decoding import Decode
 from abc_toolkit.models.memory import check_memory
 from abc_toolkit.phases.base import next_command
-from abc_toolkit.phases.measure import Row, Size, check_sets, evaluate_models, parse_sizes
+from abc_toolkit.phases.measure import Row, evaluate_models
 from abc_toolkit.phases.solve import attending
 from abc_toolkit.report import terminal
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run, device_for, save_record
-from abc_toolkit.tasks import Task
-from abc_toolkit.tasks.base import SETS, UNIFORM
+from abc_toolkit.tasks.base import Solvable, Task, check_suites
+from abc_toolkit.tasks.lengths import Size
 
 RESULTS = "results.json"
 DIGITS = "digit_accuracy.json"
@@ -45,7 +46,7 @@ def evaluate(
     run: Path | None = None,
     length: str = "1x,2x,5x,10x",
     samples: int = 1000,
-    sets: Sequence[str] | str = SETS,
+    sets: Sequence[str] | str | None = None,
     decode: Decode = "parallel",
     weights: Literal["all", "fit", "retrain"] = "all",
     attention: AttentionPath = "auto",
@@ -53,14 +54,14 @@ def evaluate(
     accelerator: str = "cpu",
     overwrite: bool = False,
 ) -> EvaluationResult:
-    """Measures exact match at any length, vanilla against retrained: phase 4.
+    """Measures the task's metrics at any length, vanilla against retrained: phase 4.
 
     Args:
         run: Run folder; the newest in runs/ if not given.
         length: 60; 10x, times the longest training length; a list 1x,2x,10x; a range 1x:10x; or a shape 3x200, where a
             task has such.
-        samples: Problems of each length and set.
-        sets: Which of uniform,unequal,carry,zeros.
+        samples: Problems of each length and suite.
+        sets: Which of the task's suites, such as uniform,unequal,carry,zeros; all if not given.
         decode: parallel, or steps, which also gives accuracy by digit.
         weights: Which model: fit for the vanilla one, retrain, or all that there are.
         attention: dense compares every query with every key; gathered fetches the keys that the window leaves open,
@@ -73,60 +74,81 @@ def evaluate(
         The rows of results.json.
 
     Raises:
-        UserError: If a length, a set or a number of samples makes no sense, or is too large for memory.
+        UserError: If a length, a suite or a number of samples makes no sense, or is too large for memory.
     """
     start = time.perf_counter()
     needed = "retrain" if weights == "retrain" else "fit"
     place = Run.newest(run, needed)
     task = place.task(needed)
-    sizes, sets, device = check_evaluating(task, length, sets, samples, accelerator)
-    asked: list[Literal["fit", "retrain"]] = ["fit", "retrain"] if weights == "all" else [weights]
-    if weights == "all" and not place.has("retrain"):
-        if os.path.lexists(place.folder("retrain")):
-            raise UserError(
-                f"{place.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
-            )
-        asked = ["fit"]
-        terminal.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    sizes, suites, device = check_evaluating(task, length, sets, samples, accelerator)
+    phases = _phases(place, weights)
     inputs: dict[str, str] = {}
-    for phase in asked:
+    for phase in phases:
         inputs |= place.produced(phase)
-    for warning in place.warnings(*asked, "certify"):
+    for warning in place.warnings(*phases, "certify"):
         terminal.remark(warning)
-    models = {phase: attending(place, phase, attention) for phase in asked}
-    shapes = [size for size in sizes if not isinstance(size, int)]
-    lengths = [size for size in sizes if isinstance(size, int)]
-    if lengths:  # of other sets no shape is larger
-        shapes.append(task.evaluation_shapes(max(lengths), UNIFORM, torch.Generator())[0])
-    for shape, model in product(shapes, models.values()):
-        check_memory(task, model, shape, device)
+    models = {phase: attending(place, phase, attention) for phase in phases}
+    _check_room(task, models.values(), sizes, device)
     with place.writing("evaluate", overwrite=overwrite, inputs=inputs) as folder:
-        rows, digits = evaluate_models(task, models, sizes, sets, samples, decode, seed, device)
+        rows, digits = evaluate_models(task, models, sizes, suites, samples, decode, seed, device)
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
-        from abc_toolkit.report import figures
-
-        curve = [row for row in plain if row["shape"] is None]
-        if curve:
-            figures.accuracy(folder / "accuracy.png", curve, task.max_length, task.name)
-        if digits:
-            save_json(folder / DIGITS, digits)
-            figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.max_length, task.name)
+        _draw(folder, task, plain, digits)
         arguments = {"length": length, "samples": samples, "sets": sets, "decode": decode, "weights": weights}
         arguments |= {"attention": attention, "seed": seed, "accelerator": accelerator}
         results = {"rows": len(rows), "seconds": time.perf_counter() - start}
         save_record(folder, "evaluate", seed, arguments, results, inputs=inputs, facts={"task": task})
-    terminal.print_results(plain)
-    done = f"{len(rows)} rows, {samples} problems each."
-    which = "" if "retrain" in asked else " --weights fit"
-    terminal.done(done, place.folder("evaluate"), next_command(place, "solve", f"{which} PROBLEM ..."))
+    terminal.print_results(plain, task.objective.metrics)
+    following = None
+    if isinstance(task, Solvable):
+        which = "" if "retrain" in phases else " --weights fit"
+        following = next_command(place, "solve", f"{which} PROBLEM ...")
+    terminal.done(f"{len(rows)} rows, {samples} problems each.", place.folder("evaluate"), following)
     return EvaluationResult(place, tuple(rows))
 
 
+def _phases(place: Run, weights: Literal["all", "fit", "retrain"]) -> list[Literal["fit", "retrain"]]:
+    """The phases whose models are evaluated."""
+    if weights != "all":
+        return [weights]
+    if place.has("retrain"):
+        return ["fit", "retrain"]
+    if os.path.lexists(place.folder("retrain")):
+        raise UserError(
+            f"{place.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
+        )
+    terminal.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    return ["fit"]
+
+
+def _check_room(task: Task, models: Collection[Model], sizes: Sequence[Size], device: torch.device) -> None:
+    """Refuses sizes of which a problem does not fit into memory."""
+    shapes = [size for size in sizes if not isinstance(size, int)]
+    lengths = [size for size in sizes if isinstance(size, int)]
+    if lengths:  # of other suites no shape is larger
+        shapes.append(task.evaluation_shapes(max(lengths), task.suites[0], torch.Generator())[0])
+    for shape, model in product(shapes, models):
+        check_memory(task, model, shape, device)
+
+
+def _draw(folder: Path, task: Task, rows: list[dict[str, Any]], digits: list[dict[str, Any]]) -> None:
+    """Draws each metric against the length, and accuracy by digit where it was measured."""
+    from abc_toolkit.report import figures
+
+    for metric in task.objective.metrics:
+        curve = [row for row in rows if row["shape"] is None and row["metric"] == metric.name]
+        name = "accuracy" if metric.name == "exact_match" else metric.name
+        if curve:
+            figures.metric_curve(folder / f"{name}.png", curve, task.max_length, task.name, metric)
+    if digits:
+        save_json(folder / DIGITS, digits)
+        figures.digit_accuracy(folder / "digit_accuracy.png", digits, task.max_length, task.name)
+
+
 def check_evaluating(
-    task: Task, length: str, sets: Sequence[str] | str, samples: int, accelerator: str
+    task: Task, length: str, sets: Sequence[str] | str | None, samples: int, accelerator: str
 ) -> tuple[list[Size], tuple[str, ...], torch.device]:
-    """Refuses what an evaluation cannot do; the sizes, the sets and the device."""
+    """Refuses what an evaluation cannot do; the sizes, the suites and the device."""
     if samples < 1:
         raise UserError(f"--samples {samples}: give at least 1")
-    return parse_sizes(length, task), check_sets(sets), device_for(accelerator)
+    return task.lengths(length), check_suites(task, task.suites if sets is None else sets), device_for(accelerator)

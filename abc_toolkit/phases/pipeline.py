@@ -12,13 +12,13 @@ from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.base import check_backbone, check_task, next_command
 from abc_toolkit.phases.calibrate import calibrate, check_calibrating
 from abc_toolkit.phases.evaluate import RESULTS, EvaluationResult, check_evaluating, evaluate
-from abc_toolkit.phases.measure import Row
+from abc_toolkit.phases.measure import read_rows
 from abc_toolkit.phases.training import fit, retrain
 from abc_toolkit.report import terminal
-from abc_toolkit.runs.description import describe, differences, rebuild
-from abc_toolkit.runs.files import load_json
+from abc_toolkit.runs.description import describe, differences
 from abc_toolkit.runs.folder import PIPELINE, Phase, Run
-from abc_toolkit.tasks import Addition, Task
+from abc_toolkit.tasks import Addition, Calibratable, Task
+from abc_toolkit.tasks.base import require
 from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.loop import MAY_DIFFER, TrainerSettings, lightning_trainer
 from abc_toolkit.training.processes import starts_processes, undisturbed, wanted_help
@@ -57,6 +57,7 @@ def run_all(
         UserError: As the phases.
     """
     task = Addition() if task is None else task
+    require(task, Calibratable, "abc run")
     place = Run.of(run, task)
     check_task(place, task, overwrite)
     settings: dict[Phase, dict[str, Any]] = {
@@ -107,8 +108,8 @@ def run_all(
 def _finished_before(place: Run) -> EvaluationResult:
     """Shows the results of a run of which nothing is left to do."""
     path = place.folder("evaluate") / RESULTS
-    rows = rebuild(load_json(path), tuple[Row, ...], path, whole=True)
-    terminal.print_results([row.plain() for row in rows])
+    rows = read_rows(path)
+    terminal.print_results([row.plain() for row in rows], place.task("fit").objective.metrics)
     terminal.done(f"{place.path} was finished before.", path.parent, next_command(place, "solve", " PROBLEM ..."))
     return EvaluationResult(place, rows)
 

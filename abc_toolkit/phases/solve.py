@@ -16,13 +16,15 @@ import torch
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.attention import AttentionPath
-from abc_toolkit.models.base import Model
+from abc_toolkit.models.base import DecodingModel, Model
 from abc_toolkit.models.decoding import solve_problems
 from abc_toolkit.models.memory import check_memory
+from abc_toolkit.models.transformer import AttentionModel
+from abc_toolkit.phases.base import run_with
 from abc_toolkit.report import terminal
 from abc_toolkit.runs.folder import Run
-from abc_toolkit.tasks import ProblemError, Shape, Task
-from abc_toolkit.tasks.base import quoted
+from abc_toolkit.tasks import ProblemError, Shape, Solvable
+from abc_toolkit.tasks.base import quoted, require
 
 NOTHING = "there is no problem to solve: give some as arguments, with --file, or on standard input"
 # How numbers are also written: signs that mean what one on the keyboard means, and marks that group digits in threes.
@@ -56,7 +58,7 @@ class Problem:
             terminal.remark(f"{where} is read as {quoted(self.read_as)}.")
 
 
-def read_problem(task: Task, text: str) -> Problem:
+def read_problem(task: Solvable, text: str) -> Problem:
     """A problem as a person writes it.
 
     What the task reads as it stands is never changed, nor are characters among its symbols. Otherwise spaces beside
@@ -80,7 +82,7 @@ def read_problem(task: Task, text: str) -> Problem:
     return Problem(*read, read_as=plain if plain != text.strip() else None)
 
 
-def _plainly(task: Task, text: str) -> str:
+def _plainly(task: Solvable, text: str) -> str:
     """A problem with what its characters mean in place of those that the task does not know."""
     plain = "".join(character if character in task.symbols else _meant(task, character) for character in text)
     if " " not in task.symbols:
@@ -89,7 +91,7 @@ def _plainly(task: Task, text: str) -> str:
     return plain if " " in task.symbols else re.sub(r"(?<!\w) | (?!\w)", "", plain)
 
 
-def _meant(task: Task, character: str) -> str:
+def _meant(task: Solvable, character: str) -> str:
     """What a character that is none of the task's symbols stands for, or itself."""
     forms = [_SIGNS.get(character, character), character.lower(), character.upper()]
     forms.append(str(unicodedata.decimal(character, "")))
@@ -112,17 +114,19 @@ class Solver:
     """
 
     def __init__(self, run: Path | None, weights: Literal["retrain", "fit"], attention: AttentionPath) -> None:
-        self._place = Run.newest(run, weights)
+        self._place = run_with(run, weights, Solvable, "abc solve")
         self._weights: Literal["retrain", "fit"] = weights
         self._attention: AttentionPath = attention
         self._fitting: set[Shape] = set()
-        self.task = self._place.task(weights)
+        self.task = require(self._place.task(weights), Solvable, "abc solve")
 
     @cached_property
-    def _model(self) -> Model:
+    def _model(self) -> DecodingModel:
         for warning in self._place.warnings(self._weights):
             terminal.remark(warning)
-        return attending(self._place, self._weights, self._attention)
+        model = attending(self._place, self._weights, self._attention)
+        assert isinstance(model, DecodingModel)  # as that of a task with a target is
+        return model
 
     def read(self, text: str, where: str) -> Problem:
         """A problem of the task, as a person writes it.
@@ -216,7 +220,7 @@ def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path 
         answers: An answer each.
         run: Run folder; the newest in runs/ if not given.
     """
-    task = Run.newest(run, "fit").task("fit")
+    task = require(Run.newest(run, "fit").task("fit"), Solvable, "abc solve")
     sources = [read_problem(task, problem).source for problem in problems]
     return [task.answer(task.solve(source)) == answer for source, answer in zip(sources, answers, strict=True)]
 
@@ -360,7 +364,10 @@ def attending(place: Run, phase: Literal["fit", "retrain"], attention: Attention
     """A phase's model, its attention on the path asked for."""
     model = place.load_model(phase)
     try:
-        model.attend(attention)
+        if isinstance(model, AttentionModel):
+            model.attend(attention)
+        elif attention == "gathered":
+            raise UserError("there is no attention in this model whose keys could be gathered")
     except UserError as error:
         other = "; take the other with --weights retrain" if phase == "fit" and place.has("retrain") else ""
         raise UserError(f"--attention {attention}: the model in {place.folder(phase)}: {error}{other}") from None

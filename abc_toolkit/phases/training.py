@@ -10,7 +10,7 @@ import torch
 
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture, Backbone, Model
-from abc_toolkit.phases.base import check_backbone, check_task, next_command
+from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof import CannotDecideError
 from abc_toolkit.report import terminal
@@ -24,7 +24,8 @@ from abc_toolkit.runs.folder import (
     save_weights,
 )
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks import Addition, Task
+from abc_toolkit.tasks import Addition, Calibratable, Task
+from abc_toolkit.tasks.objective import Objective
 from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.data import Data
@@ -36,7 +37,7 @@ from abc_toolkit.windows import Window
 Until = Literal["auto", "certified", "validated"]
 # A model that hovers about the threshold reaches it by chance, and settles above it as the rate falls:
 # experiments/reliability/stopping.py compares rules.
-FIT_STOPPING = Stopping(exact_match=0.999, loss=1.0, decay_steps=300)
+FIT_STOPPING = Stopping(exact_match=0.999, decay_steps=300)
 RETRAIN_STOPPING = Stopping(exact_match=1.0, loss=2e-4, decay_steps=800)
 RETRAIN_DATA = Data(batch_size=128)
 
@@ -122,15 +123,14 @@ def fit(
     """
     # No default instance above: on the command line its settings would be passed on to another task's class.
     task = Addition() if task is None else task
+    model = model.for_task(task.interface.decoded)
     place = Run.of(run, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     arguments = {"task": task, "seed": seed} | settings
     check_task(place, task, overwrite)
     result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite, arguments, {})
-    summary = _training_summary("The vanilla model", result.trained, stopping, trainer)
-    following = (
-        next_command(place, "calibrate") if model.backbone == "encoder-decoder" else next_command(place, "evaluate")
-    )
+    summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
+    following = next_command(place, "calibrate") if model.kind == "encoder-decoder" else next_command(place, "evaluate")
     terminal.done(summary, place.folder("fit"), following)
     return result
 
@@ -172,7 +172,7 @@ def retrain(
     Raises:
         UserError: If the window does not fit, the run folder is not free, or training breaks.
     """
-    place = Run.newest(run, "fit" if window is not None else "calibrate")
+    place = run_with(run, "fit" if window is not None else "calibrate", Calibratable, "abc retrain")
     task = place.task("fit")
     sizes = model.of(place.architecture("fit"))
     check_backbone(sizes, place)
@@ -185,7 +185,7 @@ def retrain(
     seed = int(place.record("fit")["seed"]) if seed is None else seed
     settings |= {"model": sizes}
     result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite, arguments, inputs)
-    summary = _training_summary("The model inside the window", result.trained, stopping, trainer)
+    summary = _training_summary("The model inside the window", task.objective, result.trained, stopping, trainer)
     try:
         reason = place.stale("certify") if place.has("certify") else None
     except UserError as error:  # of a damaged certificate; what was trained is whole
@@ -272,15 +272,23 @@ def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:
     return None
 
 
-def _training_summary(what: str, trained: Trained, stopping: Stopping, trainer: TrainerSettings) -> str:
-    share = f"{100 * trained.exact_match:.2f} % of {trained.validated_on} held-out problems"
-    summary = f"{what} solves {share} after {trained.steps} steps ({trained.seconds:.0f} s)."
+def _training_summary(
+    what: str, objective: Objective, trained: Trained, stopping: Stopping, trainer: TrainerSettings
+) -> str:
+    after = f"after {trained.steps} steps ({trained.seconds:.0f} s)."
+    metric = objective.metrics[0]
+    value = trained.metrics[metric.name]
+    if not metric.is_share:
+        return f"{what} has a {metric.told(value)} on {trained.validated_on} held-out problems {after}"
+    summary = f"{what} solves {100 * value:.2f} % of {trained.validated_on} held-out problems {after}"
     if trained.weak:
         summary += f" In {trained.weak} assignments it is wrong or leads by less than {THIN:g}:"
     elif trained.reached and trained.weak is not None:
         summary += " So it does everything that it can meet at these lengths."
     elif not trained.reached:
-        summary += f" Asked for were {100 * stopping.exact_match:g} % and a loss of {stopping.loss:g} (it is "
+        summary += (
+            f" Asked for were {100 * stopping.exact_match:g} % and a loss of {objective.loss_limit(stopping):g} (it is "
+        )
         summary += f"{trained.loss:.2g}):"
     if not trained.reached and trained.steps >= trainer.max_steps:
         summary += " train longer with --resume --trainer.max_steps N."

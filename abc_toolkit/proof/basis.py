@@ -43,7 +43,7 @@ def basis_of(task: Task, model: Model) -> Basis:
     Raises:
         CannotDecideError: If something is missing, or the model holds a part of which nothing is known.
     """
-    rule = task.local_rule()
+    rule = task.local_rule() if isinstance(task, DigitTask) else None
     if rule is None or not isinstance(task, DigitTask):
         raise CannotDecideError(f"{task.name} has no local rule: nothing says from place to place what comes next")
     if type(task).layout is not DigitTask.layout:

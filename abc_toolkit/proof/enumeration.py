@@ -17,8 +17,9 @@ from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
 from abc_toolkit.proof.table import TabledRule, all_of
 from abc_toolkit.tasks import Problems, Shape
-from abc_toolkit.tasks.base import UNIFORM, shape_name
+from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 MOST_ASSIGNMENTS = 2 * 10**7

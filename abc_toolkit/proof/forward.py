@@ -63,7 +63,7 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
         field: The receptive field.
         tokens: Token ids of its leaves, `[assignment, leaf]`.
     """
-    layout, radix = field.layout, len(model.embedding.weight)
+    layout, radix = field.layout, model.interface.num_tokens
 
     def embedded(positions: Positions, numbers: Sequence[int], start: int) -> list[_Stream]:
         streams = []
@@ -110,7 +110,7 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
     encoded = through(list(model.encoder), "encoder", embedded(layout.source, field.sources[0], 0), field.sources)
     encoded = [_mapped(stream, model.encoder_norm) for stream in encoded]
     if not encoded:  # so that there is something to point at
-        nothing = torch.zeros(1, 1, model.architecture.model_dim, dtype=model.embedding.weight.dtype)
+        nothing = torch.zeros(1, 1, model.architecture.model_dim, dtype=model.output.weight.dtype)
         encoded = [_Stream(frozenset(), nothing, torch.zeros(len(tokens), dtype=torch.long))]
     streams = embedded(layout.target, field.streams[0], len(field.sources[0]))
     (last,) = through(list(model.decoder), "decoder", streams, field.streams, encoded)

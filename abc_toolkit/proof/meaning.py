@@ -12,8 +12,8 @@ from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule, all_of
 from abc_toolkit.tasks import ProblemError, Problems
-from abc_toolkit.tasks.base import SETS, TRAINING, shape_name
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.base import TRAINING
+from abc_toolkit.tasks.digits.base import SETS, DigitTask
 from abc_toolkit.tasks.digits.identity import (
     CarryIdentity,
     CopyIdentity,
@@ -23,6 +23,7 @@ from abc_toolkit.tasks.digits.identity import (
     Share,
     SumIdentity,
 )
+from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 HELD_TO = 10_000  # the least number of problems that a rule is held to

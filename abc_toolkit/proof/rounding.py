@@ -372,7 +372,7 @@ class BoundedModel:
     @torch.no_grad()
     def _largest(self, cyclic: Sequence[Cyclic]) -> float:
         """Bound of all numbers and partial sums on the way to the logits, whatever tokens are read, twice over."""
-        embedding, dim = self.model.embedding.weight, self.model.architecture.model_dim
+        embedding, dim = self.model.get_parameter("embedding.weight"), self.model.architecture.model_dim
         waves = dim**0.5 * sum(len(method.coordinates) for method in cyclic)
         embedded = float(embedding.norm(dim=1).max()) * dim**0.5 + waves
         found, encoded = [embedded], embedded
@@ -521,7 +521,7 @@ class BoundedModel:
             for table, keys in reads.values():
                 opened = {k for head in range(len(table.index)) for k, _ in _open_of(table, head, row)}
                 columns = columns.union(*(keys[k][0].columns for k in opened))
-            first, which = distinct(tokens, columns, len(self.model.embedding.weight))
+            first, which = distinct(tokens, columns, self.model.interface.num_tokens)
 
             def fetched(site: Site, first: Tensor = first) -> list[tuple[Bounded, Bounded]]:
                 return [(key.x[key.which[first]], value.x[value.which[first]]) for key, value in reads[site][1]]

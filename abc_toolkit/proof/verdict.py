@@ -18,7 +18,7 @@ from torch import Tensor
 
 from abc_toolkit.calibration.sufficiency import Conflict
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import Model, prefix_of, teacher_forced
+from abc_toolkit.models.base import Model, predict, prefix_of
 from abc_toolkit.models.decoding import solve_problems
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.proof.basis import Basis, basis_of
@@ -257,7 +257,7 @@ def alike(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = EncoderDecoder(len(model.embedding.weight), model.architecture, model.position).double().eval()
+        fresh = EncoderDecoder(model.interface, model.architecture, model.position).double().eval()
     logits, required, where = [], [], []
     for number, kind in enumerate(kinds):
         for part in kind.assignments.split(2**15):
@@ -341,13 +341,13 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
         return torch.cat([model.advance(piece, state) for piece in pieces], dim=1)
 
     def in_order(order: Tensor) -> Tensor:
-        return teacher_forced(model, problems[order], layout)[order.argsort()]
+        return predict(model, problems[order], layout)[order.argsort()]
 
     def alone() -> Tensor:
-        return torch.cat([teacher_forced(model, problems[row : row + 1], layout) for row in range(len(problems))])
+        return torch.cat([predict(model, problems[row : row + 1], layout) for row in range(len(problems))])
 
     ways: dict[str, tuple[Problems, Callable[[], Tensor]]] = {
-        "one batch": (problems, lambda: teacher_forced(model, problems, layout)),
+        "one batch": (problems, lambda: predict(model, problems, layout)),
         "the batch shuffled": (
             problems,
             lambda: in_order(torch.randperm(64, generator=torch.Generator().manual_seed(1))),
@@ -358,11 +358,9 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
     }
     long = _long_problems(task)
     if long is not None:
-        ways["long problems, one batch"] = long, lambda: teacher_forced(model, long, task.layout(long.shape))
+        ways["long problems, one batch"] = long, lambda: predict(model, long, task.layout(long.shape))
         ways[f"long problems, in pieces of {_PIECES} tokens"] = long, lambda: in_pieces(long, _PIECES)
-    exact = {
-        id(own): teacher_forced(exact_model, own, task.layout(own.shape)) for own in (problems, long) if own is not None
-    }
+    exact = {id(own): predict(exact_model, own, task.layout(own.shape)) for own in (problems, long) if own is not None}
     path, found = model.path, {}
     for own in ("dense", "gathered"):
         model.attend(own)
@@ -409,6 +407,6 @@ def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
         mixed.source[:, list(field.sources[0])] = one.source[:, list(field.sources[0])]
         held = [number - 1 for number in field.streams[0] if number]  # the token before a target token
         mixed.target[:, held] = one.target[:, held]
-        logits = (teacher_forced(model, problems, layout)[:, query] for problems in (one, mixed))
+        logits = (predict(model, problems, layout)[:, query] for problems in (one, mixed))
         most = max(most, float((next(logits) - next(logits)).abs().max()))
     return most

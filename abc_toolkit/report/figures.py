@@ -29,8 +29,9 @@ from torch import Tensor
 
 from abc_toolkit.layout import END, Layout, Positions
 from abc_toolkit.positions import SITES, Site
-from abc_toolkit.report.terminal import WEIGHTS_NAMES
+from abc_toolkit.report.terminal import WEIGHTS_NAMES, weights_name
 from abc_toolkit.runs.files import replacing
+from abc_toolkit.tasks.objective import EXACT_MATCH, Metric
 from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
@@ -105,13 +106,14 @@ def windows(path: Path, window: Window, layouts: Sequence[tuple[str, Layout]]) -
 
 
 def training(path: Path, record: Mapping[str, Any]) -> Path:
-    """Draws the loss and the exact match on held-out problems over the steps of a training.
+    """Draws the loss and a metric on held-out problems over the steps of a training.
 
     Args:
         path: The PNG file to write.
-        record: `train` (a list of `step`, `loss`), `validation` (a list of `step`, `loss`, `exact_match`, the last
-            in 0 to 1, and, where the model was tried on assignments, `weak`, in how many it is weak), `threshold` (the
-            exact match that counts as interpolation) and `phase` (`fit` or `retrain`).
+        record: `train` (a list of `step`, `loss`), `validation` (a list of `step`, `loss`, the metric by its name and,
+            where the model was tried on assignments, `weak`, in how many it is weak), `metric` (its name;
+            `exact_match` if not given), `threshold` (the exact match that counts as interpolation) and `phase` (`fit`
+            or `retrain`).
 
     Returns:
         The file.
@@ -119,32 +121,35 @@ def training(path: Path, record: Mapping[str, Any]) -> Path:
     return _save(_draw_training(record), path)
 
 
-def accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Path:
-    """Draws exact match against length with its interval: a colour for the weights, a marker for the set.
+def metric_curve(
+    path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, task: str, metric: Metric = EXACT_MATCH
+) -> Path:
+    """Draws a metric against length with its interval: a colour for the weights, a marker for the suite.
 
     Each seed and each way of decoding is a line of its own.
 
     Args:
         path: The PNG file to write.
-        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `set`, `length`, `decode`, `seed` and, in
-            0 to 1, `exact_match` and its 95 % interval, `low` to `high`.
+        rows: Results of the metric, one or more, each with `weights` (`fit`, `retrain` or a baseline), `suite`,
+            `length`, `decode`, `seed`, `value` and its 95 % interval, `low` to `high`.
         max_length: Longest training length.
         task: Name of the task.
+        metric: The metric.
 
     Returns:
         The file.
     """
-    return _save(_draw_accuracy(rows, max_length, task), path)
+    return _save(_draw_metric(rows, max_length, task, metric), path)
 
 
 def digit_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Path:
-    """Draws the accuracy of each place as heat maps of length and place, one row per weights, one column per set.
+    """Draws the accuracy of each place as heat maps of length and place, one row per weights, one column per suite.
 
-    Rows of the same weights, set, length and place (of several seeds, say) are averaged.
+    Rows of the same weights, suite, length and place (of several seeds, say) are averaged.
 
     Args:
         path: The PNG file to write.
-        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `set`, `length`, `place` and, in 0 to 1,
+        rows: Results, one or more, each with `weights` (`fit` or `retrain`), `suite`, `length`, `place` and, in 0 to 1,
             `accuracy`.
         max_length: Longest training length.
         task: Name of the task.
@@ -283,9 +288,12 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
     figure.suptitle(f"Training of the {WEIGHTS_NAMES[record['phase']]} model", fontsize=TITLE, color=INK)
     for label, points, colour in (("training", train, PALETTE[0]), ("held-out", validation, PALETTE[1])):
         _curve(top, points, "loss", colour, label)
-    _curve(bottom, validation, "exact_match", PALETTE[1], "held-out")
-    bottom.axhline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold, {100 * threshold:g} %")
-    reached = next((point["step"] for point in validation if point["exact_match"] >= threshold), None)
+    metric = record.get("metric", EXACT_MATCH.name)
+    _curve(bottom, validation, metric, PALETTE[1], "held-out")
+    reached = None
+    if metric == EXACT_MATCH.name:
+        bottom.axhline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold, {100 * threshold:g} %")
+        reached = next((point["step"] for point in validation if point[metric] >= threshold), None)
     if reached is not None:
         for axes in panels:
             axes.axvline(reached, color=INK, linestyle=":", linewidth=1)
@@ -297,7 +305,11 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
         top.set_ylim(10 ** math.floor(math.log10(min(losses))), 10 ** math.ceil(math.log10(1.01 * max(losses))))
     top.yaxis.set_minor_formatter(NullFormatter())
     top.set_ylabel("loss", fontsize=TEXT, color=INK)
-    _percent(bottom, "exact match")
+    if metric == EXACT_MATCH.name:
+        _percent(bottom, "exact match")
+    else:
+        bottom.set(yscale="log")
+        bottom.set_ylabel(metric.replace("_", " "), fontsize=TEXT, color=INK)
     if covered:
         _curve(panels[2], covered, "weak", PALETTE[2], "wrong, or right by little")
         panels[2].set_yscale("symlog", linthresh=1)
@@ -329,23 +341,25 @@ def _curve(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, colour: C
     )
 
 
-def _draw_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Figure:
+def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, metric: Metric = EXACT_MATCH) -> Figure:
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
-    sets = list(dict.fromkeys(row["set"] for row in rows))
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
     weights = _weights(rows)
+    looks = _looks(weights)
     lengths = sorted({row["length"] for row in rows})
     styles: dict[str, dict[str, Any]] = {
-        name: {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]} for i, name in enumerate(sets)
+        name: {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
+        for i, name in enumerate(suites)
     }
 
     lines: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["length"]):
-        lines.setdefault((row["weights"], row["set"], row["decode"], row["seed"]), []).append(row)
-    for (name, set_name, _, _), points in lines.items():
-        x, y, low, high = np.array([[p["length"], p["exact_match"], p["low"], p["high"]] for p in points], float).T
-        # Sets that are all right, or all wrong, would hide one another: each is moved aside by a few points.
-        aside = 4 * (sets.index(set_name) - (len(sets) - 1) / 2) / 72
+        lines.setdefault((row["weights"], row["suite"], row["decode"], row["seed"]), []).append(row)
+    for (name, suite, _, _), points in lines.items():
+        x, y, low, high = np.array([[p["length"], p["value"], p["low"], p["high"]] for p in points], float).T
+        # Suites that are all right, or all wrong, would hide one another: each is moved aside by a few points.
+        aside = 4 * (suites.index(suite) - (len(suites) - 1) / 2) / 72
         axes.errorbar(
             x,
             y,
@@ -353,8 +367,8 @@ def _draw_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str
             linewidth=1.2,
             elinewidth=1,
             transform=axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans),
-            **styles[set_name],
-            **LOOKS[name],
+            **styles[suite],
+            **looks[name],
         )
 
     longest = max(max_length, lengths[-1])
@@ -379,24 +393,30 @@ def _draw_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("length", fontsize=TEXT, color=INK)
-    _percent(axes, "exact match, with 95 % interval")
-    axes.set_title(f"{task}: accuracy at each length", fontsize=TITLE, color=INK, pad=18)
+    label = f"{metric.title}, with 95 % interval"
+    if metric.is_share:
+        _percent(axes, label)
+    else:
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label, fontsize=TEXT, color=INK)
+    what = "accuracy" if metric is EXACT_MATCH else metric.title
+    axes.set_title(f"{task}: {what} at each length", fontsize=TITLE, color=INK, pad=18)
     _chart(axes)
-    models = [Line2D([], [], marker="o", linewidth=1.2, label=WEIGHTS_NAMES[name], **LOOKS[name]) for name in weights]
-    marks = [Line2D([], [], color=INK, label=name, linewidth=1, markersize=4, **styles[name]) for name in sets]
+    models = [Line2D([], [], marker="o", linewidth=1.2, label=weights_name(name), **looks[name]) for name in weights]
+    marks = [Line2D([], [], color=INK, label=name, linewidth=1, markersize=4, **styles[name]) for name in suites]
     look: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": TEXT, "title_fontsize": TEXT}
     axes.add_artist(axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1), **look))
-    axes.legend(handles=marks, title="set", loc="upper left", bbox_to_anchor=(1.01, 0.75), **look)
+    axes.legend(handles=marks, title="suite", loc="upper left", bbox_to_anchor=(1.01, 0.75), **look)
     return figure
 
 
 def _draw_digit_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Figure:
-    weights, sets = _weights(rows), list(dict.fromkeys(row["set"] for row in rows))
+    weights, sets = _weights(rows), list(dict.fromkeys(row["suite"] for row in rows))
     lengths = sorted({row["length"] for row in rows})
     num_places = 1 + max(row["place"] for row in rows)
     total, count = np.zeros((2, len(weights), len(sets), len(lengths), num_places))
     for row in rows:
-        cell = weights.index(row["weights"]), sets.index(row["set"]), lengths.index(row["length"]), row["place"]
+        cell = weights.index(row["weights"]), sets.index(row["suite"]), lengths.index(row["length"]), row["place"]
         total[cell] += row["accuracy"]
         count[cell] += 1
     mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -415,7 +435,7 @@ def _draw_digit_accuracy(rows: Sequence[Mapping[str, Any]], max_length: int, tas
         line = 72 * LINE / _cell(row[0])[1]
         named = _apart([len(lengths) - 1, *range(len(lengths))], line)
         row[0].set_yticks([i + 0.5 for i in named], [str(lengths[i]) for i in named], fontsize=SMALL, color=INK)
-        _name_row(row[0], row[0], WEIGHTS_NAMES[name])
+        _name_row(row[0], row[0], weights_name(name))
     for axes in grid[-1]:
         places = _regular(num_places, 20 / _cell(axes)[0])
         axes.set_xticks([place + 0.5 for place in places], [str(place) for place in places], fontsize=SMALL, color=INK)
@@ -635,8 +655,16 @@ def _shade(colour: Colour, bias: float, biases: Sequence[float]) -> Colour:
 
 
 def _weights(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The weights that occur, the vanilla model's first."""
-    return [name for name in WEIGHTS_NAMES if any(row["weights"] == name for row in rows)]
+    """The weights that occur, the vanilla model's first, baselines last."""
+    found = list(dict.fromkeys(row["weights"] for row in rows))
+    return [name for name in WEIGHTS_NAMES if name in found] + [name for name in found if name not in WEIGHTS_NAMES]
+
+
+def _looks(weights: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How the lines of models and of baselines look."""
+    others = [name for name in weights if name not in LOOKS]
+    plain: dict[str, Any] = {"fillstyle": "none", "markersize": 5}
+    return dict(LOOKS) | {name: plain | {"color": PALETTE[(2 + i) % len(PALETTE)]} for i, name in enumerate(others)}
 
 
 def _name_row(first: Axes, last: Axes, text: str) -> None:

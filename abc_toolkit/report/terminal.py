@@ -24,7 +24,8 @@ from rich.table import Table
 from rich.text import Text
 
 from abc_toolkit.positions import SITES
-from abc_toolkit.tasks.base import shape_name
+from abc_toolkit.tasks.lengths import shape_name
+from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.windows.rules import Rule, Window
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ T = TypeVar("T")
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
 SITE_NAMES = {"encoder": "encoder self-attention", "decoder": "self-attention", "cross": "cross-attention"}
 _silent = ContextVar("silent", default=False)
+
+
+def weights_name(weights: str) -> str:
+    """What a model is called in tables and figures, by the phase that it comes from; a baseline by its own name."""
+    return WEIGHTS_NAMES.get(weights, weights)
 
 
 @contextmanager
@@ -79,26 +85,22 @@ def remark(text: str) -> None:
 
 
 class TrainingBar:
-    """Progress of a training: steps, loss, exact match on held-out problems."""
+    """Progress of a training: steps, loss, the first metric on held-out problems."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
-        self._loss = self._exact_match = self._weak = ""
+        self._loss = self._judged = self._weak = ""
 
-    def update(
-        self, step: int, loss: float | None = None, exact_match: float | None = None, weak: int | None = None
-    ) -> None:
+    def update(self, step: int, loss: float | None = None, judged: str | None = None, weak: int | None = None) -> None:
         """Moves to a step, and shows what is given."""
         if loss is not None:
             self._loss = f"loss {loss:.4f}"
-        if exact_match is not None:
-            self._exact_match = f"exact match {100 * exact_match:.2f} %"
+        if judged is not None:
+            self._judged = judged
         if weak is not None:
             self._weak = f"{weak:,} weak assignments"
-        self._progress.update(
-            self._task, completed=step, loss=self._loss, exact_match=self._exact_match, weak=self._weak
-        )
+        self._progress.update(self._task, completed=step, loss=self._loss, judged=self._judged, weak=self._weak)
 
 
 @contextmanager
@@ -109,10 +111,10 @@ def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBa
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[loss]}  {task.fields[exact_match]}  {task.fields[weak]}"),
+        TextColumn("{task.fields[loss]}  {task.fields[judged]}  {task.fields[weak]}"),
     )
     with _progress(*columns, shown=shown) as progress:
-        yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", exact_match="", weak=""))
+        yield TrainingBar(progress, progress.add_task(title, total=max_steps, loss="", judged="", weak=""))
 
 
 def track(items: Sequence[T], title: str) -> Iterable[T]:
@@ -181,26 +183,32 @@ def print_window(window: Window, attention: Mapping[Rule, float], added: Sequenc
     Console().print(table)
 
 
-def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of an evaluation: a row for each length or shape and set, a column for each model."""
+def print_results(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) -> None:
+    """A table of each metric of an evaluation: a row for each length or shape and suite, a column for each model."""
+    for metric in metrics:
+        own = [row for row in rows if row["metric"] == metric.name]
+        if own:
+            _print_metric(own, metric)
+
+
+def _print_metric(rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
+    what = metric.title.capitalize() + f" on {first['task']}"
+    what += ", % [95 % interval]: greedy decoding" if metric.is_share else " [95 % interval]"
     table = Table(
-        title=_title(
-            f"Exact match on {first['task']}, % [95 % interval]: greedy decoding, {first['samples']:,} problems "
-            f"each, seed {first['seed']}"
-        ),
+        title=_title(f"{what}, {first['samples']:,} problems each, seed {first['seed']}"),
         title_justify="left",
         box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )
-    for heading in ("length", "tokens", "set"):
-        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for heading in ("length", "tokens", "suite"):
+        table.add_column(heading, justify="left" if heading == "suite" else "right")
     for model in models:
-        table.add_column(WEIGHTS_NAMES[model], justify="right", no_wrap=True)
+        table.add_column(weights_name(model), justify="right", no_wrap=True)
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         size = shape_name(row.get("shape") or (row["length"],))
-        cells.setdefault((size, row["set"]), []).append(row)
+        cells.setdefault((size, row["suite"]), []).append(row)
     before = None
     for (size, name), shown in cells.items():
         if before not in (None, size):
@@ -208,7 +216,7 @@ def print_results(rows: Sequence[Mapping[str, Any]]) -> None:
         heading = (size, str(shown[0]["tokens"])) if before != size else ("", "")
         before = size
         by_model = {row["weights"]: row for row in shown}
-        table.add_row(*heading, name, *(_share(by_model[model]) for model in models))
+        table.add_row(*heading, name, *(_with_interval(by_model[model], metric) for model in models))
     Console().print(table)
 
 
@@ -245,8 +253,8 @@ def print_certificate(certificate: "Certificate", task: str) -> None:
     Console().print(table)
 
 
-def _share(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['exact_match']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+def _with_interval(row: Mapping[str, Any], metric: Metric) -> str:
+    return f"{metric.shown(row['value'])} [{metric.shown(row['low'])}, {metric.shown(row['high'])}]"
 
 
 def done(what: str, folder: Path, following: str | None) -> None:

@@ -31,7 +31,7 @@ from safetensors.torch import load
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, Backbone, Model
 from abc_toolkit.models.mamba import MambaLanguageModel
-from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder
+from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder, EncoderOnly
 from abc_toolkit.runs import weights
 from abc_toolkit.runs.description import describe, rebuild
 from abc_toolkit.runs.files import (
@@ -65,6 +65,7 @@ RUNS = Path("runs")
 BACKBONES: Mapping[Backbone, type[Model]] = {
     "encoder-decoder": EncoderDecoder,
     "decoder-only": DecoderOnly,
+    "encoder-only": EncoderOnly,
     "mamba": MambaLanguageModel,
 }
 _LOCK, _WRITER = ".lock", ".writer.json"
@@ -527,7 +528,7 @@ def build_model(task: Task, architecture: Architecture, window: Window | None) -
     if window is not None:
         window.check_fits(architecture.num_encoder_layers, architecture.num_decoder_layers, architecture.num_heads)
         position = Windowed(window, position)
-    model = BACKBONES[architecture.backbone](len(task.vocabulary), architecture, position)
+    model = BACKBONES[architecture.kind](task.interface, architecture, position)
     weights.check_savable(model)  # before it is trained
     return model
 

@@ -1,6 +1,16 @@
 """What is computed: one file a task."""
 
-from abc_toolkit.tasks.base import ProblemError, Problems, Shape, Task
+from abc_toolkit.tasks.base import (
+    Batch,
+    Calibratable,
+    Certifiable,
+    HeldOut,
+    Interface,
+    ProblemError,
+    Problems,
+    Solvable,
+    Task,
+)
 from abc_toolkit.tasks.digits.addition import Addition
 from abc_toolkit.tasks.digits.comparison import Comparison
 from abc_toolkit.tasks.digits.copying import Copy, Repeat, Reverse
@@ -11,12 +21,20 @@ from abc_toolkit.tasks.digits.multiplication import Multiplication
 from abc_toolkit.tasks.digits.parity import Parity
 from abc_toolkit.tasks.digits.subtraction import Subtraction
 from abc_toolkit.tasks.digits.successor import Successor
+from abc_toolkit.tasks.functions.linear_regression import LinearRegression
+from abc_toolkit.tasks.lengths import Shape
 
 __all__ = [
     "Addition",
+    "Batch",
+    "Calibratable",
+    "Certifiable",
     "Comparison",
     "Copy",
     "Division",
+    "HeldOut",
+    "Interface",
+    "LinearRegression",
     "LongMultiplication",
     "MultiOperandAddition",
     "Multiplication",
@@ -26,6 +44,7 @@ __all__ = [
     "Repeat",
     "Reverse",
     "Shape",
+    "Solvable",
     "Subtraction",
     "Successor",
     "Task",

@@ -1,124 +1,232 @@
-"""The contract of a task, and what tasks on digit strings share."""
+"""The contract of a task: what is learned. Nothing else in the toolkit knows which task it serves.
+
+Every task is a `Task`. What only some tasks can do are contracts of their own, of which a task inherits those that it
+meets: `HeldOut`, `Calibratable`, `Solvable`, `Certifiable`. A command that needs one asks for it with `require`.
+"""
 
 import abc
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import Layout
+from abc_toolkit.layout import Layout, LayoutDescription
+from abc_toolkit.tasks.lengths import Shape, Size, parse_sizes
+from abc_toolkit.tasks.objective import Objective, TokenCrossEntropy
 from abc_toolkit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from abc_toolkit.tasks.digits.rule import LocalRule
 
-Shape = tuple[int, ...]
+T = TypeVar("T")
+B = TypeVar("B", bound="Batch")
 TRAINING = "training"
 UNIFORM = "uniform"
-UNEQUAL = "unequal"
-CARRY = "carry"
-ZEROS = "zeros"
-SETS = (UNIFORM, UNEQUAL, CARRY, ZEROS)
+SMALL = 10_000  # problems of a size below which all are trained on
 _QUOTED = 40  # characters of a text that a message quotes
 
 
 @dataclass(frozen=True)
-class Problems:
-    """A batch of problems of one shape.
+class Batch:
+    """Problems of one shape, as a model reads them and as its outputs are judged.
 
     Attributes:
-        shape: What sizes them.
-        source: Token ids `[batch, source_length]`.
-        target: Token ids `[batch, target_length]`, `EOS` last.
+        shape: The shape.
+        inputs: What the model reads: token ids `[batch, length]` or vectors `[batch, length, dim]`.
+        targets: What its outputs are compared with: token ids, classes or numbers, `[batch, outputs]`.
+        counted: Which outputs count, boolean `[batch, outputs]`; all, if not given.
+        layouts: The layout of each problem, where layouts differ from problem to problem; that of the shape, if not
+            given.
     """
 
     shape: Shape
-    source: Tensor
-    target: Tensor
+    inputs: Tensor
+    targets: Tensor
+    counted: Tensor | None = None
+    layouts: tuple[Layout, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.inputs)
 
-    def __getitem__(self, item: slice | Tensor) -> "Problems":
-        return Problems(self.shape, self.source[item], self.target[item])
+    def __getitem__(self: B, item: slice | Tensor) -> B:
+        layouts = self.layouts
+        if layouts is not None:
+            layouts = tuple(layouts[number] for number in torch.arange(len(layouts))[item].tolist())
+        counted = None if self.counted is None else self.counted[item]
+        return replace(self, inputs=self.inputs[item], targets=self.targets[item], counted=counted, layouts=layouts)
 
-    def to(self, device: torch.device) -> "Problems":
+    def to(self: B, device: torch.device) -> B:
         """The same problems on a device."""
-        return Problems(self.shape, self.source.to(device), self.target.to(device))
+        counted = None if self.counted is None else self.counted.to(device)
+        layouts = None if self.layouts is None else tuple(layout.to(device) for layout in self.layouts)
+        inputs, targets = self.inputs.to(device), self.targets.to(device)
+        return replace(self, inputs=inputs, targets=targets, counted=counted, layouts=layouts)
+
+
+@dataclass(frozen=True)
+class Problems(Batch):
+    """A batch of token streams: `inputs` are the source, `targets` the target, which ends with `EOS`."""
+
+    @property
+    def source(self) -> Tensor:
+        """Token ids `[batch, source_length]`."""
+        return self.inputs
+
+    @property
+    def target(self) -> Tensor:
+        """Token ids `[batch, target_length]`, `EOS` last."""
+        return self.targets
 
 
 class ProblemError(UserError):
     """A problem as written by a user is not one of the task's; the message is one line that says why."""
 
 
+@dataclass(frozen=True)
+class Interface:
+    """What a model of a task reads and writes.
+
+    Attributes:
+        num_outputs: Numbers of each output: logits, or 1 where outputs are numbers themselves.
+        num_tokens: Size of the vocabulary of the inputs; 0 where inputs are vectors.
+        input_dim: Width of the input vectors; 0 where inputs are tokens.
+        decoded: Whether outputs are the tokens of a target that is decoded one by one, each under those before it.
+        pooled: Whether there is one output for a whole input, in place of one for each of its positions.
+    """
+
+    num_outputs: int
+    num_tokens: int = 0
+    input_dim: int = 0
+    decoded: bool = False
+    pooled: bool = False
+
+    @classmethod
+    def token_streams(cls, num_tokens: int) -> "Interface":
+        """A source and a target of one vocabulary."""
+        return cls(num_tokens, num_tokens, decoded=True)
+
+
 class Task(abc.ABC):
-    """What is computed. Nothing else in the toolkit knows which task it serves.
+    """What is learned, from short problems, to be done on long ones.
 
     A task is an immutable value (a frozen dataclass), so that a run folder can record it by its fields.
 
     Attributes:
-        symbols: Every character of its strings, the digits first.
-        base: Number of digits; `symbols[:base]` are the digits, `symbols[0]` is zero.
-        max_length: Longest training length: digits per operand, or bits.
+        max_length: Longest training length, in the task's own unit: digits of an operand, bits, points of a prompt.
+        suites: Names of its evaluation suites, the plain one first.
     """
 
-    symbols: str
-    base: int = 10
     max_length: int
+    suites: ClassVar[tuple[str, ...]] = (UNIFORM,)
 
     @property
     def name(self) -> str:
         """The task's name in files and folders: its class name in lower case."""
         return type(self).__name__.lower()
 
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """The task's token ids."""
-        return Vocabulary(self.symbols)
+    @property
+    @abc.abstractmethod
+    def interface(self) -> Interface:
+        """What a model of the task reads and writes."""
+
+    @property
+    @abc.abstractmethod
+    def objective(self) -> Objective:
+        """What a model of the task is trained and judged by."""
 
     @abc.abstractmethod
     def training_shapes(self) -> tuple[Shape, ...]:
         """Every shape that is trained on, shortest first."""
 
     @abc.abstractmethod
-    def num_problems(self, shape: Shape) -> int:
-        """How many problems of a shape there are."""
-
-    @abc.abstractmethod
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        """Shapes over which the samples of an evaluation set of a length are spread evenly.
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
+        """Shapes over which the samples of a suite are spread evenly.
 
         Args:
-            length: Digits per operand.
-            set_name: One of `SETS`.
-            generator: Draws operand lengths where the set leaves them open.
+            length: The length, in the unit of `max_length`.
+            suite: One of `suites`.
+            generator: Draws what the suite leaves open.
         """
 
+    def lengths(self, spec: str) -> list[Size]:
+        """The lengths and shapes that `--length` names, such as `10x`, `60` or `3x200`.
+
+        Raises:
+            UserError: If it names none, or the task has no problems of a shape.
+        """
+        return parse_sizes(spec, self.name, self.max_length, self.training_shapes())
+
     @abc.abstractmethod
-    def sample(self, generator: Generator, batch: int, shape: Shape, set_name: str = TRAINING) -> Problems:
+    def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Batch:
         """Draws problems of one shape.
 
         Args:
             generator: The only source of randomness.
             batch: How many.
             shape: Their shape.
-            set_name: `"training"` for the mixture trained on, or one of `SETS`.
+            suite: `"training"` for the mixture trained on, or one of `suites`.
         """
 
     @abc.abstractmethod
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
-        """Tokens of source and target, `EOS` included, of the problems of a shape, however long: none is made."""
-
-    @abc.abstractmethod
-    def numbers(self, problems: Problems) -> list[Tensor]:
-        """The operands' digits, least significant first, `[batch, width]` each: problems of equal ones are equal."""
+        """Lengths of the inputs and of a decoded target (`EOS` included) of a shape, however long: none is made."""
 
     @abc.abstractmethod
     def layout(self, shape: Shape) -> Layout:
         """Segment and coordinates of every token of the problems of a shape."""
+
+    def baselines(self) -> Mapping[str, Callable[[Batch], Tensor]]:
+        """Predictors, by name, that an evaluation shows beside the models; each gives outputs as a model does."""
+        return {}
+
+
+class HeldOut(abc.ABC):
+    """A task whose problems are held out of training by a key, as there are few enough that they come up again."""
+
+    @abc.abstractmethod
+    def num_problems(self, shape: Shape) -> int:
+        """How many problems of a shape there are."""
+
+    @abc.abstractmethod
+    def keys(self, problems: Problems) -> Tensor:
+        """A key for each problem, `[batch]`: a hash that equal problems share.
+
+        It is -1 for a problem of a size of which there are fewer than `SMALL`: such are never held out.
+        """
+
+
+class Calibratable(Task):
+    """A task of token streams: a source, and a target that is decoded, whose layout follows from the shape alone.
+
+    Attributes:
+        symbols: Every character of its strings.
+    """
+
+    symbols: str
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The task's token ids."""
+        return Vocabulary(self.symbols)
+
+    @property
+    def interface(self) -> Interface:
+        return Interface.token_streams(len(self.vocabulary))
+
+    @property
+    def objective(self) -> Objective:
+        return TokenCrossEntropy()
+
+    @abc.abstractmethod
+    def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Problems: ...
+
+
+class Solvable(Calibratable):
+    """A task whose problems a person can write, and an oracle can solve."""
 
     @abc.abstractmethod
     def parse(self, text: str) -> tuple[Shape, str]:
@@ -132,21 +240,74 @@ class Task(abc.ABC):
     def solve(self, source: str) -> str:
         """The oracle: the target, without `EOS`, that belongs to a source, by other means than `sample`'s."""
 
-    def local_rule(self) -> "LocalRule | None":
-        """The rule by which a proof goes from place to place; `None` if the task has none."""
-        return None
-
     @abc.abstractmethod
     def answer(self, target: str) -> str:
-        """What a target (without `EOS`) says, in natural order: most significant digit first, no leading zeros.
+        """What a target (without `EOS`) says, as a person writes it.
 
         A malformed target is rendered as it is, never repaired.
         """
 
 
-def shape_name(shape: Shape) -> str:
-    """A shape as it stands in files, messages and tables, such as `6x6`."""
-    return "x".join(map(str, shape))
+class Certifiable(Solvable):
+    """A task whose target follows from its source place by place, so that a model can be proved right.
+
+    Attributes:
+        literals: The character that each segment holds which always holds the same.
+        least_sizes: Least value of each size of a layout.
+    """
+
+    @property
+    @abc.abstractmethod
+    def literals(self) -> Mapping[str, str]:
+        """The character that each segment holds which always holds the same."""
+
+    @property
+    @abc.abstractmethod
+    def least_sizes(self) -> tuple[int, ...]:
+        """Least value of each size of a layout."""
+
+    @abc.abstractmethod
+    def local_rule(self) -> "LocalRule | None":
+        """The rule by which a proof goes from place to place; `None` if the task has none under its settings."""
+
+    @abc.abstractmethod
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        """The sizes that the layout of a shape follows from."""
+
+    @abc.abstractmethod
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        """The layout of a problem's sizes: one, or, of symbols in their place, that of every problem.
+
+        It may compute with sizes what is linear, and compare them; a proof for every length runs it on symbols.
+        """
+
+    @abc.abstractmethod
+    def values(self, segment: str) -> tuple[int, ...]:
+        """Token ids that can stand in a segment."""
+
+
+_LACKS = {
+    HeldOut: "holds no problems out of training",
+    Calibratable: "has no token streams with a layout, from whose attention a window could be read",
+    Solvable: "has no problems that can be written as text",
+    Certifiable: "has no local rule to prove a model by",
+}
+
+
+def require(task: Task, capability: type[T], command: str) -> T:
+    """The task as one that has a capability.
+
+    Args:
+        task: The task.
+        capability: `HeldOut`, `Calibratable`, `Solvable` or `Certifiable`.
+        command: What needs it, such as `abc solve`.
+
+    Raises:
+        UserError: If the task lacks it.
+    """
+    if not isinstance(task, capability):
+        raise UserError(f"{task.name} {_LACKS[capability]}: '{command}' is not available for it")
+    return task
 
 
 def quoted(text: str) -> str:
@@ -155,3 +316,17 @@ def quoted(text: str) -> str:
         return repr(text)
     shown = f"{text[: _QUOTED // 2]}...{text[-_QUOTED // 2 + 3 :]}"
     return f"{shown!r} ({len(text)} characters)"
+
+
+def check_suites(task: Task, names: Sequence[str] | str) -> tuple[str, ...]:
+    """The names of evaluation suites, which may be given as a text with commas.
+
+    Raises:
+        UserError: If there is none, or one that the task lacks.
+    """
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    unknown = [name for name in names if name not in task.suites]
+    if unknown or not names:
+        named = repr(unknown[0]) if unknown else "an empty list"
+        raise UserError(f"--sets: {named} names no evaluation set; they are {', '.join(task.suites)}")
+    return tuple(dict.fromkeys(names))

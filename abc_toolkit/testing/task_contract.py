@@ -19,9 +19,9 @@ from abc_toolkit.linear import NotLinearError, cases, symbol
 from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.meaning import HELD_TO, meaning_of
 from abc_toolkit.proof.table import TabledRule
-from abc_toolkit.tasks import ProblemError, Shape, Task
-from abc_toolkit.tasks.base import SETS, TRAINING, UNEQUAL, UNIFORM
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks import ProblemError, Shape
+from abc_toolkit.tasks.base import TRAINING, UNIFORM
+from abc_toolkit.tasks.digits.base import SETS, UNEQUAL, DigitTask
 from abc_toolkit.vocabulary import EOS
 
 LENGTHS = (1, 2, 9)
@@ -51,7 +51,7 @@ class TaskCase:
         wrong: Texts that are no problems, with what the message has to name.
     """
 
-    task: Task
+    task: DigitTask
     oracle: Callable[[str], int | str]
     grammar: str
     examples: tuple[Example, ...]
@@ -63,14 +63,14 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def evaluation_strings(task: Task, length: int, set_name: str, batch: int = 256) -> list[str]:
+def evaluation_strings(task: DigitTask, length: int, set_name: str, batch: int = 256) -> list[str]:
     """Sources of an evaluation set."""
     g = generator()
     problems = [task.sample(g, batch, shape, set_name) for shape in task.evaluation_shapes(length, set_name, g)]
     return [task.vocabulary.decode(row) for batch_of_shape in problems for row in batch_of_shape.source]
 
 
-def training_strings(task: Task, shape: Shape, batch: int = 4000) -> list[str]:
+def training_strings(task: DigitTask, shape: Shape, batch: int = 4000) -> list[str]:
     """Sources of the mixture trained on."""
     return [task.vocabulary.decode(row) for row in task.sample(generator(), batch, shape).source]
 
@@ -80,7 +80,7 @@ def significant(number: str) -> int:
     return len(number.lstrip("0")) or 1
 
 
-def operands(task: Task, shape: Shape, source: str) -> list[tuple[str, list[int]]]:
+def operands(task: DigitTask, shape: Shape, source: str) -> list[tuple[str, list[int]]]:
     """The operands in a source, and the numbers of their tokens, as the layout marks them."""
     positions = task.layout(shape).source
     found = []
@@ -133,7 +133,7 @@ def rows_of(layout: Layout) -> list[list[Row]]:
     return found
 
 
-def far_shapes(task: Task) -> list[Shape]:
+def far_shapes(task: DigitTask) -> list[Shape]:
     """Training shapes and some far beyond; none beyond a fixed width."""
     found, g = list(task.training_shapes()), generator()
     for length in (*LENGTHS, 4 * task.max_length, 40):
@@ -146,7 +146,7 @@ def far_shapes(task: Task) -> list[Shape]:
     return list(dict.fromkeys(found))
 
 
-def refuse(task: Task, text: str) -> str:
+def refuse(task: DigitTask, text: str) -> str:
     """The message with which a task refuses a text: one line."""
     with pytest.raises(ProblemError) as error:
         task.parse(text)
@@ -203,7 +203,6 @@ class TaskContract:
 
     def test_layouts_are_what_the_description_says(self, case: TaskCase) -> None:
         task = case.task
-        assert isinstance(task, DigitTask)
         for shape in far_shapes(task):
             sizes = task.sizes(shape)
             assert all(size >= least for size, least in zip(sizes, task.least_sizes, strict=True)), shape
@@ -214,7 +213,6 @@ class TaskContract:
     def test_the_description_of_every_length_is_that_of_each(self, case: TaskCase) -> None:
         """Run on symbols, it is of all lengths at once; a task with a local rule must allow that, for a proof."""
         task = case.task
-        assert isinstance(task, DigitTask)
         names = [f"s{number}" for number in range(len(task.least_sizes))]
         try:
             found = list(cases(lambda *sizes: task.describe_layout(sizes), [symbol(name) for name in names]))
@@ -229,7 +227,6 @@ class TaskContract:
 
     def test_each_token_can_be_what_stands_there(self, case: TaskCase) -> None:
         task = case.task
-        assert isinstance(task, DigitTask)
         for shape in task.training_shapes():
             problems, layout = task.sample(generator(), 50, shape), task.layout(shape)
             for positions, tokens in ((layout.source, problems.source), (layout.target, problems.target)):
@@ -243,7 +240,6 @@ class TaskContract:
         task, rule = case.task, case.task.local_rule()
         if rule is None:
             return
-        assert isinstance(task, DigitTask)
         tabled = TabledRule(task, rule)
         readings = [Reading(tabled, task.layout(shape)) for shape in task.training_shapes()]
         names = (*rule.operands, *rule.constants, *rule.answers)

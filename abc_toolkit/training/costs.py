@@ -11,7 +11,6 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.models.memory import memory_of
 from abc_toolkit.tasks import Task
-from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.training.data import Data
 
 _FLOAT = 4  # bytes
@@ -72,7 +71,7 @@ def check_fits(needed: float, what: str, device: torch.device) -> None:
 
 
 def _shape(task: Task) -> tuple[int, ...]:
-    return task.evaluation_shapes(task.max_length, UNIFORM, torch.Generator().manual_seed(0))[0]
+    return task.evaluation_shapes(task.max_length, task.suites[0], torch.Generator().manual_seed(0))[0]
 
 
 def _longest(task: Task) -> tuple[int, int]:
@@ -83,11 +82,13 @@ def _longest(task: Task) -> tuple[int, int]:
 def _model(task: Task, sizes: Architecture) -> float:
     """Bytes of a model's parameters and of all that goes with them."""
     dim, hidden = sizes.model_dim, sizes.feedforward_dim
-    attentions = sizes.num_encoder_layers + sizes.num_decoder_layers * (2 if sizes.backbone == "encoder-decoder" else 1)
+    interface = task.interface
+    adapters = dim * (interface.num_tokens + interface.input_dim + interface.num_outputs)
+    attentions = sizes.num_encoder_layers + sizes.num_decoder_layers * (2 if sizes.kind == "encoder-decoder" else 1)
     layers = sizes.num_encoder_layers + sizes.num_decoder_layers
-    parameters = 2 * dim * len(task.symbols) + 4 * dim**2 * attentions + 2 * dim * hidden * layers
-    if sizes.backbone == "mamba":
-        parameters = 2 * dim * len(task.symbols) + 6 * dim**2 * layers
+    parameters = adapters + 4 * dim**2 * attentions + 2 * dim * hidden * layers
+    if sizes.kind == "mamba":
+        parameters = adapters + 6 * dim**2 * layers
     rows = sum(_whole_numbers(sizes.position))  # a method learns, at the most, a row of the width for each
     return _FLOAT * _COPIES * (parameters + dim * rows)
 
@@ -112,13 +113,13 @@ def _batch(task: Task, sizes: Architecture, data: Data) -> float:
     source, target = _longest(task)
     encoded, decoded = source * sizes.num_encoder_layers, target * sizes.num_decoder_layers
     cells = source * encoded + (source + target) * decoded
-    if sizes.backbone != "encoder-decoder":
+    if sizes.kind != "encoder-decoder":
         decoded = (source + target) * sizes.num_decoder_layers
         cells = (source + target) * decoded
     width = _KEPT * sizes.model_dim + 2 * sizes.feedforward_dim
-    if sizes.backbone == "mamba":
+    if sizes.kind == "mamba":
         cells, width = 0, 2 * _STATES * sizes.model_dim
-    logits = target * len(task.symbols)
+    logits = (target or source) * task.interface.num_outputs
     return data.batch_size * (
         8 * (source + target) + _FLOAT * (cells * sizes.num_heads + (encoded + decoded) * width + logits)
     )

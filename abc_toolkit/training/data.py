@@ -10,11 +10,10 @@ from torch.utils.data import IterableDataset
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.base import TRAINING
+from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Task
+from abc_toolkit.tasks.lengths import Shape
 
 HELD_OUT_SHARE = 16
-SMALL = 10_000
 HARD_SHARE = 0.25
 
 
@@ -38,46 +37,27 @@ class Data:
         check_numbers(self, "data", ("longer",), at_least=-100, at_most=100)
 
 
-def held_out(task: Task, problems: Problems) -> Tensor:
-    """Which problems are for validation alone, boolean `[batch]`.
-
-    One in `HELD_OUT_SHARE`, by a hash of the operands' values, so that a problem is held out or trained on
-    whatever zeros it is padded with. Problems of which there are fewer than `SMALL` of their size are trained on
-    in full.
-
-    Args:
-        task: The task.
-        problems: Problems of any shape.
-    """
-    hashed = significant = torch.zeros(len(problems), dtype=torch.long)
-    for number, digits in enumerate(task.numbers(problems)):
-        places = torch.arange(digits.shape[1])
-        hashed = hashed + (digits * _scatter(places * 64 + 2 * number + 1)).sum(dim=1)
-        significant = significant + ((places + 1) * (digits > 0)).amax(dim=1)
-    hashed = _scatter(hashed)
-    enough = task.base ** significant.clamp(max=16).double() >= SMALL
-    return enough & (hashed % HELD_OUT_SHARE == 0)
-
-
-def _scatter(x: Tensor) -> Tensor:
-    """Scatters int64 values over the non-negative ones."""
-    x = (x ^ ((x >> 31) & 0x1FFFFFFFF)) * 7046029254386353131
-    x = (x ^ ((x >> 29) & 0x7FFFFFFFF)) * -7335166018064393911
-    return (x ^ ((x >> 32) & 0xFFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
+def held_out(task: HeldOut, problems: Problems) -> Tensor:
+    """Which problems are for validation alone, boolean `[batch]`: one in `HELD_OUT_SHARE`, by their keys."""
+    keys = task.keys(problems)
+    return (keys >= 0) & (keys % HELD_OUT_SHARE == 0)
 
 
 def draw(
-    task: Task, generator: Generator, batch: int, shape: Shape, for_validation: bool, set_name: str = TRAINING
-) -> Problems:
-    """Problems of one shape and set, on one side of the hold-out.
+    task: Task, generator: Generator, batch: int, shape: Shape, for_validation: bool, suite: str = TRAINING
+) -> Batch:
+    """Problems of one shape and suite, on one side of the hold-out where the task holds problems out.
 
     Raises:
         UserError: If the shape has too few problems on that side.
     """
+    if not isinstance(task, HeldOut):
+        return task.sample(generator, batch, shape, suite)
     sources, targets, count = [], [], 0
     factor = 2 * HELD_OUT_SHARE if for_validation else 1
     for _ in range(64):
-        problems = task.sample(generator, batch * factor + 8, shape, set_name)
+        problems = task.sample(generator, batch * factor + 8, shape, suite)
+        assert isinstance(problems, Problems)
         problems = problems[held_out(task, problems) == for_validation]
         sources.append(problems.source)
         targets.append(problems.target)
@@ -90,32 +70,37 @@ def draw(
     )
 
 
-def validation_problems(task: Task, seed: int, count: int) -> list[Problems]:
-    """Distinct held-out problems of the training mixture, shape by shape.
+def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
+    """Problems of the training mixture to validate on, shape by shape.
 
-    A task so small that no training shape holds `SMALL` problems is validated on problems that it trains on, as all
-    of them are trained on in full.
+    Of a task that holds problems out they are distinct held-out problems. One so small that no training shape holds
+    `SMALL` problems is validated on problems that it trains on, as all of them are trained on in full.
 
     Args:
         task: The task.
         seed: The run's seed.
         count: Problems over all shapes together; short shapes may hold fewer than their part.
     """
-    shapes = tuple(shape for shape in task.training_shapes() if task.num_problems(shape) >= SMALL)
-    for_validation = bool(shapes)
-    shapes = shapes or task.training_shapes()
+    shapes = task.training_shapes()
+    if not isinstance(task, HeldOut):
+        each = math.ceil(count / len(shapes))
+        generators = (seeded(seed, Stream.VALIDATION, number) for number in range(len(shapes)))
+        return [task.sample(generator, each, shape) for generator, shape in zip(generators, shapes, strict=True)]
+    large = tuple(shape for shape in shapes if task.num_problems(shape) >= SMALL)
+    for_validation = bool(large)
+    shapes = large or shapes
     each = math.ceil(count / len(shapes))
-    batches = []
+    batches: list[Batch] = []
     for number, shape in enumerate(shapes):
         problems = draw(task, seeded(seed, Stream.VALIDATION, number), 2 * each, shape, for_validation)
-        _, first = torch.unique(problems.source, dim=0, return_inverse=True)
+        _, first = torch.unique(problems.inputs, dim=0, return_inverse=True)
         order = torch.argsort(first, stable=True)
         new = torch.cat([torch.tensor([True]), first[order][1:] != first[order][:-1]])
         batches.append(problems[order[new].sort().values[:each]])
     return batches
 
 
-class TrainingBatches(IterableDataset[Problems]):
+class TrainingBatches(IterableDataset[Batch]):
     """Endless batches of training problems, each a function of the seed and the step alone.
 
     Several processes get the same batches, of which each takes its own rows.
@@ -140,7 +125,7 @@ class TrainingBatches(IterableDataset[Problems]):
         self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])
         self.hard_examples: tuple[Problems, ...] = ()
 
-    def batch(self, step: int) -> Problems:
+    def batch(self, step: int) -> Batch:
         """The batch of one step."""
         which = int(torch.multinomial(self.weights, 1, generator=seeded(self.seed, Stream.SHAPES, step)))
         generator = seeded(self.seed, Stream.TRAINING, step, 0)
@@ -149,10 +134,10 @@ class TrainingBatches(IterableDataset[Problems]):
             if hard.shape == problems.shape:
                 count = math.ceil(HARD_SHARE * len(problems))
                 rows = torch.randint(len(hard), (count,), generator=generator)
-                problems.source[:count], problems.target[:count] = hard.source[rows], hard.target[rows]
+                problems.inputs[:count], problems.targets[:count] = hard.source[rows], hard.target[rows]
         return problems
 
-    def __iter__(self) -> Iterator[Problems]:
+    def __iter__(self) -> Iterator[Batch]:
         step = self.step()
         while True:
             yield self.batch(step)

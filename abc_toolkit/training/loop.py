@@ -91,18 +91,18 @@ class Stopping:
     Attributes:
         exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
         loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, that must be reached
-            as well.
+            as well; if not given, 1 for a task of tokens, and none for one of numbers.
         decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends, in
             which a model settles that reached them by chance; 0 ends it at once.
     """
 
     exact_match: float = 0.999
-    loss: float = 1.0
+    loss: float | None = None
     decay_steps: int = 0
 
     def __post_init__(self) -> None:
         check_numbers(self, "stopping", ("exact_match",), at_most=1)
-        check_numbers(self, "stopping", ("loss", "decay_steps"))
+        check_numbers(self, "stopping", ("decay_steps",) if self.loss is None else ("loss", "decay_steps"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Trained:
 
     Attributes:
         steps: Steps that were taken.
-        exact_match: Exact match on held-out problems at the end.
+        metrics: Each of the objective's metrics on held-out problems at the end.
         loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, at the end.
         validated_on: Number of held-out problems.
         weak: Assignments in which the model is wrong or leads by little, of those that were tried; `None` if none were.
@@ -122,7 +122,7 @@ class Trained:
     """
 
     steps: int
-    exact_match: float
+    metrics: Mapping[str, float]
     loss: float
     validated_on: int
     weak: int | None
@@ -216,13 +216,15 @@ class Watch(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        exact_match = float(trainer.callback_metrics["exact_match"])
+        objective = pl_module.objective
+        values = {metric.name: float(trainer.callback_metrics[metric.name]) for metric in objective.metrics}
         loss = float(trainer.callback_metrics["validation_loss"])
-        self.validation.append({"step": trainer.global_step, "exact_match": exact_match, "loss": loss})
-        self.bar.update(trainer.global_step, exact_match=exact_match)
-        met = exact_match >= self.stopping.exact_match
-        validated = met and (self.coverage is not None or loss <= self.stopping.loss)
-        self.reached = validated
+        self.validation.append({"step": trainer.global_step, **values, "loss": loss})
+        judged = objective.metrics[0]
+        self.bar.update(trainer.global_step, judged=judged.told(values[judged.name]))
+        # What coverage asks for takes the place of a limit on the loss.
+        met = objective.reached(values, loss if self.coverage is None else 0.0, self.stopping)
+        validated = self.reached = met
         if self.coverage is not None:
             self.reached = False
             if met or pl_module.decay_from is not None:  # before that it is weak in many, and needs no hard examples
@@ -432,11 +434,12 @@ def train(
     network.cpu().eval()
     last = watch.validation[-1]
     history = {"train": watch.train, "validation": watch.validation, "threshold": stopping.exact_match}
+    history |= {"metric": task.objective.metrics[0].name}
     if not rank:
         save_json(folder / HISTORY, history)
     return Trained(
         steps=runner.global_step,
-        exact_match=last["exact_match"],
+        metrics={metric.name: last[metric.name] for metric in task.objective.metrics},
         loss=last["loss"],
         validated_on=sum(len(problems) for problems in held_out),
         weak=int(last["weak"]) if "weak" in last else None,

@@ -8,15 +8,16 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import ModuleDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import Model, teacher_forced
-from abc_toolkit.tasks import Problems, Shape, Task
-from abc_toolkit.tasks.metrics import ExactMatch
+from abc_toolkit.models.base import Model, predict
+from abc_toolkit.tasks.base import Batch, Task
+from abc_toolkit.tasks.lengths import Shape
+from abc_toolkit.training.metrics import MeanOverProblems
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class TrainingModule(lightning.LightningModule):
         self.seed = seed
         self.rank = rank
         self.processes = processes
-        self.exact_match = ExactMatch()
+        self.objective = task.objective
+        self.means = ModuleDict({metric.name: MeanOverProblems(metric.is_share) for metric in self.objective.metrics})
         self.validation_loss = MeanMetric()
         self.last_loss = torch.tensor(float("nan"))
         self._layouts: dict[Shape, Layout] = {}
@@ -98,20 +100,25 @@ class TrainingModule(lightning.LightningModule):
         assert isinstance(self.average.module, Model)
         return self.average.module
 
+    def mean(self, name: str) -> MeanOverProblems:
+        """The mean of a metric over the held-out problems so far."""
+        mean = self.means[name]
+        assert isinstance(mean, MeanOverProblems)
+        return mean
+
     def layout(self, shape: Shape) -> Layout:
         """The layout of a shape on the module's device, made once."""
         if shape not in self._layouts:
             self._layouts[shape] = self.task.layout(shape).to(self.device)
         return self._layouts[shape]
 
-    def _own(self, batch: Problems) -> Problems:
+    def _own(self, batch: Batch) -> Batch:
         """The rows of a batch that this process does; of few rows it may be none."""
         return batch[self.rank :: self.processes]
 
-    def training_step(self, batch: Problems, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         own = self._own(batch)
-        logits = teacher_forced(self.model, own, self.layout(own.shape))
-        loss = functional.cross_entropy(logits.flatten(0, 1), own.target.flatten())
+        loss = self.objective.loss(predict(self.model, own, self.layout(own.shape)), own)
         if self.processes > 1:
             # Gradients are averaged over processes, of which some may have a row more than others.
             loss = loss * (len(own) * self.processes / len(batch))
@@ -126,19 +133,21 @@ class TrainingModule(lightning.LightningModule):
             )
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Problems, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.average.update_parameters(self.model)
 
-    def validation_step(self, batch: Problems, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         own = self._own(batch)
         if not len(own):
             return
-        logits = teacher_forced(self.averaged, own, self.layout(own.shape))
-        self.exact_match.update(logits.argmax(-1), own.target)
-        self.validation_loss.update(functional.cross_entropy(logits.flatten(0, 1), own.target.flatten()), len(own))
+        outputs = predict(self.averaged, own, self.layout(own.shape))
+        for name, values in self.objective.measured(outputs, own).items():
+            self.mean(name).update(values)
+        self.validation_loss.update(self.objective.loss(outputs, own), len(own))
 
     def on_validation_epoch_end(self) -> None:
-        self.log("exact_match", self.exact_match)
+        for name in self.means:
+            self.log(name, self.mean(name))
         self.log("validation_loss", self.validation_loss)
 
     def rate_factor(self, step: int) -> float:

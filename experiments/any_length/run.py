@@ -19,7 +19,7 @@ import torch
 from abc_toolkit.phases.measure import evaluate_models, parse_sizes
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run
-from abc_toolkit.tasks.base import SETS
+from abc_toolkit.tasks.digits.base import SETS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -66,7 +66,7 @@ def main() -> None:
             result = finished.result()
             results.append(result)
             save_json(settings.results, sorted(results, key=lambda r: (TASKS.index(r["task"]), r["seed"])))
-            worst = min(row["exact_match"] for row in result["rows"] if row["weights"] == "retrain")
+            worst = min(row["value"] for row in result["rows"] if row["weights"] == "retrain")
             took = ", ".join(f"{spec} {seconds:.0f} s" for spec, seconds in result["seconds"].items())
             print(f"{result['task']} {result['seed']}: worst {worst:.4f} ({took})", flush=True)
 

@@ -27,7 +27,7 @@ def rows() -> dict[tuple[str, int, str, str], list[dict]]:
         for result in json.loads(path.read_text()):
             longest = {"parity": 20}.get(result["task"], 6)
             for row in result["rows"]:
-                key = (result["task"], row["length"] // longest, row["weights"], row["set"])
+                key = (result["task"], row["length"] // longest, row["weights"], row["suite"])
                 found.setdefault(key, []).append(row)
     return found
 
@@ -37,7 +37,7 @@ def curve(found: dict, task: str, weights: str) -> list[Point]:
     points = []
     for name, multiple, model, set_name in sorted(found):
         if (name, model, set_name) == (task, weights, "uniform"):
-            shares = [row["exact_match"] for row in found[name, multiple, model, set_name]]
+            shares = [row["value"] for row in found[name, multiple, model, set_name]]
             points.append((multiple, statistics.median(shares), min(shares), max(shares)))
     return points
 
@@ -78,7 +78,7 @@ def table(found: dict) -> str:
         for weights in LOOKS:
             own = [row for key, part in found.items() if key[:3] == (task, multiple, weights) for row in part]
             total = sum(row["samples"] for row in own)
-            cells.append(f"{sum(round(row['exact_match'] * row['samples']) for row in own):,} of {total:,}")
+            cells.append(f"{sum(round(row['value'] * row['samples']) for row in own):,} of {total:,}")
         length = next(row["length"] for row in found[task, multiple, "fit", "uniform"])
         lines.append(f"| {task} | {length:,} ({multiple:,}x) | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from abc_toolkit.models.attention import KEYS_A_SLOT, AttentionPath
-from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.base import predict
 from abc_toolkit.models.decoding import greedy, planned, solves
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.phases.measure import evaluate_models, evaluation_problems
@@ -45,7 +45,8 @@ from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Problems, Task
-from abc_toolkit.tasks.base import CARRY, TRAINING, UNIFORM
+from abc_toolkit.tasks.base import TRAINING, UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY
 
 try:
     import transformers
@@ -113,7 +114,7 @@ class Bench:
         """Evaluates as a user does; exact match on each set."""
         models = {PHASE: self.model}
         rows, _ = evaluate_models(self.task, models, [length], EVALUATED, problems, "parallel", self.seed, self.device)
-        return [row.exact_match for row in rows]
+        return [row.value for row in rows]
 
 
 def rounds(actions: Mapping[K, Callable[[], R]], repeats: int, warm_up: bool = True) -> dict[K, list[R]]:
@@ -404,10 +405,10 @@ def training_times(bench: Bench, path: AttentionPath, problems: Problems) -> dic
     bench.model.attend(path)
     bench.model.zero_grad()
     with torch.no_grad():
-        forward = bench.seconds(lambda: teacher_forced(bench.model, problems, layout))
+        forward = bench.seconds(lambda: predict(bench.model, problems, layout))
 
     def step() -> None:
-        logits = teacher_forced(bench.model, problems, layout)
+        logits = predict(bench.model, problems, layout)
         functional.cross_entropy(logits.flatten(0, 1), problems.target.flatten()).backward()
 
     return {"forward": forward, "both ways": bench.seconds(step)}

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import Addition
 from abc_toolkit.training.data import Data, TrainingBatches
@@ -40,7 +40,7 @@ def bare(steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         batch = next(batches)
-        logits = teacher_forced(model, batch, task.layout(batch.shape))
+        logits = predict(model, batch, task.layout(batch.shape))
         loss = functional.cross_entropy(logits.flatten(0, 1), batch.target.flatten())
         adam.zero_grad()
         loss.backward()

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.base import predict
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.proof import certify
 from abc_toolkit.runs.files import save_json, save_text
@@ -57,7 +57,7 @@ def early_end(model: EncoderDecoder, place: Run) -> None:
         problems = task.sample(generator, 64, shape)
         target = problems.target.clone()
         target[:, -2] = EOS
-        logits = teacher_forced(model, problems, task.layout(shape))[:, :-1]
+        logits = predict(model, problems, task.layout(shape))[:, :-1]
         optimizer.zero_grad()
         functional.cross_entropy(logits.flatten(0, 1), target[:, :-1].flatten()).backward()
         optimizer.step()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from abc_toolkit.tasks import Shape
-from abc_toolkit.tasks.base import CARRY, ZEROS, quoted
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.base import quoted
+from abc_toolkit.tasks.digits.base import CARRY, ZEROS, DigitTask
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import carried, uniform_digits, with_zeros
 

@@ -20,7 +20,7 @@ import torch
 from abc_toolkit.phases.measure import evaluate_models, parse_sizes
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import CERTIFICATE, Run
-from abc_toolkit.tasks.base import SETS
+from abc_toolkit.tasks.digits.base import SETS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

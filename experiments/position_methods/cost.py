@@ -44,7 +44,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import save_json, save_text
@@ -99,14 +99,14 @@ def actions(position: PositionMethod, seed: int) -> Actions:
 
     def step() -> None:
         optimizer.zero_grad()
-        logits = teacher_forced(model, problems["step"], layouts["step"])
+        logits = predict(model, problems["step"], layouts["step"])
         functional.cross_entropy(logits.flatten(0, 1), problems["step"].target.flatten()).backward()
         optimizer.step()
 
     @torch.no_grad()
     def long_pass() -> None:
         model.eval()
-        teacher_forced(model, problems["pass"], layouts["pass"])
+        predict(model, problems["pass"], layouts["pass"])
         model.train()
 
     both: Actions = {"step": step, "pass": long_pass}

@@ -106,9 +106,13 @@ def attempt(name: str, setting: str, runs: Path) -> dict[str, Any]:
         return {"error": str(error)}
     record = Run(path).record(phase)
     history = json.loads((path / phase / "training.json").read_text())
-    trained = {key: record["results"][key] for key in ("steps", "exact_match", "reached", "step_seconds")}
+    trained = {key: record["results"][key] for key in ("steps", "reached", "step_seconds")}
+    trained |= record["results"]["metrics"]
     validation = [[point["step"], point["exact_match"]] for point in history["validation"]]
-    rows = [{key: getattr(row, key) for key in ("set", "length", "samples", "exact_match")} for row in evaluated.rows]
+    rows = [
+        {"set": row.suite, "length": row.length, "samples": row.samples, row.metric: row.value}
+        for row in evaluated.rows
+    ]
     seconds = time.perf_counter() - start
     return trained | {"validation": validation, "rows": rows, "seconds": seconds, "versions": record["versions"]}
 

@@ -25,7 +25,7 @@ from abc_toolkit.calibration import Places
 from abc_toolkit.calibration.capture import capture, chunks
 from abc_toolkit.calibration.method import find_window
 from abc_toolkit.cli.main import main as abc
-from abc_toolkit.models.base import Model, teacher_forced
+from abc_toolkit.models.base import Model, predict
 from abc_toolkit.phases.calibrate import SAMPLING_SLACK
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run
@@ -81,7 +81,7 @@ class Recorder(loop.Watch):
 def exact_match(model: Model, task: Task, batches: list) -> float:
     right = 0
     for batch in batches:
-        found = teacher_forced(model, batch, task.layout(batch.shape)).argmax(-1)
+        found = predict(model, batch, task.layout(batch.shape)).argmax(-1)
         right += int((found == batch.target).all(dim=1).sum())
     return right / sum(map(len, batches))
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from abc_toolkit.calibration.capture import AttentionMaps, capture
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Sinusoidal
 from abc_toolkit.tasks import Parity, Problems
-from abc_toolkit.tasks.base import shape_name
+from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.windows.rules import WindowError
 
 TASK = Parity(max_length=3)
@@ -26,7 +26,7 @@ def model() -> EncoderDecoder:
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for step in range(46):
         problems = TASK.sample(torch.Generator().manual_seed(step), 32, (2 + step % 2,))
-        logits = teacher_forced(model, problems, TASK.layout(problems.shape))
+        logits = predict(model, problems, TASK.layout(problems.shape))
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits.flatten(0, 1), problems.target.flatten()).backward()
         optimizer.step()
@@ -46,7 +46,7 @@ def test_maps_are_averages_over_solved_problems(model: EncoderDecoder) -> None:
     for problems, layout in batches:
         for row in range(len(problems)):
             own: dict[tuple[str, int], Tensor] = {}
-            logits = teacher_forced(model, problems[row : row + 1], layout, own)
+            logits = predict(model, problems[row : row + 1], layout, own)
             if logits[0].argmax(-1).tolist() != problems.target[row].tolist():
                 continue
             solved[problems.shape] = solved.get(problems.shape, 0) + 1

@@ -12,7 +12,7 @@ from torch import nn
 
 from abc_toolkit.calibration.sufficiency import Conflict, Evidence, receptive_fields, solved, views
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE, Site
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
@@ -169,7 +169,7 @@ def test_views_are_equal_where_logits_are(own: Window) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.6, generator=generator)
-    logits = torch.cat([teacher_forced(model, batch, TASK.layout(batch.shape)).flatten(0, 1) for batch in BATCHES])
+    logits = torch.cat([predict(model, batch, TASK.layout(batch.shape)).flatten(0, 1) for batch in BATCHES])
     found = torch.tensor(all_views(own))
     apart = (logits[:, None] - logits[None]).abs().amax(dim=-1)
     alike = found[:, None] == found[None]

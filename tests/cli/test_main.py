@@ -73,7 +73,7 @@ def test_four_commands_in_an_empty_folder_with_no_argument(
         assert "Next:  abc " in err
         assert bool(out) == (command in ("calibrate", "evaluate"))
     rows = json.loads(Path("runs/parity/evaluate/results.json").read_text())
-    keys = "task set length tokens samples exact_match low high decode seed weights shape"
+    keys = "task suite length tokens samples metric value low high weights seed decode shape"
     assert all(set(row) == set(keys.split()) for row in rows)
     assert {row["length"] for row in rows} == {30}
     assert {row["weights"] for row in rows} == {"fit", "retrain"}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models import mamba
-from abc_toolkit.models.base import Architecture, prefix_of, teacher_forced
+from abc_toolkit.models.base import Architecture, predict, prefix_of
 from abc_toolkit.models.mamba import Mamba, MambaLanguageModel, SelectiveScan
 from abc_toolkit.positions import ALiBi, Compose, PositionMethod, RoPE, Sinusoidal
 from abc_toolkit.tasks import Addition
@@ -302,7 +302,7 @@ def test_a_string_is_read_by_the_stack(position: PositionMethod | None, generato
     x = model.embedding(tokens) * math.sqrt(8)
     x = x if position is None else position.embed(x, layout.string.target)
     expected = model.output(model.decoder(x))[:, problems.source.shape[1] :]
-    torch.testing.assert_close(teacher_forced(model, problems, layout), expected)
+    torch.testing.assert_close(predict(model, problems, layout), expected)
 
 
 @pytest.mark.parametrize("tokens_at_once", [1, 7, 2**15])
@@ -313,7 +313,7 @@ def test_decoding_in_pieces_is_the_whole(
     monkeypatch.setattr(mamba, "_TOKENS", tokens_at_once)
     problems, layout = TASK.sample(generator, 3, (3, 2)), TASK.layout((3, 2))
     model = language_model(Sinusoidal(("place",)))
-    whole = teacher_forced(model, problems, layout)
+    whole = predict(model, problems, layout)
     for size in (1, 2, 5):
         plan = model.plan(layout, 3, size)
         assert (plan.ahead, plan.gathers) == (size, False)
@@ -330,7 +330,6 @@ def test_there_is_no_attention_to_act_in() -> None:
         with pytest.raises(UserError, match=message):
             language_model(position)
     model = language_model()
-    assert (model.path, model.num_slots(TASK.layout((1, 1)))) == ("dense", [])
     model.attend("auto")
     with pytest.raises(UserError, match="there is no attention in this model"):
         model.attend("gathered")

@@ -13,7 +13,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, digit_layout
 from abc_toolkit.models import attention
 from abc_toolkit.models.attention import KEYS_A_SLOT, Attention, AttentionPath
-from abc_toolkit.models.base import Architecture, Maps, teacher_forced
+from abc_toolkit.models.base import Architecture, Maps, predict
 from abc_toolkit.models.transformer import (
     DecoderOnly,
     EncoderDecoder,
@@ -223,7 +223,7 @@ def test_step_by_step_is_teacher_forced(either: TransformerModel, case: Case) ->
     assert whole.shape == (3, len(layout.target), len(TASK.vocabulary))
     assert whole.isfinite().all()
     torch.testing.assert_close(stepped(either, problems.source, prefix, layout), whole, atol=1e-12, rtol=1e-12)
-    assert torch.equal(teacher_forced(either, problems, layout), whole)
+    assert torch.equal(predict(either, problems, layout), whole)
 
 
 @torch.no_grad()
@@ -401,8 +401,8 @@ def test_validation_under_inference_mode_does_not_spoil_training(
     with torch.inference_mode():
         # Made here for the first time, and kept.
         layout = TASK.layout((4, 5))
-        validated = teacher_forced(model, problems, layout)
-    logits = teacher_forced(model, problems, layout)
+        validated = predict(model, problems, layout)
+    logits = predict(model, problems, layout)
     assert torch.equal(logits, validated)
     logits.square().sum().backward()
 

@@ -21,21 +21,12 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.models import decoding
 from abc_toolkit.models.attention import AttentionPath
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.decoding import greedy, planned, solve_problems, solves
 from abc_toolkit.models.memory import check_memory
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.phases import measure
-from abc_toolkit.phases.measure import (
-    LONGEST,
-    MOST_LENGTHS,
-    Total,
-    check_sets,
-    evaluate_models,
-    evaluation_problems,
-    parse_lengths,
-    parse_sizes,
-)
+from abc_toolkit.phases.measure import Total, evaluate_models, evaluation_problems
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.report import terminal
 from abc_toolkit.seeds import seeded
@@ -49,9 +40,11 @@ from abc_toolkit.tasks import (
     Successor,
     Task,
 )
-from abc_toolkit.tasks.base import SETS, UNEQUAL, UNIFORM
-from abc_toolkit.tasks.metrics import wilson_interval
-from abc_toolkit.training.data import SMALL, draw, held_out
+from abc_toolkit.tasks.base import SMALL, UNIFORM, check_suites
+from abc_toolkit.tasks.digits.base import SETS, UNEQUAL
+from abc_toolkit.tasks.lengths import LONGEST, MOST_LENGTHS, parse_lengths
+from abc_toolkit.tasks.objective import wilson_interval
+from abc_toolkit.training.data import draw, held_out
 from abc_toolkit.vocabulary import BOS, EOS
 from abc_toolkit.windows import Condition, Rule, Window, Windowed
 
@@ -92,7 +85,7 @@ def taught(task: Task, model: EncoderDecoder, steps: int) -> EncoderDecoder:
     for step in range(steps):
         shape = task.training_shapes()[step % len(task.training_shapes())]
         problems = task.sample(generator, 48, shape)
-        logits = teacher_forced(model, problems, task.layout(shape))
+        logits = predict(model, problems, task.layout(shape))
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), problems.target.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -184,7 +177,7 @@ def test_what_is_no_length(spec: str) -> None:
     ],
 )
 def test_sizes(spec: str, task: Task, expected: list) -> None:
-    assert parse_sizes(spec, task) == expected
+    assert task.lengths(spec) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,7 +193,7 @@ def test_sizes(spec: str, task: Task, expected: list) -> None:
 )
 def test_what_is_no_shape(spec: str, task: Task, message: str) -> None:
     with pytest.raises(UserError, match=f"--length.*{re.escape(message)}") as error:
-        parse_sizes(spec, task)
+        task.lengths(spec)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -209,11 +202,11 @@ def test_a_shape_is_evaluated_by_itself() -> None:
     task = LongMultiplication(max_length=2)
     model = make(task, 0, "pre", False)
     rows, digits = evaluate_models(task, {"fit": model}, [2, (1, 2), (2, 1)], (UNIFORM, UNEQUAL), 10, "steps", 0, CPU)
-    sizes = [(row.length, row.shape, row.set, row.tokens) for row in rows]
+    sizes = [(row.length, row.shape, row.suite, row.tokens) for row in rows]
     tokens = {shape: sum(task.num_tokens(shape)) for shape in [(1, 2), (2, 1), (2, 2)]}
     assert sizes[0] == (2, None, UNIFORM, tokens[2, 2])
     assert sizes[2:] == [(2, shape, name, tokens[shape]) for shape in [(1, 2), (2, 1)] for name in (UNIFORM, UNEQUAL)]
-    assert {row["set"] for row in digits} <= {UNIFORM, UNEQUAL}
+    assert {row["suite"] for row in digits} <= {UNIFORM, UNEQUAL}
     assert all(batch.shape == (1, 2) for batch in evaluation_problems(task, (1, 2), UNEQUAL, 10, 0))
 
 
@@ -232,10 +225,10 @@ def test_ranges(longest: int, start: int, more: int, first_x: bool, last_x: bool
 
 
 def test_sets_are_checked() -> None:
-    assert check_sets(["zeros", "uniform", "zeros"]) == ("zeros", "uniform")
+    assert check_suites(TASKS["addition"], ["zeros", "uniform", "zeros"]) == ("zeros", "uniform")
     for sets, named in ((["uniform", "hard"], "'hard'"), ([], "empty")):
         with pytest.raises(UserError, match=named) as error:
-            check_sets(sets)
+            check_suites(TASKS["addition"], sets)
         assert all(name in str(error.value) for name in SETS)
 
 
@@ -388,7 +381,7 @@ def test_parallel_and_stepwise_solve_the_same_problems(task: Task) -> None:
             for batch in problems:
                 layout = task.layout(batch.shape)
                 variant.attend("dense")
-                parallel = teacher_forced(variant, batch, layout).argmax(-1)
+                parallel = predict(variant, batch, layout).argmax(-1)
                 expected = written(variant, batch.source[:3], layout)
                 right = (parallel == batch.target).all(dim=1)
                 variant.attend("gathered" if windowed and number % 2 == 0 else "dense")
@@ -521,11 +514,11 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     own = models(task)
     lengths, samples = [1, 2, 3], 24
     rows, digits = evaluate_models(task, own, lengths, SETS, samples, "steps", 4, CPU)
-    assert [(row.length, row.set, row.weights) for row in rows] == list(itertools.product(lengths, SETS, own))
-    assert 0 < sum(row.exact_match for row in rows) < len(rows)
+    assert [(row.length, row.suite, row.weights) for row in rows] == list(itertools.product(lengths, SETS, own))
+    assert 0 < sum(row.value for row in rows) < len(rows)
     expected_digits = []
     for row in rows:
-        batches = list(evaluation_problems(task, row.length, row.set, samples, 4))
+        batches = list(evaluation_problems(task, row.length, row.suite, samples, 4))
         model = own[row.weights]
         pairs = [
             (predicted.tolist(), target.tolist())
@@ -538,11 +531,12 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
         low, high = wilson_interval(right, samples)
         assert row.plain() == {
             "task": task.name,
-            "set": row.set,
+            "suite": row.suite,
             "length": row.length,
             "tokens": max(batch.source.shape[1] + batch.target.shape[1] for batch in batches),
             "samples": samples,
-            "exact_match": right / samples,
+            "metric": "exact_match",
+            "value": right / samples,
             "low": low,
             "high": high,
             "decode": "steps",
@@ -553,8 +547,8 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
         if len({batch.shape for batch in batches}) == 1:
             for place in range(len(pairs[0][1]) - 1):
                 accuracy = sum(p[place] == t[place] for p, t in pairs) / samples
-                expected_digits.append((row.weights, row.set, row.length, place, pytest.approx(accuracy)))
-    assert [tuple(d[k] for k in ("weights", "set", "length", "place", "accuracy")) for d in digits] == expected_digits
+                expected_digits.append((row.weights, row.suite, row.length, place, pytest.approx(accuracy)))
+    assert [tuple(d[k] for k in ("weights", "suite", "length", "place", "accuracy")) for d in digits] == expected_digits
     # Decoded or judged in parallel, in one piece or in many, by either path.
     for decode, path, sizes in (
         ("parallel", "dense", {}),
@@ -576,7 +570,7 @@ def test_places_are_counted_over_pieces_of_one_shape_alone(monkeypatch: pytest.M
     model = taught(task, make(task, 0, "pre", True), 40)
     batches = list(evaluation_problems(task, 3, UNIFORM, 24, 0))
     assert len(batches) > 3
-    total, right = Total(), torch.zeros(batches[0].target.shape[1] - 1)
+    total, right = Total(task), torch.zeros(batches[0].target.shape[1] - 1)
     for batch in batches:
         total.add(model, batch, task.layout(batch.shape), "steps")
         right += (written(model, batch.source, task.layout(batch.shape)) == batch.target)[:, :-1].sum(dim=0)
@@ -587,9 +581,9 @@ def test_places_are_counted_over_pieces_of_one_shape_alone(monkeypatch: pytest.M
     assert total.accuracies() == []
     assert total.samples == 29
     # Nothing is said about places where nothing was decoded.
-    judged = Total()
+    judged = Total(task)
     judged.add(model, batches[0], task.layout(batches[0].shape), "parallel")
-    assert judged.accuracies() == Total().accuracies() == []
+    assert judged.accuracies() == Total(task).accuracies() == []
 
 
 class Bar:

@@ -231,7 +231,7 @@ def test_a_thousand_times_the_length_is_as_right_by_either_path(decode: Decode, 
         rows[path] = [row.plain() for row in result.rows]
     assert rows["gathered"] == rows["dense"]
     assert [row["length"] for row in rows["dense"]] == [3000 if decode == "parallel" else 60] * 2
-    assert all(row["exact_match"] == 1 for row in rows["dense"])
+    assert all(row["value"] == 1 for row in rows["dense"])
 
 
 def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_model_of_one_string_is_fitted_evaluated_and_no_more(
         status, _, error = abc("evaluate", *sizes, "--decode", decode)
         assert (status, "abc solve --run runs/parity --weights fit PROBLEM" in error) == (0, True)
         rows = json.loads(Path("runs/parity/evaluate/results.json").read_text())
-        results.append([row["exact_match"] for row in rows])
+        results.append([row["value"] for row in rows])
         assert min(results[-1]) == 1
     assert results[0] == results[1]
     assert abc("solve", "--weights", "fit", "110", "101")[:2] == (0, "0\n0\n")

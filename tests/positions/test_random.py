@@ -244,7 +244,7 @@ def evaluated(model: Any, decode: Any = "parallel", lengths: tuple[int, ...] = (
     rows, _ = evaluate_models(
         Parity(max_length=3), {"fit": model}, lengths, ("uniform",), 70, decode, seed, torch.device("cpu")
     )
-    return {row.length: round(row.samples * row.exact_match) for row in rows}
+    return {row.length: round(row.samples * row.value) for row in rows}
 
 
 def test_an_evaluation_follows_from_its_seed_and_draws_many_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,15 @@ from torch import Generator, Tensor
 
 from abc_toolkit.layout import Layout, LayoutDescription, Positions, Repeat, Token
 from abc_toolkit.linear import symbol
-from abc_toolkit.models.base import Architecture, teacher_forced
+from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.decoding import solve_problems
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Compose, Cyclic, Learned, ModelPosition, ModelSizes, NoPE, PositionMethod
 from abc_toolkit.proof import meaning, verdict
 from abc_toolkit.tasks import Addition, Comparison, Copy, Division, Problems, Reverse, Shape, Subtraction
-from abc_toolkit.tasks.base import CARRY, SETS, UNEQUAL, ZEROS, ProblemError
+from abc_toolkit.tasks.base import ProblemError
 from abc_toolkit.tasks.digits import copying
-from abc_toolkit.tasks.digits.base import DIGITS, DigitTask
+from abc_toolkit.tasks.digits.base import CARRY, DIGITS, SETS, UNEQUAL, ZEROS, DigitTask
 from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from abc_toolkit.tasks.digits.sampling import choose_rows, keep_places, pad, pairs_of_lengths, random_run, with_zeros
 from abc_toolkit.vocabulary import NUM_SPECIAL
@@ -801,7 +801,7 @@ def views_of(task: DigitTask, model: EncoderDecoder, batches: Sequence[Problems]
     caught: list[Tensor] = []
     handle = model.decoder[-1].feedforward.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
     for problems in batches:
-        teacher_forced(model, problems, task.layout(problems.shape))
+        predict(model, problems, task.layout(problems.shape))
     handle.remove()
     seen = torch.cat([part.flatten(0, 1) for part in caught])
     required = torch.cat([problems.target.flatten() for problems in batches])
@@ -1073,7 +1073,7 @@ def failing(task: DigitTask, model: EncoderDecoder, shapes: Sequence[Shape], cou
         layout = task.layout(shape)
         if model.positioning is not None and not any(isinstance(m, ModelPosition) and m.draws for m in model.modules()):
             model.attend("gathered" if number % 2 else "dense")
-        wrong = (teacher_forced(model, problems, layout).argmax(-1) != problems.target).any(dim=1)
+        wrong = (predict(model, problems, layout).argmax(-1) != problems.target).any(dim=1)
         if wrong.any():
             return task.vocabulary.decode(problems.source[int(wrong.nonzero()[0])])
     return None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from abc_toolkit.models.base import prefix_of, teacher_forced
+from abc_toolkit.models.base import predict, prefix_of
 from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder
 from abc_toolkit.positions import ALiBi, AttentionPosition, Compose, Cyclic, NoPE, PositionMethod, Sinusoidal, Site
 from abc_toolkit.proof.basis import basis_of
@@ -116,7 +116,7 @@ def test_a_receptive_field_alone_gives_the_models_logits(
     for shape in task.training_shapes():
         layout = task.layout(shape)
         problems = task.sample(torch.Generator().manual_seed(1), 16, shape)
-        whole = teacher_forced(model, problems, layout)
+        whole = predict(model, problems, layout)
         fields = ReceptiveFields(window(task, own, encoder), layout, model.positioning)
         for query in range(len(layout.target)):
             field = fields.of(query)

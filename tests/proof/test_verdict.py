@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.calibration.sufficiency import Evidence, views
-from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.base import predict
 from abc_toolkit.models.decoding import solve_problems
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import Cyclic, Sinusoidal
@@ -87,7 +87,7 @@ def test_a_right_model_is_certified(trained: tuple[DigitTask, EncoderDecoder]) -
         shape = (length,) * len(task.training_shapes()[0])
         problems = task.sample(torch.Generator().manual_seed(2), 8, shape, "carry")
         with torch.no_grad():
-            assert (teacher_forced(model, problems, task.layout(shape)).argmax(-1) == problems.target).all()
+            assert (predict(model, problems, task.layout(shape)).argmax(-1) == problems.target).all()
 
 
 def segments_of(words: str) -> list[str]:

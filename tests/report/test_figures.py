@@ -60,8 +60,9 @@ def uniform_maps(layout: Layout) -> dict[str, Tensor]:
 def results(lengths: tuple[int, ...], sets: tuple[str, ...] = ("uniform", "carry")) -> list[dict[str, Any]]:
     return [
         {
-            "task": "Addition", "set": set_name, "length": length, "tokens": 3 * length + 3, "samples": 100,
-            "exact_match": share, "low": max(share - 0.1, 0), "high": min(share + 0.05, 1),
+            "task": "Addition", "suite": set_name, "metric": "exact_match", "length": length,
+            "tokens": 3 * length + 3, "samples": 100,
+            "value": share, "low": max(share - 0.1, 0), "high": min(share + 0.05, 1),
             "decode": "steps", "seed": 0, "weights": weights,
         }
         for weights in ("retrain", "fit")
@@ -73,7 +74,7 @@ def results(lengths: tuple[int, ...], sets: tuple[str, ...] = ("uniform", "carry
 
 def places(lengths: tuple[int, ...]) -> list[dict[str, Any]]:
     return [
-        {"weights": weights, "set": "uniform", "length": length, "place": place, "accuracy": 1 / (1 + place)}
+        {"weights": weights, "suite": "uniform", "length": length, "place": place, "accuracy": 1 / (1 + place)}
         for weights in ("fit", "retrain")
         for length in lengths
         for place in range(length + 1)
@@ -93,7 +94,7 @@ DRAWN: dict[str, Callable[[Path], Path]] = {
     "attention_maps": lambda path: figures.attention_maps(path, uniform_maps(SMALL), SMALL, WINDOW),
     "windows": lambda path: figures.windows(path, WINDOW, [("3 digits", SMALL), ("30 digits", LARGE)]),
     "training": lambda path: figures.training(path, RECORD),
-    "accuracy": lambda path: figures.accuracy(path, results((1, 3, 30)), 3, "Addition"),
+    "accuracy": lambda path: figures.metric_curve(path, results((1, 3, 30)), 3, "Addition"),
     "digit_accuracy": lambda path: figures.digit_accuracy(path, places((1, 3, 10)), 3, "Addition"),
 }
 
@@ -344,7 +345,7 @@ def test_a_loss_that_is_no_number_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("lengths", "scale"), [((1, 3, 30), "log"), ((30,), "linear"), ((2, 3, 16), "linear")])
 def test_accuracy_shows_every_result(lengths: tuple[int, ...], scale: str) -> None:
     rows = results(lengths)
-    figure = figures._draw_accuracy(rows, 3, "Addition")
+    figure = figures._draw_metric(rows, 3, "Addition")
     (axes,) = figure.axes
     assert axes.get_xscale() == scale
     left, right = axes.get_xlim()
@@ -358,19 +359,19 @@ def test_accuracy_shows_every_result(lengths: tuple[int, ...], scale: str) -> No
         drawn += [
             (*point, *interval) for point, interval in zip(line.get_xydata().tolist(), ends.tolist(), strict=True)
         ]
-    expected = [(row["length"], row["exact_match"], row["low"], row["high"]) for row in rows]
+    expected = [(row["length"], row["value"], row["low"], row["high"]) for row in rows]
     np.testing.assert_allclose(sorted(drawn), sorted(expected))
     ticks = set(axes.get_xticks())
     assert {1, 3, lengths[-1]} <= ticks <= {1, 3, *lengths}
 
 
 def test_accuracy_shades_the_trained_lengths() -> None:
-    figure = figures._draw_accuracy(results((1, 3, 30)), 3, "Addition")
+    figure = figures._draw_metric(results((1, 3, 30)), 3, "Addition")
     (axes,) = figure.axes
     (band,) = axes.patches
     assert (band.get_x(), band.get_x() + band.get_width()) == (1, 3)
     assert {"trained lengths, 1 to 3", "10x"} <= {text.get_text() for text in axes.texts}
-    assert "10x" not in words(figures._draw_accuracy(results((1, 3, 29)), 3, "Addition"))
+    assert "10x" not in words(figures._draw_metric(results((1, 3, 29)), 3, "Addition"))
 
 
 def stand_apart(texts: Sequence[Text]) -> bool:
@@ -383,7 +384,7 @@ def stand_apart(texts: Sequence[Text]) -> bool:
     "lengths", [(6, 60, 600, 6000, 60_000), (60_000,), (6, 250_000, 600_000), (1, 6, 12, 6_000_000)]
 )
 def test_accuracy_over_many_powers_of_ten_stays_readable(lengths: tuple[int, ...]) -> None:
-    figure = figures._draw_accuracy(results(lengths, sets=("uniform", "unequal", "carry", "zeros")), 6, "Addition")
+    figure = figures._draw_metric(results(lengths, sets=("uniform", "unequal", "carry", "zeros")), 6, "Addition")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
@@ -408,7 +409,7 @@ def test_accuracy_over_many_powers_of_ten_stays_readable(lengths: tuple[int, ...
 
 
 def test_accuracy_leaves_out_a_multiple_that_has_no_room() -> None:
-    figure = figures._draw_accuracy(results((2, 2_000_000)), 2, "Addition")
+    figure = figures._draw_metric(results((2, 2_000_000)), 2, "Addition")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     assert stand_apart(axes.texts)
@@ -418,7 +419,7 @@ def test_accuracy_leaves_out_a_multiple_that_has_no_room() -> None:
 
 
 def test_accuracy_has_a_colour_for_the_weights_and_a_mark_for_the_set() -> None:
-    figure = figures._draw_accuracy(results((1, 3, 30)), 3, "Addition")
+    figure = figures._draw_metric(results((1, 3, 30)), 3, "Addition")
     (axes,) = figure.axes
     assert [text.get_text() for text in figure.findobj(Text) if text.get_text() in ("vanilla", "retrained")] == [
         "vanilla",
@@ -434,7 +435,7 @@ def test_accuracy_has_a_colour_for_the_weights_and_a_mark_for_the_set() -> None:
 
 def test_accuracy_draws_each_seed() -> None:
     rows = results((1, 3, 30), sets=("uniform",))
-    figure = figures._draw_accuracy([*rows, *({**row, "seed": 1} for row in rows)], 3, "Addition")
+    figure = figures._draw_metric([*rows, *({**row, "seed": 1} for row in rows)], 3, "Addition")
     assert len(figure.axes[0].containers) == 4
 
 

@@ -13,8 +13,8 @@ from torch import Generator
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Addition, Multiplication, Parity, ProblemError, Problems, Successor, Task
-from abc_toolkit.tasks.base import CARRY, SETS, UNIFORM, quoted
-from abc_toolkit.tasks.digits.base import exact_result
+from abc_toolkit.tasks.base import UNIFORM, quoted
+from abc_toolkit.tasks.digits.base import CARRY, SETS, exact_result
 from abc_toolkit.tasks.digits.sampling import (
     carried,
     choose_rows,

@@ -10,8 +10,15 @@ from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import ANSWER
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, ZEROS, Shape
-from abc_toolkit.tasks.digits.base import DigitTask, check_numbers_below, exact_result, fixed_width
+from abc_toolkit.tasks.digits.base import (
+    CARRY,
+    UNEQUAL,
+    ZEROS,
+    DigitTask,
+    check_numbers_below,
+    exact_result,
+    fixed_width,
+)
 from abc_toolkit.tasks.digits.identity import Identity, carried_sum, share
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import (
@@ -26,6 +33,7 @@ from abc_toolkit.tasks.digits.sampling import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,8 @@ class Addition(DigitTask):
     def num_problems(self, shape: Shape) -> int:
         return min(super().num_problems(shape), (self.numbers_below or self.base ** max(shape)) ** 2)
 
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        if set_name != UNEQUAL or self.padding != "none" or length == 1:
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
+        if suite != UNEQUAL or self.padding != "none" or length == 1:
             return ((length, length),)
         return unequal_lengths(generator, length)
 
@@ -129,14 +137,14 @@ class Addition(DigitTask):
             return super().training_operands(generator, batch, shape)
         return [digits_below(generator, batch, self.numbers_below, length) for length in shape]
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         first = uniform_digits(generator, batch, shape[0], self.base)
         second = uniform_digits(generator, batch, shape[1], self.base)
-        if set_name == UNEQUAL and shape[0] == shape[1]:
+        if suite == UNEQUAL and shape[0] == shape[1]:
             first, second = one_shorter(generator, first, second)
-        elif set_name == CARRY:
+        elif suite == CARRY:
             first, second = self._carries(generator, first, second)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             first, second = with_zeros(generator, first), with_zeros(generator, second)
         return [first, second]
 

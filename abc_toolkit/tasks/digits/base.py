@@ -12,11 +12,18 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError, check_literals
+from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import ANSWER, END, START, Layout, LayoutDescription, Positions, digit_description
-from abc_toolkit.tasks.base import SETS, TRAINING, UNEQUAL, ProblemError, Problems, Shape, Task, quoted
+from abc_toolkit.tasks.base import SMALL, TRAINING, UNIFORM, Certifiable, HeldOut, ProblemError, Problems, quoted
+from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import pad, pick_rows
+from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
+UNEQUAL = "unequal"
+CARRY = "carry"
+ZEROS = "zeros"
+SETS = (UNIFORM, UNEQUAL, CARRY, ZEROS)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _CACHED_TOKENS = 2048  # far beyond training lengths; a cache full of such layouts takes half a gigabyte
 
@@ -28,18 +35,21 @@ def _digits(source: Tensor, positions: Positions, segment: str, along: str) -> T
 
 
 @dataclass(frozen=True)
-class DigitTask(Task):
+class DigitTask(Certifiable, HeldOut):
     """A task whose operands are digit strings and whose target is a digit string, least significant first.
 
     A subclass names its segments, draws its operands and computes its answer; operands are tensors of digit values,
     least significant first: `[batch, length]` as they are drawn, `[batch, width]` once they are padded.
 
     Attributes:
+        base: Number of digits; `symbols[:base]` are the digits, `symbols[0]` is zero.
         signs: Characters of its strings that are no digits.
         answers_in_turn: Whether the target's segments are written in turn, one token of each.
         downwards: Whether they are written from the most significant digit down.
     """
 
+    base = 10  # without an annotation, so that it is the last field of a task that has it as a field
+    suites = SETS
     signs: ClassVar[str] = ""
     answers_in_turn: ClassVar[bool] = False
     downwards: ClassVar[bool] = False
@@ -80,16 +90,16 @@ class DigitTask(Task):
         return [(ANSWER, self.answer_length(shape))]
 
     @abc.abstractmethod
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         """Operands of one of `SETS`, `[batch, length]` each."""
 
     @abc.abstractmethod
     def compute(self, operands: Sequence[Tensor]) -> Tensor:
         """The target, as numbers of symbols `[batch, answer_length]` in their order, of operands `[batch, width]`."""
 
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
         """One shape; for `unequal`, where no second operand can have another length, eight lengths up to it."""
-        if set_name != UNEQUAL:
+        if suite != UNEQUAL:
             return ((length,),)
         return tuple((n,) for n in torch.randint(1, length + 1, (8,), generator=generator).tolist())
 
@@ -118,9 +128,9 @@ class DigitTask(Task):
         kind = (torch.randint(0, 2 * len(SETS), (batch,), generator=generator) - len(SETS) + 1).clamp(min=0)
         return [pick_rows(kind, versions) for versions in zip(*draws, strict=True)]
 
-    def sample(self, generator: Generator, batch: int, shape: Shape, set_name: str = TRAINING) -> Problems:
-        if set_name != TRAINING:
-            return self.problems(shape, self.draw(generator, batch, shape, set_name))
+    def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Problems:
+        if suite != TRAINING:
+            return self.problems(shape, self.draw(generator, batch, shape, suite))
         return self.problems(shape, self.training_operands(generator, batch, shape))
 
     def problems(self, shape: Shape, operands: Sequence[Tensor]) -> Problems:
@@ -140,9 +150,20 @@ class DigitTask(Task):
         return Problems(shape, torch.cat(parts, dim=1), target)
 
     def numbers(self, problems: Problems) -> list[Tensor]:
+        """The operands' digits, least significant first, `[batch, width]` each: problems of equal ones are equal."""
         positions, widths = self.layout(problems.shape).source, self.widths(problems.shape)
         named = enumerate(widths, 1)
         return [_digits(problems.source, positions, f"operand {i}", "place")[:, :width] for i, width in named]
+
+    def keys(self, problems: Problems) -> Tensor:
+        """A hash of the operands' values, whatever zeros they are padded with."""
+        hashed = significant = torch.zeros(len(problems), dtype=torch.long)
+        for number, digits in enumerate(self.numbers(problems)):
+            places = torch.arange(digits.shape[1])
+            hashed = hashed + (digits * scatter(places * 64 + 2 * number + 1)).sum(dim=1)
+            significant = significant + ((places + 1) * (digits > 0)).amax(dim=1)
+        enough = self.base ** significant.clamp(max=16).double() >= SMALL
+        return torch.where(enough, scatter(hashed), -1)
 
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
         return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + 1
@@ -182,7 +203,11 @@ class DigitTask(Task):
         symbols = self.literals.get(segment, self.symbols[: self.base] if segment.startswith("operand") else "")
         return tuple(self.vocabulary.encode(symbols or self.symbols).tolist())
 
+    def local_rule(self) -> LocalRule | None:
+        return None
+
     def answer(self, target: str) -> str:
+        """What a target (without `EOS`) says: most significant digit first, no leading zeros."""
         return target[::-1].lstrip(self.symbols[0]) or target[:1]
 
     def digits(self, text: str, what: str) -> str:

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.layout import ANSWER
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, ZEROS, Shape
-from abc_toolkit.tasks.digits.base import DigitTask, fixed_width
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS, DigitTask, fixed_width
 from abc_toolkit.tasks.digits.identity import Identity, OrderIdentity
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import choose_rows, one_shorter, pick_rows, uniform_digits, with_zeros
+from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ class Comparison(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n,) for n in range(1, self.max_length + 1))
 
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
         return ((length,),)
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         length = shape[0]
         first, second = (uniform_digits(generator, batch, length, self.base) for _ in range(2))
-        if set_name == UNEQUAL:
+        if suite == UNEQUAL:
             first, second = one_shorter(generator, first, second)
-        elif set_name == CARRY:
+        elif suite == CARRY:
             first, second = self._alike(generator, first, second)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             second = choose_rows(generator, second, first)  # else both have the same zeros only where all are
             first, second = with_zeros(generator, first), with_zeros(generator, second)
         return [first, second]

@@ -9,11 +9,12 @@ from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import ANSWER
-from abc_toolkit.tasks.base import CARRY, ZEROS, Shape, quoted
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.base import quoted
+from abc_toolkit.tasks.digits.base import CARRY, ZEROS, DigitTask
 from abc_toolkit.tasks.digits.identity import CopyIdentity, Identity
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import choose_rows, random_run, with_zeros
+from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,17 @@ class StringTask(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n,) for n in range(1, self.max_length + 1))
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         length = shape[0]
         digits = torch.randint(0, self.base, (batch, length), generator=generator)
-        if set_name == CARRY:
+        if suite == CARRY:
             # What corresponds to a carry is a digit that does not tell its place, as it comes again and again.
             repeated = digits[:, :1].expand(-1, length)
             period = torch.randint(1, max(length // 2, 1) + 1, (batch, 1), generator=generator)
             periodic = digits.gather(1, torch.arange(length) % period)
             run = torch.where(random_run(generator, batch, length), repeated, digits)
             digits = choose_rows(generator, repeated, periodic, run)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             digits = with_zeros(generator, digits)
         return [digits]
 

@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.tasks.base import CARRY, ZEROS, ProblemError, Shape, quoted
-from abc_toolkit.tasks.digits.base import DIGITS, DigitTask
+from abc_toolkit.tasks.base import ProblemError, quoted
+from abc_toolkit.tasks.digits.base import CARRY, DIGITS, ZEROS, DigitTask
 from abc_toolkit.tasks.digits.identity import CarryIdentity, Identity, carried_sum, share
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import carried, choose_rows, random_run, uniform_digits, with_zeros
+from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ class Division(DigitTask):
         other = torch.randint(1, self.base, (batch, 1), generator=generator)
         return [number, torch.where(divisor == 0, other, divisor)]
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         length = shape[0]
         number = uniform_digits(generator, batch, length, self.base)
         divisor = torch.randint(1, self.base, (batch, 1), generator=generator)
-        if set_name == CARRY:
+        if suite == CARRY:
             # What corresponds to a carry is the remainder: runs of one digit make it go round, or stay.
             nines = torch.full_like(number, self.base - 1)
             repeated = torch.randint(1, self.base, (batch, 1), generator=generator).expand(-1, length)
@@ -118,7 +119,7 @@ class Division(DigitTask):
             quotient, _ = self._divided(number, divisor)
             multiple = carried(quotient * divisor, self.base)[:, :length]
             number = choose_rows(generator, nines, repeated, run, multiple)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             number = with_zeros(generator, number)
         return [number, divisor]
 

@@ -9,12 +9,12 @@ from torch import Generator, Tensor
 
 from abc_toolkit.layout import END, START, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import symbol
-from abc_toolkit.tasks.base import CARRY, ZEROS, Shape
-from abc_toolkit.tasks.digits.base import exact_result
+from abc_toolkit.tasks.digits.base import CARRY, ZEROS, exact_result
 from abc_toolkit.tasks.digits.identity import CarryIdentity, Identity, carried_sum, share
 from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from abc_toolkit.tasks.digits.sampling import choose_rows, random_run, uniform_digits, with_zeros
 from abc_toolkit.tasks.digits.tables import COMMA, TableTask
+from abc_toolkit.tasks.lengths import Shape
 
 DIGIT = "digit"
 CARRIED = "carry"
@@ -98,14 +98,14 @@ class LongMultiplication(TableTask):
             (Repeat(m, "i", row), Token(END, 0, n, m)),
         )
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in shape]
-        if set_name == CARRY:
+        if suite == CARRY:
             for i, digits in enumerate(operands):
                 nines = torch.full_like(digits, 9)
                 run = torch.where(random_run(generator, batch, digits.shape[1]), nines, digits)
                 operands[i] = choose_rows(generator, nines, run, digits)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             for i, digits in enumerate(operands):
                 power = torch.zeros_like(digits)
                 power[:, -1] = torch.randint(1, 10, (batch,), generator=generator)  # leading digit, then zeros

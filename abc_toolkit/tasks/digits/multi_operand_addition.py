@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from abc_toolkit.layout import END, START, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import symbol
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, ZEROS, Problems, Shape, quoted
-from abc_toolkit.tasks.digits.base import exact_result
+from abc_toolkit.tasks.base import Problems, quoted
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS, exact_result
 from abc_toolkit.tasks.digits.identity import Identity, carried_sum, share
 from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from abc_toolkit.tasks.digits.sampling import carried, keep_places, pad, random_run, uniform_digits, with_zeros
 from abc_toolkit.tasks.digits.tables import COMMA, TableTask
+from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
 OPERAND = "operand"
@@ -121,16 +122,16 @@ class MultiOperandAddition(TableTask):
             (Repeat(count, "i", row), Token(END, 0, width - 1, count)),
         )
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         operands = [uniform_digits(generator, batch, length) for length in self.operand_lengths(shape)]
-        if set_name == UNEQUAL:
+        if suite == UNEQUAL:
             length, count = shape
             kept = torch.randint(1, length + 1, (count, batch), generator=generator)
             kept[torch.randint(count, (batch,), generator=generator), torch.arange(batch)] = length
             return [keep_places(digits, own) for digits, own in zip(operands, kept, strict=True)]
-        if set_name == ZEROS:
+        if suite == ZEROS:
             return [with_zeros(generator, digits) for digits in operands]
-        if set_name == CARRY:
+        if suite == CARRY:
             return self._carries(generator, operands)
         return operands
 

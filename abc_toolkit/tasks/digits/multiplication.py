@@ -9,11 +9,12 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.layout import ANSWER
-from abc_toolkit.tasks.base import CARRY, ZEROS, ProblemError, Shape, quoted
-from abc_toolkit.tasks.digits.base import DigitTask, exact_result, fixed_width
+from abc_toolkit.tasks.base import ProblemError, quoted
+from abc_toolkit.tasks.digits.base import CARRY, ZEROS, DigitTask, exact_result, fixed_width
 from abc_toolkit.tasks.digits.identity import Identity, carried_sum, share
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import carried, choose_rows, random_run, uniform_digits, with_zeros
+from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,17 @@ class Multiplication(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n,) for n in range(1, self.max_length + 1))
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         length = shape[0]
         first = uniform_digits(generator, batch, length, self.base)
         second = torch.randint(0, self.base, (batch, 1), generator=generator)
-        if set_name == CARRY:
+        if suite == CARRY:
             nines = torch.full_like(first, self.base - 1)
             repeated = torch.randint(1, self.base, (batch, 1), generator=generator).expand(-1, length)
             run = torch.where(random_run(generator, batch, length), repeated, first)
             first = choose_rows(generator, nines, repeated, run)
             second = torch.randint(min(2, self.base - 1), self.base, (batch, 1), generator=generator)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             first, second = with_zeros(generator, first), with_zeros(generator, second)
         return [first, second]
 

@@ -10,11 +10,12 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.layout import ANSWER
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS, Shape, quoted
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.base import UNIFORM, quoted
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS, DigitTask
 from abc_toolkit.tasks.digits.identity import Identity, RunningIdentity
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import choose_rows, random_run, with_zeros
+from abc_toolkit.tasks.lengths import Shape
 
 
 class Running(LocalRule):
@@ -63,17 +64,17 @@ class Parity(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n,) for n in range(1, self.max_length + 1))
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         bits = torch.randint(0, 2, (batch, shape[0]), generator=generator)
-        if set_name in (UNIFORM, UNEQUAL):
+        if suite in (UNIFORM, UNEQUAL):
             return [bits]
-        if set_name == CARRY:
+        if suite == CARRY:
             # What corresponds to a carry is the running bit: ones flip it at every step.
             ones = torch.ones_like(bits)
             alternating = (torch.arange(shape[0]) + bits[:, :1]) % 2
             run = torch.where(random_run(generator, batch, shape[0]), ones, bits)
             return [choose_rows(generator, ones, alternating, run)]
-        assert set_name == ZEROS
+        assert suite == ZEROS
         return [with_zeros(generator, bits)]
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:

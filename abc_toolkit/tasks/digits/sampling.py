@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.tasks.base import Shape
+from abc_toolkit.tasks.lengths import Shape
 
 
 def pad(digits: Tensor, width: int) -> Tensor:

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, ZEROS, Shape
-from abc_toolkit.tasks.digits.base import DigitTask, exact_result
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS, DigitTask, exact_result
 from abc_toolkit.tasks.digits.identity import Identity, OrderIdentity, Share, SumIdentity, share
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import keep_places, pad, pick_rows, random_run, uniform_digits, with_zeros
+from abc_toolkit.tasks.lengths import Shape
 
 ORDERS = "<=>"
 LESS, EQUAL, GREATER = range(3)
@@ -124,19 +124,19 @@ class Subtraction(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         return tuple((n, n) for n in range(1, self.max_length + 1))
 
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
         return ((length, length),)
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         width = max(shape)
         first, second = (pad(uniform_digits(generator, batch, length, self.base), width) for length in shape)
         swap = torch.rand(batch, generator=generator) < 0.5
-        if set_name == UNEQUAL:
+        if suite == UNEQUAL:
             kept = torch.randint(1, max(width, 2), (batch,), generator=generator)
             second = keep_places(second, kept)
-        elif set_name == CARRY:
+        elif suite == CARRY:
             first, second = self._borrows(generator, first, second)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             first, second = with_zeros(generator, first), with_zeros(generator, second)
         drawn = pick_rows(swap.long(), (first, second)), pick_rows(swap.long(), (second, first))
         return [digits[:, :length] for digits, length in zip(drawn, shape, strict=True)]

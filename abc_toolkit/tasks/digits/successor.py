@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.layout import ANSWER
-from abc_toolkit.tasks.base import CARRY, ZEROS, Shape, quoted
-from abc_toolkit.tasks.digits.base import DigitTask, check_numbers_below, exact_result, fixed_width
+from abc_toolkit.tasks.base import quoted
+from abc_toolkit.tasks.digits.base import CARRY, ZEROS, DigitTask, check_numbers_below, exact_result, fixed_width
 from abc_toolkit.tasks.digits.identity import Identity, carried_sum, share
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.digits.sampling import (
@@ -22,6 +22,7 @@ from abc_toolkit.tasks.digits.sampling import (
     uniform_digits,
     with_zeros,
 )
+from abc_toolkit.tasks.lengths import Shape
 
 
 class Increment(LocalRule):
@@ -87,15 +88,15 @@ class Successor(DigitTask):
             return super().training_operands(generator, batch, shape)
         return [digits_below(generator, batch, self.numbers_below, shape[0])]
 
-    def draw(self, generator: Generator, batch: int, shape: Shape, set_name: str) -> list[Tensor]:
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         digits = uniform_digits(generator, batch, shape[0])
-        if set_name == CARRY:
+        if suite == CARRY:
             nines = torch.full_like(digits, 9)
             trailing = torch.randint(1, shape[0] + 1, (batch,), generator=generator)
             ends_in_nines = torch.where(keep_places(nines, trailing) > 0, nines, digits)
             inner_run = torch.where(random_run(generator, batch, shape[0]), nines, digits)
             digits = choose_rows(generator, nines, ends_in_nines, inner_run)
-        elif set_name == ZEROS:
+        elif suite == ZEROS:
             digits = with_zeros(generator, digits)
         return [digits]
 

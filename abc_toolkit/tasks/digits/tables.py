@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Generator
 
-from abc_toolkit.tasks.base import UNEQUAL, Shape
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks.digits.base import UNEQUAL, DigitTask
 from abc_toolkit.tasks.digits.sampling import pairs_of_lengths, unequal_lengths
+from abc_toolkit.tasks.lengths import Shape
 
 COMMA = "comma"
 
@@ -25,8 +25,8 @@ class TableTask(DigitTask):
     def training_shapes(self) -> tuple[Shape, ...]:
         return pairs_of_lengths(self.max_length)
 
-    def evaluation_shapes(self, length: int, set_name: str, generator: Generator) -> tuple[Shape, ...]:
-        if set_name != UNEQUAL or length == 1:
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
+        if suite != UNEQUAL or length == 1:
             return ((length, length),)
         return unequal_lengths(generator, length)
 

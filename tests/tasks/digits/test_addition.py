@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from abc_toolkit.calibration.sufficiency import Evidence
 from abc_toolkit.errors import UserError
-from abc_toolkit.models.base import teacher_forced
+from abc_toolkit.models.base import predict
 from abc_toolkit.proof import certify
 from abc_toolkit.tasks import Addition, Multiplication, ProblemError
-from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import TRAINING, UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import (
     Example,
     NumberContract,
@@ -328,7 +329,7 @@ def test_a_window_shows_the_same_of_pairs() -> None:
         logits = []
         for own in (LONGEST, PAIRS):
             problems = own.sample(generator(), 20, shape)
-            logits.append(teacher_forced(model, problems, own.layout(shape)))
+            logits.append(predict(model, problems, own.layout(shape)))
         torch.testing.assert_close(*logits)
 
 

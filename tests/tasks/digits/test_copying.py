@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from abc_toolkit.calibration.sufficiency import Evidence
 from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Copy, Repeat, Reverse, Task
-from abc_toolkit.tasks.base import CARRY, SETS, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import (
     Example,
     TaskCase,

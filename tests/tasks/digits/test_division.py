@@ -8,7 +8,8 @@ from abc_toolkit.calibration.sufficiency import Evidence
 from abc_toolkit.errors import UserError
 from abc_toolkit.proof.meaning import HELD_TO, held
 from abc_toolkit.tasks import Division
-from abc_toolkit.tasks.base import CARRY, TRAINING, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import TRAINING, UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import (
     Example,
     TaskCase,

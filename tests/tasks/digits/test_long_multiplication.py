@@ -12,7 +12,7 @@ from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.tasks import LongMultiplication
-from abc_toolkit.tasks.base import CARRY, SETS, ZEROS
+from abc_toolkit.tasks.digits.base import CARRY, SETS, ZEROS
 from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, generator
 from abc_toolkit.training.coverage import Coverage
 from abc_toolkit.windows import Window

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.tasks import MultiOperandAddition
-from abc_toolkit.tasks.base import CARRY, SETS, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
 from abc_toolkit.tasks.digits.sampling import pad
 from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, generator
 from abc_toolkit.training.coverage import Coverage

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abc_toolkit.tasks import Multiplication, ProblemError
-from abc_toolkit.tasks.base import CARRY, SETS, TRAINING, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import TRAINING, UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import (
     Example,
     NumberContract,

@@ -3,7 +3,8 @@ import re
 import pytest
 
 from abc_toolkit.tasks import Parity
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, evaluation_strings, training_strings
 
 SCRATCHPAD = Parity(max_length=5)

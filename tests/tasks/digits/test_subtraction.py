@@ -9,7 +9,8 @@ import torch
 from abc_toolkit.calibration.sufficiency import Evidence
 from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Subtraction
-from abc_toolkit.tasks.base import CARRY, TRAINING, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import TRAINING, UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import (
     Example,
     TaskCase,

@@ -4,7 +4,8 @@ from collections import Counter
 import pytest
 
 from abc_toolkit.tasks import Successor
-from abc_toolkit.tasks.base import CARRY, UNEQUAL, UNIFORM, ZEROS
+from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
 from abc_toolkit.testing.task_contract import Example, NumberContract, TaskCase, evaluation_strings, training_strings
 
 PLAIN = Successor(max_length=3)

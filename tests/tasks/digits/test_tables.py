@@ -2,7 +2,7 @@ import pytest
 from torch import Generator
 
 from abc_toolkit.tasks import LongMultiplication, MultiOperandAddition
-from abc_toolkit.tasks.base import SETS, UNEQUAL
+from abc_toolkit.tasks.digits.base import SETS, UNEQUAL
 from abc_toolkit.tasks.digits.tables import TableTask
 
 TASKS = pytest.mark.parametrize("task", [LongMultiplication(), MultiOperandAddition()], ids=lambda task: task.name)

@@ -1,0 +1,1 @@
+"""Functions that are learned in context, from examples in the prompt."""

@@ -1,0 +1,183 @@
+"""Objectives: what a model is trained and judged by."""
+
+import abc
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from abc_toolkit.tasks.base import Batch
+    from abc_toolkit.training.loop import Stopping
+
+_QUANTILE = 1.959963984540054  # of the standard normal distribution, at the upper end of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: a number for each problem, whose mean over problems is reported with a 95 % interval.
+
+    Attributes:
+        name: Its name in tables and files.
+        higher_is_better: Whether more of it is better.
+        is_share: Whether each problem has 0 or 1 of it, so that the mean is a share.
+    """
+
+    name: str
+    higher_is_better: bool
+    is_share: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name in a heading."""
+        return self.name.replace("_", " ")
+
+    def summary(self, total: float, squares: float, count: int) -> tuple[float, float, float]:
+        """Mean and 95 % interval: Wilson's for a share, else that of a normal mean.
+
+        Args:
+            total: Sum over the problems.
+            squares: Sum of squares over the problems.
+            count: Number of problems, at least 1.
+        """
+        mean = total / count
+        if self.is_share:
+            return mean, *wilson_interval(round(total), count)
+        variance = max(0.0, squares - count * mean**2) / max(1, count - 1)
+        half = _QUANTILE * math.sqrt(variance / count)
+        return mean, mean - half, mean + half
+
+    def shown(self, value: float) -> str:
+        """A value as tables show it: a share in per cent."""
+        return f"{100 * value:.1f}" if self.is_share else f"{value:.3g}"
+
+    def told(self, value: float) -> str:
+        """A value in a sentence or beside a bar, with its name."""
+        return f"{self.title} {100 * value:.2f} %" if self.is_share else f"{self.title} {value:.4g}"
+
+
+EXACT_MATCH = Metric("exact_match", higher_is_better=True, is_share=True)
+
+
+class Objective(abc.ABC):
+    """The loss of a task, its metrics, and when a training may stop.
+
+    Attributes:
+        metrics: The metrics; the first is the one that a training is judged by.
+        default_loss: Validation loss that ends a training where the user names none; `None` where none does.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    default_loss: ClassVar[float | None] = None
+
+    @abc.abstractmethod
+    def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        """The mean loss over the outputs that count.
+
+        Args:
+            outputs: What the model made of the batch: `[batch, outputs, num_outputs]`, or `[batch, outputs]` where
+                outputs are numbers.
+            batch: The batch.
+        """
+
+    @abc.abstractmethod
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        """Each metric, by name, of each problem: `[batch]`."""
+
+    @abc.abstractmethod
+    def reached(self, values: Mapping[str, float], loss: float, stopping: "Stopping") -> bool:
+        """Whether a training may stop.
+
+        Args:
+            values: Each metric on held-out problems.
+            loss: The loss on held-out problems.
+            stopping: The thresholds asked for.
+        """
+
+    def loss_limit(self, stopping: "Stopping") -> float | None:
+        """The validation loss that ends a training, if one does."""
+        return self.default_loss if stopping.loss is None else stopping.loss
+
+
+class TokenCrossEntropy(Objective):
+    """Cross-entropy of each token or class, judged by exact match: every output of a problem that counts is right."""
+
+    metrics = (EXACT_MATCH,)
+    default_loss = 1.0
+
+    def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        outputs, targets = outputs.flatten(0, 1), batch.targets.flatten()
+        if batch.counted is not None:
+            counted = batch.counted.flatten()
+            outputs, targets = outputs[counted], targets[counted]
+        return functional.cross_entropy(outputs, targets)
+
+    def solved(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        """Which problems are right in every output that counts, boolean `[batch]`."""
+        right = outputs.argmax(-1) == batch.targets
+        return (right if batch.counted is None else right | ~batch.counted).all(dim=1)
+
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        return {"exact_match": self.solved(outputs, batch)}
+
+    def reached(self, values: Mapping[str, float], loss: float, stopping: "Stopping") -> bool:
+        limit = self.loss_limit(stopping)
+        return values["exact_match"] >= stopping.exact_match and (limit is None or loss <= limit)
+
+
+@dataclass(frozen=True)
+class SquaredError(Objective):
+    """Mean squared error over the outputs that count.
+
+    Attributes:
+        scale: What errors are divided by, such as the variance of the targets.
+    """
+
+    scale: float = 1.0
+
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("squared_error", higher_is_better=False),
+        Metric("last_squared_error", higher_is_better=False),
+    )
+
+    def _errors(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        errors = (outputs - batch.targets) ** 2 / self.scale
+        return errors if batch.counted is None else errors * batch.counted
+
+    def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        errors = self._errors(outputs, batch)
+        return errors.mean() if batch.counted is None else errors.sum() / batch.counted.sum()
+
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        """The error averaged over a problem's outputs that count, and that of the last of them."""
+        errors = self._errors(outputs, batch)
+        if batch.counted is None:
+            return {"squared_error": errors.mean(dim=1), "last_squared_error": errors[:, -1]}
+        length = errors.shape[1]
+        last = length - 1 - batch.counted.long().flip(1).argmax(dim=1, keepdim=True)
+        mean = errors.sum(dim=1) / batch.counted.sum(dim=1)
+        return {"squared_error": mean, "last_squared_error": errors.gather(1, last)[:, 0]}
+
+    def reached(self, values: Mapping[str, float], loss: float, stopping: "Stopping") -> bool:
+        limit = self.loss_limit(stopping)
+        return limit is not None and loss <= limit
+
+
+def wilson_interval(right: int, total: int, z: float = _QUANTILE) -> tuple[float, float]:
+    """Wilson's score interval for a share (Wilson 1927), 95 % by default.
+
+    Args:
+        right: Successes.
+        total: Trials, at least 1.
+        z: Standard normal quantile of the interval's upper end.
+    """
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # At either end the interval touches it exactly; rounding must not say otherwise.
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    high = 1.0 if right == total else min(1.0, centre + half)
+    return low, high

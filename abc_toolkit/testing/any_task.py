@@ -1,0 +1,181 @@
+"""What every task must do, of whatever kind. A test case inherits all of it by giving `cases`.
+
+class TestMyTask(TaskContract):
+    cases = {"small": MyTask(max_length=3)}
+"""
+
+import copy
+import dataclasses
+import pickle
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from abc_toolkit.models.base import Architecture, predict
+from abc_toolkit.runs.description import describe, rebuild
+from abc_toolkit.runs.folder import build_model
+from abc_toolkit.tasks.base import TRAINING, UNIFORM, Batch, HeldOut, Problems, Solvable, Task
+from abc_toolkit.tasks.lengths import Shape
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A generator of a seed."""
+    return torch.Generator().manual_seed(seed)
+
+
+def small_model(task: Task) -> Any:
+    """A small model of a task, of the backbone that the task has unless one is named."""
+    torch.manual_seed(0)
+    sizes = Architecture(model_dim=16, num_heads=2, feedforward_dim=16).for_task(task.interface.decoded)
+    return build_model(task, sizes, None)
+
+
+def perfect(task: Task, batch: Batch) -> Tensor:
+    """Outputs that agree with a batch's targets."""
+    if task.interface.num_outputs == 1:
+        return batch.targets.clone()
+    return 50.0 * torch.nn.functional.one_hot(batch.targets, task.interface.num_outputs)
+
+
+class TaskContract:
+    """Checks of a task; `cases` holds tasks by name."""
+
+    cases: ClassVar[dict[str, Any]]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test for each case."""
+        if "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", [pytest.param(case, id=name) for name, case in self.cases.items()])
+
+    @pytest.fixture
+    def task(self, case: Any) -> Task:
+        """The task of a case, which is the case itself unless it holds more."""
+        return case if isinstance(case, Task) else case.task
+
+    def batches(self, task: Task) -> list[Batch]:
+        """A batch of every suite at some lengths, and of every training shape."""
+        g = generator()
+        shapes: list[tuple[Shape, str]] = [(shape, TRAINING) for shape in task.training_shapes()]
+        for length in (1, task.max_length, 2 * task.max_length):
+            for suite in task.suites:
+                shapes += [(shape, suite) for shape in task.evaluation_shapes(length, suite, g)[:2]]
+        return [task.sample(g, 5, shape, suite) for shape, suite in dict.fromkeys(shapes)]
+
+    def test_it_is_an_immutable_value(self, task: Task) -> None:
+        assert rebuild(describe(task), Task, whole=True) == task == pickle.loads(pickle.dumps(task)) == copy.copy(task)
+        assert hash(task) == hash(copy.deepcopy(task))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            task.max_length = 1
+
+    def test_training_shapes_are_distinct_and_within_the_longest(self, task: Task) -> None:
+        shapes = task.training_shapes()
+        assert len(set(shapes)) == len(shapes)
+        assert [max(shape) for shape in shapes] == sorted(max(shape) for shape in shapes)
+        assert max(map(max, shapes)) == task.max_length
+
+    def test_suites_have_shapes_of_the_length(self, task: Task) -> None:
+        assert task.suites[0] == UNIFORM
+        for suite in task.suites:
+            for length in (1, task.max_length, 3 * task.max_length):
+                shapes = task.evaluation_shapes(length, suite, generator())
+                assert shapes
+                assert all(min(shape) >= 1 and max(shape) <= length for shape in shapes)
+                assert shapes == task.evaluation_shapes(length, suite, generator())
+        assert task.lengths("2x,1") == [1, 2 * task.max_length]
+
+    def test_the_generator_is_the_only_source_of_randomness(self, task: Task) -> None:
+        shape = task.training_shapes()[-1]
+        for suite in (TRAINING, *task.suites):
+            torch.manual_seed(1)
+            first = task.sample(generator(5), 32, shape, suite)
+            torch.manual_seed(2)
+            again, other = (task.sample(generator(seed), 32, shape, suite) for seed in (5, 6))
+            assert torch.equal(first.inputs, again.inputs)
+            assert torch.equal(first.targets, again.targets)
+            assert not torch.equal(first.inputs, other.inputs)
+
+    def test_batches_are_of_the_interface(self, task: Task) -> None:
+        interface = task.interface
+        assert (interface.num_tokens > 0) != (interface.input_dim > 0)
+        for batch in self.batches(task):
+            inputs, target = task.num_tokens(batch.shape)
+            assert batch.inputs.shape[:2] == (len(batch), inputs) == (5, inputs)
+            if interface.num_tokens:
+                assert batch.inputs.dtype == torch.long
+                assert 0 <= int(batch.inputs.min()) <= int(batch.inputs.max()) < interface.num_tokens
+            else:
+                assert batch.inputs.shape[2:] == (interface.input_dim,)
+                assert batch.inputs.is_floating_point()
+            outputs = target if interface.decoded else 1 if interface.pooled else inputs
+            assert batch.targets.shape == (5, outputs)
+            assert interface.decoded == isinstance(batch, Problems)
+            if interface.num_outputs > 1:
+                assert 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < interface.num_outputs
+            if batch.counted is not None:
+                assert batch.counted.shape == batch.targets.shape
+                assert batch.counted.any(dim=1).all()
+
+    def test_layouts_are_of_the_batches(self, task: Task) -> None:
+        for batch in self.batches(task):
+            for layout in batch.layouts or (task.layout(batch.shape),):
+                lengths = (batch.inputs.shape[1], batch.targets.shape[1] if task.interface.decoded else 0)
+                assert (len(layout.source), len(layout.target)) == lengths
+                assert len(layout.prefix) == len(layout.target)
+                for positions in (layout.source, layout.target):
+                    assert positions.coordinates["raw"].tolist() == list(range(len(positions)))
+                    assert {len(coordinate) for coordinate in positions.coordinates.values()} == {len(positions)}
+                    assert not any(c.is_floating_point() for c in positions.coordinates.values())
+        assert task.layout(task.training_shapes()[0]) is task.layout(task.training_shapes()[0])
+
+    def test_the_objective_likes_what_is_right(self, task: Task) -> None:
+        objective = task.objective
+        for batch in self.batches(task):
+            right = perfect(task, batch)
+            wrong = right.roll(1, dims=-1) if task.interface.num_outputs > 1 else right + 1
+            losses = [objective.loss(outputs.float(), batch) for outputs in (right, wrong)]
+            assert losses[0].shape == ()
+            assert losses[0] < 1e-6 < losses[1]
+            for outputs, best in ((right, True), (wrong, False)):
+                measured = objective.measured(outputs.float(), batch)
+                assert list(measured) == [metric.name for metric in objective.metrics]
+                for metric in objective.metrics:
+                    values = measured[metric.name].double()
+                    assert values.shape == (len(batch),)
+                    good = values == 1 if metric.is_share else values.abs() < 1e-6
+                    assert bool(good.all()) == best, metric.name
+
+    def test_a_model_learns_from_it(self, task: Task) -> None:
+        model = small_model(task)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        batch = task.sample(generator(), 8, task.training_shapes()[-1])
+        losses = []
+        for _ in range(8):
+            outputs = predict(model, batch, task.layout(batch.shape))
+            assert outputs.shape[:2] == batch.targets.shape
+            loss = task.objective.loss(outputs, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+
+    def test_keys_are_those_of_problems(self, task: Task) -> None:
+        if not isinstance(task, HeldOut):
+            return
+        for batch in self.batches(task):
+            assert isinstance(batch, Problems)
+            keys = task.keys(batch)
+            assert keys.shape == (len(batch),)
+            assert (keys >= -1).all()
+            assert torch.equal(keys.flip(0), task.keys(batch[torch.arange(len(batch)).flip(0)]))
+            assert task.num_problems(batch.shape) >= 1
+
+    def test_the_oracle_agrees_with_the_targets(self, task: Task) -> None:
+        if not isinstance(task, Solvable):
+            return
+        for batch in self.batches(task):
+            assert isinstance(batch, Problems)
+            for source, target in zip(batch.source, batch.target, strict=True):
+                assert task.solve(task.vocabulary.decode(source)) == task.vocabulary.decode(target)

@@ -1,0 +1,18 @@
+import pytest
+import torch
+
+from abc_toolkit.training.metrics import MeanOverProblems
+
+
+def test_two_processes_count_as_one(generator: torch.Generator) -> None:
+    for is_share in (True, False):
+        parts = [torch.rand(size, generator=generator) for size in (40, 7, 90)]
+        parts = [part > 0.5 if is_share else part for part in parts]
+        first, second = MeanOverProblems(is_share), MeanOverProblems(is_share)
+        first.update(parts[0])
+        for part in parts[1:]:
+            second.update(part)
+        for name, reduce in first._reductions.items():
+            setattr(first, name, reduce(torch.stack([getattr(first, name), getattr(second, name)])))
+        assert first.compute().item() == pytest.approx(torch.cat(parts).float().mean().item())
+        assert first.total.is_floating_point() != is_share  # shares are counted exactly
