@@ -298,17 +298,12 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
         for axes in panels:
             axes.axvline(reached, color=INK, linestyle=":", linewidth=1)
         bottom.plot([], [], color=INK, linestyle=":", linewidth=1, label=f"first reached at step {reached}")
-    top.set(yscale="log")
-    losses = [point["loss"] for point in (*train, *validation) if 0 < point["loss"] < math.inf]
-    if losses:
-        # Whole decades, so that at least two ticks have a label.
-        top.set_ylim(10 ** math.floor(math.log10(min(losses))), 10 ** math.ceil(math.log10(1.01 * max(losses))))
-    top.yaxis.set_minor_formatter(NullFormatter())
+    _decades(top, [point["loss"] for point in (*train, *validation)])
     top.set_ylabel("loss", fontsize=TEXT, color=INK)
     if metric == EXACT_MATCH.name:
         _percent(bottom, "exact match")
     else:
-        bottom.set(yscale="log")
+        _decades(bottom, [point[metric] for point in validation])
         bottom.set_ylabel(metric.replace("_", " "), fontsize=TEXT, color=INK)
     if covered:
         _curve(panels[2], covered, "weak", PALETTE[2], "wrong, or right by little")
@@ -321,6 +316,15 @@ def _draw_training(record: Mapping[str, Any]) -> Figure:
         _chart(axes)
         axes.legend(*axes.get_legend_handles_labels(), fontsize=TEXT, frameon=False)
     return figure
+
+
+def _decades(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis of whole decades, so that at least two ticks have a label."""
+    axes.set(yscale="log")
+    shown = [value for value in values if 0 < value < math.inf]
+    if shown:
+        axes.set_ylim(10 ** math.floor(math.log10(min(shown))), 10 ** math.ceil(math.log10(1.01 * max(shown))))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _curve(axes: Axes, points: Sequence[Mapping[str, Any]], name: str, colour: Colour, label: str) -> None:
@@ -397,7 +401,7 @@ def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, 
     if metric.is_share:
         _percent(axes, label)
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * max(row["high"] for row in rows) or 1)  # lines that are moved aside do not count
         axes.set_ylabel(label, fontsize=TEXT, color=INK)
     what = "accuracy" if metric is EXACT_MATCH else metric.title
     axes.set_title(f"{task}: {what} at each length", fontsize=TITLE, color=INK, pad=18)
@@ -405,7 +409,8 @@ def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, 
     models = [Line2D([], [], marker="o", linewidth=1.2, label=weights_name(name), **looks[name]) for name in weights]
     marks = [Line2D([], [], color=INK, label=name, linewidth=1, markersize=4, **styles[name]) for name in suites]
     look: dict[str, Any] = {"alignment": "left", "frameon": False, "fontsize": TEXT, "title_fontsize": TEXT}
-    axes.add_artist(axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1), **look))
+    named = axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1), **look)
+    axes.add_artist(named).set_clip_on(False)  # what is clipped to the axes has no room made for it
     axes.legend(handles=marks, title="suite", loc="upper left", bbox_to_anchor=(1.01, 0.75), **look)
     return figure
 

@@ -101,7 +101,8 @@ class TaskContract:
         assert (interface.num_tokens > 0) != (interface.input_dim > 0)
         for batch in self.batches(task):
             inputs, target = task.num_tokens(batch.shape)
-            assert batch.inputs.shape[:2] == (len(batch), inputs) == (5, inputs)
+            assert len(batch) == 5
+            assert batch.inputs.shape[:2] == (5, inputs)
             if interface.num_tokens:
                 assert batch.inputs.dtype == torch.long
                 assert 0 <= int(batch.inputs.min()) <= int(batch.inputs.max()) < interface.num_tokens
