@@ -1,4 +1,4 @@
-"""From attention maps to a window: the contract of a calibration method, and the check of what it found."""
+"""From attention maps to a window: the contract of a calibration method, and the search for a sufficient window."""
 
 import abc
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from abc_toolkit.windows.rules import Rule, Window
 
 @dataclass(frozen=True)
 class Line:
-    """A line, and how one head attends along it.
+    """A line, and the attention of one head along it.
 
     Attributes:
-        rule: The line in its site, layer and head.
-        attention: Mean attention weight over its cells, in all shapes.
-        support: Its cells over those of the longest possible line, in the shape where that is least.
+        rule: The line, with its site, layer and head.
+        attention: Mean attention weight over the cells of the line in all shapes.
+        support: The number of these cells over that of the longest possible line, in the shape where it is least.
     """
 
     rule: Rule
@@ -34,8 +34,8 @@ class CalibrationMethod(abc.ABC):
 
     Attributes:
         complete: Whether lines are added until the window is sufficient.
-        narrow: Whether lines are closed that bring in tokens which no prediction needs.
-        spread: Whether lines that share a head get heads of their own, where these can be spared.
+        narrow: Whether lines are closed if they only show tokens that no prediction needs.
+        spread: Whether lines that share a head move to heads of their own, where heads can be spared.
     """
 
     complete: bool = False
@@ -48,11 +48,11 @@ class CalibrationMethod(abc.ABC):
 
         Args:
             maps: Averaged attention of every shape.
-            layouts: The layout of every shape in the maps.
+            layouts: The layout of each of these shapes.
         """
 
     def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
-        """Lines that may be added where the window is not sufficient, strongest first; none by default."""
+        """Lines that may be added to a window that is not sufficient, strongest first; none by default."""
         return []
 
 
@@ -62,14 +62,16 @@ class Found:
 
     Attributes:
         window: The window.
-        added: Rules that were added because it was not sufficient without them.
-        closed: Rules that were closed because it is sufficient without them; some of them stayed as fallbacks.
-        moved: Rules that came to a head of their own, from heads in which they were with others.
-        conflict: Two problems that it cannot tell apart; `None` where none was found.
-        attention: Mean attention along the lines that the method measured, by their rules with bias 0.
+        dropped: The method's weakest rules, without which the search began again.
+        added: Rules without which the window would not be sufficient.
+        closed: Rules without which the window is still sufficient; some of them stay as fallbacks.
+        moved: Rules that moved from a head that they shared to a head of their own.
+        conflict: Two problems that the window cannot tell apart; `None` if none were found.
+        attention: Mean attention along each line that the method measured, by its rule with bias 0.
     """
 
     window: Window
+    dropped: tuple[Rule, ...]
     added: tuple[Rule, ...]
     closed: tuple[Rule, ...]
     moved: tuple[Rule, ...]
@@ -90,21 +92,21 @@ def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
 def find_window(
     method: CalibrationMethod, maps: AttentionMaps, task: Calibratable, window: Window, generator: Generator
 ) -> Found:
-    """Finds a window's rules, adds lines until it is sufficient, closes those in vain and spreads the others.
+    """Finds a window's rules, adds lines until the window is sufficient, closes useless lines and spreads the others.
 
-    The line that is added is the strongest that leaves no conflict, or, where none does, the one that leaves fewest
-    and then another; each in a head of its own where one can be spared. (A line that shows any further token leaves
-    fewer by chance, so the first that leaves fewer is not good enough.)
+    The search adds the strongest line that leaves no conflict. If there is no such line, it adds the line that leaves
+    the fewest conflicts and goes on. (Any line that shows a further token leaves fewer conflicts by chance, so the
+    first line that leaves fewer is not good enough.) An added line gets a head of its own if a head can be spared.
 
-    A head that mixes many lines shows little of each and leaves no room for another. If no line leaves fewer conflicts,
+    A head that mixes many lines shows little of each and has no room for another. If no line leaves fewer conflicts,
     the search drops the weakest quarter of the method's rules and begins again, until the window is sufficient.
 
     Args:
         method: How lines are found.
         maps: Averaged attention.
         task: The task.
-        window: The window but for its rules.
-        generator: Draws the training problems that are compared.
+        window: The window without its rules.
+        generator: Draws the training problems on which windows are compared.
     """
     layouts = {shape: task.layout(shape) for shape in maps.maps}
     lines, heads = method.lines(maps, layouts), heads_of(maps)
@@ -113,6 +115,7 @@ def find_window(
     spare = _strongest(lines) if method.complete else []
     first = window.with_rules(method.rules(maps, layouts))
     window, added, conflicts = _completed(first, spare, heads, evidence)
+    dropped: list[Rule] = []
     strongest = sorted(first.rules, key=lambda rule: attention.get(replace(rule, bias=0.0), 1.0), reverse=True)
     while conflicts and spare and strongest:
         strongest = strongest[: len(strongest) * 3 // 4]
@@ -120,12 +123,14 @@ def find_window(
         other = _completed(fewer, spare, heads, evidence)
         if not other[2]:
             window, added, conflicts = other
+            dropped = [rule for rule in first.rules if rule not in strongest]
     narrow = narrowed(window, task, evidence) if method.narrow and not conflicts else window
     spread = spread_out(narrow, evidence) if method.spread and not conflicts else narrow
     moved = [rule for rule in spread.rules if rule not in narrow.rules]
     added += [rule for rule in moved if any(replace(rule, head=other.head) == other for other in added)]
     return Found(
         spread,
+        dropped=tuple(dropped),
         added=tuple(rule for rule in added if rule in spread.rules),
         closed=tuple(rule for rule in window.rules if rule not in narrow.rules),
         moved=tuple(moved),
@@ -137,7 +142,11 @@ def find_window(
 def _completed(
     window: Window, spare: Sequence[Line], heads: Mapping[tuple[Site, int], int], evidence: Evidence
 ) -> tuple[Window, list[Rule], list[Clash]]:
-    """Adds lines until a window is sufficient; returns the window, the added lines and the conflicts that are left."""
+    """Adds lines until a window is sufficient or no line helps.
+
+    Returns:
+        The window, the added lines, and the conflicts that are left.
+    """
     conflicts = evidence.conflicts(window)
     added: list[Rule] = []
     while conflicts and spare:
@@ -159,18 +168,20 @@ def _completed(
 
 
 def narrowed(window: Window, task: Calibratable, evidence: Evidence) -> Window:
-    """A sufficient window without what only brings in tokens that no prediction needs.
+    """A sufficient window without the lines that only show tokens that no prediction needs.
 
-    Of the last rules first, a line is closed in all heads of its layer, or else opened only where nothing else is, or
-    the same in one head alone, wherever the predictions of the longest training shape then depend on fewer tokens and
-    the window stays sufficient; over and over until nothing more can be done. A line that shows no further token stays.
-    (What is dropped is mostly a place to rest: the start token, the operator, the first digit. By the layers above it
-    would bring along all that it has read.)
+    The search tries four changes to each line, the last rules first: to close it in all heads of its layer, to make it
+    a fallback in all of them, to close it in one head, and to make it a fallback in one head. A change is kept if the
+    receptive fields of the longest training shape shrink and the window stays sufficient. The search repeats until no
+    change is kept. A line that shows no further token stays.
+
+    (Most lines that go lead to a token on which a head rests: the start token, the operator or the first digit. In the
+    layers above, such a token would show everything that it has read.)
 
     Args:
         window: A sufficient window.
         task: The task.
-        evidence: The training problems that are compared.
+        evidence: The training problems on which windows are compared.
     """
     layout = task.layout(task.training_shapes()[-1])
 
@@ -197,16 +208,16 @@ def narrowed(window: Window, task: Calibratable, evidence: Evidence) -> Window:
 
 
 def spread_out(window: Window, evidence: Evidence) -> Window:
-    """A sufficient window in which each line of cross- and decoder self-attention has a head for itself, if it can.
+    """A sufficient window in which lines of cross-attention and decoder self-attention have heads of their own.
 
-    Of two keys in one head a softmax shows a mixture, and may learn to look at one token and not at another wherever
-    they stand: it then no longer shows both, and hardly learns to again. So a line that no head holds alone gets a head
-    that holds nothing else, or whose other lines are held elsewhere too, which gives them up; and heads that hold
-    several lines give up those that have a head for themselves. Lines that open where nothing else does stay.
+    A softmax shows a mixture of the keys of a head. It may learn to prefer one token to another wherever they stand;
+    then it no longer shows both keys, and hardly ever learns to show both again. So the search gives a head to each
+    line that is alone in no head: an empty head, or a head whose lines other heads hold too and which gives them up.
+    Then heads with several lines give up the lines that have a head of their own. Fallbacks stay where they are.
 
     Args:
         window: A sufficient window.
-        evidence: The training problems that are compared.
+        evidence: The training problems on which windows are compared.
     """
 
     def relation(rule: Rule) -> Rule:
@@ -221,7 +232,7 @@ def spread_out(window: Window, evidence: Evidence) -> Window:
         return any([relation(rule) for rule in own if not rule.fallback] == [relation(line)] for own in among)
 
     def with_own_head(window: Window, line: Rule) -> Iterator[Window]:
-        """The window with a head for a line alone, in each that can be spared; first those that hold the fewest."""
+        """The window with a line alone in a head, for each head that can be spared, the emptiest first."""
         own = heads(window, line)
         for head in sorted(range(len(own)), key=lambda head: (len(own[head]), head != line.head)):
             others = own[:head] + own[head + 1 :]
@@ -237,7 +248,7 @@ def spread_out(window: Window, evidence: Evidence) -> Window:
         if not alone(line, heads(window, line)):
             spared = (other for other in with_own_head(window, line) if not evidence.conflicts(other))
             window = next(spared, window)
-    for line in reversed(lines):  # the strongest of a head come first, and stay
+    for line in reversed(lines):  # the strongest line of a head comes first, and stays
         own = heads(window, line)
         shares = line in own[line.head] and len(own[line.head]) > 1
         if shares and alone(line, own) and not any(rule.fallback for rule in own[line.head]):
@@ -247,7 +258,7 @@ def spread_out(window: Window, evidence: Evidence) -> Window:
 
 
 def _strongest(lines: Sequence[Line]) -> list[Line]:
-    """Of each relation in each site and layer, the line of the head that attends most along it; strongest first."""
+    """For each relation of each site and layer, the line of the head that attends most along it, strongest first."""
     kept: dict[Rule, Line] = {}
     for line in lines:
         kept.setdefault(replace(line.rule, head=0), line)
@@ -255,13 +266,14 @@ def _strongest(lines: Sequence[Line]) -> list[Line]:
 
 
 def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
-    """The window and one line more, last of its rules, in each of the heads that it is worth trying.
+    """The window with one more line, its last rule, for each head that is worth trying.
 
-    Without positions a head does not know two neighbouring lines apart, and a model learns slowly, or not at all, what
-    only one of them tells. So the line gets a head of its site and layer for itself, if there is one: an empty one, its
-    own if that is, or else one whose lines other heads hold as well, which then gives them up; each of those is tried,
-    as another may hold them mixed with more. Last comes the head that holds the fewest lines, which keeps them. In a
-    head that is open everywhere the line takes the place of that: it would show nothing more beside it.
+    A head without positions cannot tell two neighbouring lines apart, and a model learns slowly, or not at all, what
+    only one of them shows. So the line gets a head of its site and layer for itself if it can: an empty head, its own
+    first, or else a head whose lines other heads hold too and which gives them up. Each head of the second kind is
+    tried, as another head may mix these lines with more. The last to be tried is the head with the fewest lines, which
+    keeps them. In a head that is open everywhere, the line replaces the rule that opens everything: beside that rule
+    it would show nothing more.
     """
     lines: list[list[Rule]] = [[] for _ in range(num_heads)]
     for other in window.rules_at(rule.site, rule.layer):
@@ -269,11 +281,11 @@ def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
             lines[other.head].append(other)
 
     def within(head: int, given_up: Sequence[Rule] = ()) -> Window:
-        place = (rule.site, rule.layer, head)
+        target = (rule.site, rule.layer, head)
         kept = [
             other
             for other in window.rules
-            if other not in given_up and not (_is_open(other) and (other.site, other.layer, other.head) == place)
+            if other not in given_up and not (_is_open(other) and (other.site, other.layer, other.head) == target)
         ]
         return window.with_rules([*kept, replace(rule, head=head)])
 
@@ -287,4 +299,5 @@ def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
 
 
 def _is_open(rule: Rule) -> bool:
+    """Whether a rule opens every key."""
     return rule.key_segment is None and not rule.conditions and not rule.fallback

@@ -3,14 +3,15 @@
 import contextlib
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from abc_toolkit.calibration import CalibrationMethod, Places
 from abc_toolkit.calibration.capture import AttentionMaps, capture, chunks
-from abc_toolkit.calibration.method import find_window
+from abc_toolkit.calibration.method import Found, find_window
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.models.base import Architecture
@@ -38,6 +39,10 @@ from abc_toolkit.windows.lowering import matrices
 MAPS = "attention_maps.safetensors"
 # The held-out problems that calibration asks are others than those that ended the training.
 SAMPLING_SLACK = 0.002
+_OTHER_LINES = (
+    "lower --method.min_attention, so that weaker lines are found, or raise it where heads mix many lines, so that "
+    "each shows more"
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ def calibrate(
         if found.conflict is not None:
             message = f"the window is not sufficient: {found.conflict.describe()}"
             if isinstance(method, Places) and not force:
-                raise UserError(f"{message}; lower --method.min_attention, or go on all the same with --force")
+                raise UserError(f"{message}; {_OTHER_LINES}, or go on all the same with --force")
             console.remark(f"Warning: {message}.")
         maps.save(folder / MAPS)
         save_text(folder / WINDOW, found.window.to_json())
@@ -149,6 +154,8 @@ def calibrate(
         arguments |= {"accelerator": accelerator}
         save_record(folder, "calibrate", record["seed"], arguments, results, inputs=inputs, facts={"task": task})
     terminal.print_window(found.window, found.attention, found.added, found.moved)
+    if found.dropped:
+        console.remark(f"Dropped as the weakest, to make the window sufficient: {_listed(found.dropped, found)}.")
     summary = (
         f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
         f"{shape_name(longest)}"
@@ -159,6 +166,15 @@ def calibrate(
     )
     terminal.done(summary, place.folder("calibrate"), next_command(place, "retrain"))
     return CalibrationResult(place, found.window, maps, found.added, exact_match)
+
+
+def _listed(rules: Sequence[Rule], found: Found) -> str:
+    """Rules in words, each with its mean attention."""
+    return "; ".join(
+        f"{terminal.SITE_NAMES[rule.site]}, layer {rule.layer}, head {rule.head}: {rule.describe()} "
+        f"({found.attention.get(replace(rule, bias=0.0), 0.0):.2f})"
+        for rule in rules
+    )
 
 
 def check_calibrating(

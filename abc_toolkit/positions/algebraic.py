@@ -109,7 +109,9 @@ class AlgebraicModel(ModelPosition):
     def prepare(self, layout: Layout) -> Layout:
         for positions in (layout.source, layout.target, layout.prefix):
             for name in self.method.coordinates:
-                if self.method.structure != "sequence" and name not in positions.coordinates:
+                if self.method.structure == "sequence":
+                    positions.coordinate(name)
+                elif name not in positions.coordinates:
                     raise UserError(
                         f"AlgebraicPE of a {self.method.structure} needs the coordinate {name}, which the layout of "
                         "this task does not have: choose the structure sequence, or a task that has it"

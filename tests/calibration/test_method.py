@@ -177,7 +177,7 @@ def test_with_a_line_more_a_window_shows_no_less(seed: int) -> None:
     assert len(found) == ({1: 3, 2: 2, 3: 0}[kinds] + 1 if len(before) == 3 else 1)
     for wider in found:
         shares = len(before) == 3 and wider is found[-1]  # the last resort
-        head, after = wider.rules[-1].head, wider.of("cross", line.layer)
+        head, after = wider.rules[-1].head, wider.rules_at("cross", line.layer)
         assert wider.rules[-1] == replace(line, head=head)
         assert {replace(rule, head=0) for rule in after} == {replace(rule, head=0) for rule in (*before, line)}
         assert set(window.rules) - set(before) == set(wider.rules) - set(after)
@@ -457,4 +457,8 @@ def test_heads_that_mix_many_lines_do_not_keep_a_window_from_being_found(monkeyp
     task = Addition(max_length=4, base=2)
     found = find(task, Measured(), heads=4)
     assert found.conflict is None
+    own = Measured().rules(maps_of(task, 4), {})
+    assert 0 < len(found.dropped) < len(own)
+    weakest = max(found.attention[rule] for rule in found.dropped)
+    assert all(found.attention[rule] >= weakest for rule in own if rule not in found.dropped)
     assert not Evidence(task, torch.Generator().manual_seed(1)).conflicts(found.window)

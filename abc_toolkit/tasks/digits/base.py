@@ -12,10 +12,11 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError, check_literals
+from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import ANSWER, END, START, Layout, LayoutDescription, Positions, digit_description
 from abc_toolkit.tasks.base import SMALL, TRAINING, UNIFORM, Certifiable, HeldOut, ProblemError, Problems, quoted
 from abc_toolkit.tasks.digits.rule import LocalRule
-from abc_toolkit.tasks.digits.sampling import pad, pick_rows, scatter
+from abc_toolkit.tasks.digits.sampling import pad, pick_rows
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 

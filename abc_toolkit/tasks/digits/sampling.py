@@ -106,10 +106,3 @@ def with_zeros(generator: Generator, digits: Tensor) -> Tensor:
     trailing = digits - leading
     scattered = digits * (torch.rand(batch, length, generator=generator) < 0.2)
     return choose_rows(generator, leading, trailing, scattered, torch.zeros_like(digits), digits)
-
-
-def scatter(x: Tensor) -> Tensor:
-    """Scatters int64 values over the non-negative ones."""
-    x = (x ^ ((x >> 31) & 0x1FFFFFFFF)) * 7046029254386353131
-    x = (x ^ ((x >> 29) & 0x7FFFFFFFF)) * -7335166018064393911
-    return (x ^ ((x >> 32) & 0xFFFFFFFF)) & 0x7FFFFFFFFFFFFFFF
