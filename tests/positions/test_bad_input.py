@@ -249,21 +249,29 @@ CHOICES = methods_with(Coordinate)
 FIRST = {RandomizedPositions: (NoPE(),)}
 
 
-@pytest.mark.parametrize(("kind", "field"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
-@pytest.mark.parametrize("value", ["ten", None, [1], -1, float("nan"), float("inf"), True], ids=repr)
-def test_numbers_are_checked_when_a_method_is_made(kind: type[PositionMethod], field: str, value: Any) -> None:
-    with pytest.raises(UserError, match=field) as raised:
+def refusal(kind: type[PositionMethod], field: str, value: Any) -> str:
+    """The message with which a class refuses a value of a field; empty where it takes the value."""
+    try:
         kind(*FIRST.get(kind, ()), **{field: value})
-    assert "\n" not in str(raised.value)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("kind", "field"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+def test_numbers_are_checked_when_a_method_is_made(kind: type[PositionMethod], field: str) -> None:
+    for value in ("ten", None, [1], -1, float("nan"), float("inf"), True):
+        message = refusal(kind, field, value)
+        assert field in message, value
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize(("kind", "field"), CHOICES, ids=lambda part: getattr(part, "__name__", part))
-@pytest.mark.parametrize("value", ["rank", None, ["raw"], ("raw",)], ids=repr)
-def test_coordinates_are_checked_when_a_method_is_made(kind: type[PositionMethod], field: str, value: Any) -> None:
-    with pytest.raises(UserError) as raised:
-        kind(**{field: value})
+def test_coordinates_are_checked_when_a_method_is_made(kind: type[PositionMethod], field: str) -> None:
     listed = ", ".join(COORDINATES)
-    assert str(raised.value) == f"{kind.__name__}: {field} cannot be {value!r}: give one of {listed}"
+    for value in ("rank", None, ["raw"], ("raw",)):
+        expected = f"{kind.__name__}: {field} cannot be {value!r}: give one of {listed}"
+        assert refusal(kind, field, value) == expected
 
 
 def test_the_fields_that_are_checked_are_all_that_there_are() -> None:

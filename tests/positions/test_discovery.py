@@ -6,7 +6,7 @@ from abc_toolkit.testing.position_contract import PositionContract
 
 
 def test_every_position_method_has_a_contract_test() -> None:
-    for package in ("abc_toolkit.positions", "abc_toolkit.calibration", "tests.positions", "tests.calibration"):
+    for package in ("abc_toolkit.positions", "abc_toolkit.windows", "tests.positions", "tests.windows"):
         import_all(package)
     assert left_out(PositionMethod, PositionContract, "abc_toolkit.", "method") == set()
 
