@@ -16,7 +16,7 @@ from abc_toolkit.models.base import predict
 from abc_toolkit.tasks import Addition, Multiplication, ProblemError
 from abc_toolkit.tasks.base import TRAINING, UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import (
+from abc_toolkit.testing.digit_contract import (
     Example,
     NumberContract,
     TaskCase,
