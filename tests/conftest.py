@@ -56,8 +56,9 @@ def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import abc_toolkit
     from abc_toolkit.models.base import Architecture
     from abc_toolkit.tasks import Parity
+    from abc_toolkit.tasks.objective import Stopping
     from abc_toolkit.training.data import Data
-    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.loop import TrainerSettings
     from abc_toolkit.training.module import Optimizer
 
     path = tmp_path_factory.mktemp("pipeline")

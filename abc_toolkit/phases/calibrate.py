@@ -30,9 +30,9 @@ from abc_toolkit.seeds import Stream, drawing, seeded
 from abc_toolkit.tasks import Calibratable, ProblemError, Task
 from abc_toolkit.tasks.base import UNIFORM, require
 from abc_toolkit.tasks.lengths import shape_name
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.costs import check_fits, check_held_out
 from abc_toolkit.training.data import validation_problems
-from abc_toolkit.training.loop import Stopping
 from abc_toolkit.windows import Rule, Window
 from abc_toolkit.windows.lowering import matrices
 

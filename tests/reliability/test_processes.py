@@ -21,9 +21,10 @@ from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.training import fit
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training import processes
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import ProgressFile, Stopping, TrainerSettings, lightning_trainer
+from abc_toolkit.training.loop import ProgressFile, TrainerSettings, lightning_trainer
 from abc_toolkit.training.module import Optimizer, TrainingModule
 
 Abc = Callable[..., tuple[int, str, str]]
