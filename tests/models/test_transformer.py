@@ -677,7 +677,7 @@ class WholeMethod(NoPE):
 
 
 WITHOUT_WINDOW = "it has no window, so that every key is open to every query"
-NOT_POINTWISE = "Whole is not pointwise: a logit of it depends on more than its query and key"
+NOT_POINTWISE = "Whole is not pointwise: a logit depends on more than its query and key"
 
 
 @torch.no_grad()
