@@ -51,7 +51,7 @@ def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]], mon
     status, _, err = abc("certify")
     assert status == 2
     assert "add --trust doubling " in err
-    status, _, err = abc("certify", "--trust", "doubling")
+    status, _, err = abc("certify", "--trust", "doubling", "--overwrite")
     assert status == 0, err
     assert json.loads(Path("runs/doubling/certify/certificate.json").read_text())["verdict"] == "correct"
     assert abc("solve", "--trust", "doubling", "--check", "5", "9" * 20) == (0, f"10\tright\n1{'9' * 19}8\tright\n", "")

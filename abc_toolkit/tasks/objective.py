@@ -69,8 +69,8 @@ class Stopping:
 
     Attributes:
         exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
-        loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, that must be reached
-            as well; if not given, 1 for a task of tokens, and none for one of numbers.
+        loss: Loss on held-out problems that must be reached as well, for each token or number; if not given, 1 for
+            tokens, none for numbers.
         decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends, in
             which a model settles that reached them by chance; 0 ends it at once.
     """

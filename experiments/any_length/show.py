@@ -1,4 +1,4 @@
-"""Makes the README's first figure and its table of long problems: `python experiments/any_length/show.py`.
+"""Makes the README's first figure, and the table of docs/any_length.md: `python experiments/any_length/show.py`.
 
 Up to 50 times the training length the numbers are those of `experiments/pipeline`, beyond it those of
 `experiments/any_length`.
@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
+TABLE = HERE.parent.parent / "docs" / "any_length.md"
 BEGIN, END = "<!-- long problems: made by experiments/any_length/show.py -->", "<!-- end of long problems -->"
 LOOKS = {
     "fit": {"label": "vanilla", "color": "#b3541e", "marker": "o"},
@@ -87,9 +87,9 @@ def table(found: dict) -> str:
 def main() -> None:
     found = rows()
     figure(found).savefig(HERE / "accuracy.png", dpi=130)
-    before, _, rest = README.read_text().partition(BEGIN)
+    before, _, rest = TABLE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    README.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}")
+    TABLE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Makes the README's tables and `results.md` of what runs measured: `python experiments/pipeline/table.py`."""
+"""Makes the tables of README and docs, and `results.md`: `python experiments/pipeline/table.py`."""
 
 import json
 import statistics
 from pathlib import Path
 
-README = Path(__file__).parent.parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results.json"
 LENGTHS = Path(__file__).parent / "results.md"
 PROOFS = Path(__file__).parent.parent / "certify" / "certificates.json"
@@ -168,9 +168,10 @@ def main() -> None:
     )
     if failed:
         text += "\n\nRuns that failed: " + "; ".join(failed) + "."
-    readme = between(README.read_text(), RESULTS_MARKS, text)
-    readme = between(readme, SHAPES, shapes(results))
-    README.write_text(between(readme, CERTIFIED, certificates(results, json.loads(PROOFS.read_text()))))
+    proven = certificates(results, json.loads(PROOFS.read_text()))
+    made = {"README.md": (RESULTS_MARKS, text), "docs/tables.md": (SHAPES, shapes(results))}
+    for name, (marks, new) in (made | {"docs/certificates.md": (CERTIFIED, proven)}).items():
+        (ROOT / name).write_text(between((ROOT / name).read_text(), marks, new))
     LENGTHS.write_text(
         "# The shipped configurations, length by length\n\n"
         "Made by `python experiments/pipeline/table.py` of `results.json`. Exact match in %: the same number for all "

@@ -74,7 +74,11 @@ def run_settings(devices: int) -> dict[str, Any]:
     if devices > 1:
         trainer |= {"devices": devices, "strategy": "ddp"}
     own = {f"{phase}.trainer.{name}": value for phase in STEPS for name, value in trainer.items()}
-    return SMALL | own | {"fit.trainer.max_steps": 200, "retrain.trainer.max_steps": 40, "run": str(devices)}
+    return (
+        SMALL
+        | own
+        | {"fit.trainer.max_steps": 200, "retrain.trainer.max_steps": 40, "run": str(devices), "certify": "false"}
+    )
 
 
 def test_two_processes_do_what_one_does_and_the_first_goes_on(
