@@ -46,10 +46,14 @@ _survive_the_environment()
 
 def __getattr__(name: str) -> Any:
     """The public functions, loaded when they are asked for: the checker of certificates needs none of them."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("abc_toolkit")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_PUBLIC]
+    return [*globals(), *_PUBLIC, "__version__"]

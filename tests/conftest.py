@@ -28,7 +28,8 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    torch.manual_seed(0)
+    # `torch.manual_seed` also queues seeds for accelerators, with a stack trace each: half a minute in all.
+    torch.default_generator.manual_seed(0)
 
 
 @pytest.fixture
@@ -55,8 +56,9 @@ def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import abc_toolkit
     from abc_toolkit.models.base import Architecture
     from abc_toolkit.tasks import Parity
+    from abc_toolkit.tasks.objective import Stopping
     from abc_toolkit.training.data import Data
-    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.loop import TrainerSettings
     from abc_toolkit.training.module import Optimizer
 
     path = tmp_path_factory.mktemp("pipeline")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from abc_toolkit.cli.main import COMMANDS, main, options
+from abc_toolkit.cli.commands import COMMANDS
+from abc_toolkit.cli.main import main
+from abc_toolkit.cli.parser import options
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 POSITIONS = sorted((CONFIGS / "positions").glob("*.yaml"))

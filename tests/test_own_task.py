@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from abc_toolkit.testing.task_contract import Example, NumberContract, TaskCase
+from abc_toolkit.testing.digit_contract import Example, NumberContract, TaskCase
 from tests.test_outside import lines_of_code
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "own_task"

@@ -4,6 +4,7 @@ A file is YAML, but its plain scalars are texts, which the option that they are 
 is a range of lengths and no number of seconds. The environment becomes options of the command line.
 """
 
+import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import yaml
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.runs.files import read_bytes
+from abc_toolkit.runs.trust import PACKAGE
 from abc_toolkit.tasks.base import quoted
 
 LARGEST = 2**20  # bytes of a file of settings
@@ -86,6 +88,26 @@ def check_limits(text: str) -> None:
     except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
+
+
+def find_settings(name: str) -> Path:
+    """The file that `--config` names: a file or, by its name alone, a configuration that is shipped.
+
+    Raises:
+        UserError: If it is neither; with the names that are near.
+    """
+    path = Path(name)
+    if os.path.lexists(path) or path.suffix:
+        return path
+    folders = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in an installed package, and in a checkout
+    shipped = {
+        str(file.relative_to(folder).with_suffix("")): file for folder in folders for file in folder.rglob("*.yaml")
+    }
+    if name in shipped:
+        return shipped[name]
+    near = get_close_matches(name, shipped, n=3, cutoff=0.4)
+    such = f"; did you mean {', '.join(near)}?" if near else ""
+    raise UserError(f"{name} is neither a file nor a configuration that is shipped{such}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -200,7 +222,11 @@ def own_settings(
     if "config" in content:
         raise SettingsError("names other files in 'config': give each of them with --config")
     sections: dict[str, dict[str, Any]] = {}
+    # An option of `run` may bear the name of a command, such as `certify: false`.
+    alike = {name for name in options if name in options["run"] and name not in phases}
     for name in options.keys() & content.keys() - {"run"}:
+        if name in alike and not isinstance(content[name], dict):
+            continue
         section = {} if content[name] == NOTHING else content[name]
         if not isinstance(section, dict):
             given = quoted(str(section))
@@ -208,7 +234,7 @@ def own_settings(
         sections[name] = _known(_nested(section), options[name], f"{name}.")
     top = {name: value for name, value in content.items() if name not in sections}
     of_phases = {name for phase in phases for name in options[phase]}
-    others = {*shared, *(of_phases if sections or command == "run" else ())} - options[command].keys()
+    others = {*shared, *alike, *(of_phases if sections or command == "run" else ())} - options[command].keys()
     own = {name: value for name, value in top.items() if name not in others}
     own = _known(own, options[command])
     if command != "run":

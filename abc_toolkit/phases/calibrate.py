@@ -16,7 +16,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.base import check_backbone, next_command, run_with
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, rebuild
 from abc_toolkit.runs.files import save_tensors, save_text
 from abc_toolkit.runs.folder import (
@@ -30,9 +30,9 @@ from abc_toolkit.seeds import Stream, drawing, seeded
 from abc_toolkit.tasks import Calibratable, ProblemError, Task
 from abc_toolkit.tasks.base import UNIFORM, require
 from abc_toolkit.tasks.lengths import shape_name
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.costs import check_fits, check_held_out
 from abc_toolkit.training.data import validation_problems
-from abc_toolkit.training.loop import Stopping
 from abc_toolkit.windows import Rule, Window
 from abc_toolkit.windows.lowering import matrices
 
@@ -133,7 +133,7 @@ def calibrate(
             message = f"the window is not sufficient: {found.conflict.describe()}"
             if isinstance(method, Places) and not force:
                 raise UserError(f"{message}; {_OTHER_LINES}, or go on all the same with --force")
-            terminal.remark(f"Warning: {message}.")
+            console.remark(f"Warning: {message}.")
         maps.save(folder / MAPS)
         save_text(folder / WINDOW, found.window.to_json())
         if export is not None:
@@ -155,7 +155,7 @@ def calibrate(
         save_record(folder, "calibrate", record["seed"], arguments, results, inputs=inputs, facts={"task": task})
     terminal.print_window(found.window, found.attention, found.added, found.moved)
     if found.dropped:
-        terminal.remark(f"Dropped as the weakest, to make the window sufficient: {_listed(found.dropped, found)}.")
+        console.remark(f"Dropped as the weakest, to make the window sufficient: {_listed(found.dropped, found)}.")
     summary = (
         f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
         f"{shape_name(longest)}"

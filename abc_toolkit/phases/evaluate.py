@@ -18,7 +18,7 @@ from abc_toolkit.models.memory import check_memory
 from abc_toolkit.phases.base import next_command
 from abc_toolkit.phases.measure import Row, evaluate_models
 from abc_toolkit.phases.solve import attending
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run, device_for, save_record
 from abc_toolkit.tasks.base import Solvable, Task, check_suites
@@ -86,7 +86,7 @@ def evaluate(
     for phase in phases:
         inputs |= place.produced(phase)
     for warning in place.warnings(*phases, "certify"):
-        terminal.remark(warning)
+        console.remark(warning)
     models = {phase: attending(place, phase, attention) for phase in phases}
     _check_room(task, models.values(), sizes, device)
     with place.writing("evaluate", overwrite=overwrite, inputs=inputs) as folder:
@@ -117,7 +117,7 @@ def _phases(place: Run, weights: Literal["all", "fit", "retrain"]) -> list[Liter
         raise UserError(
             f"{place.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
         )
-    terminal.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    console.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
     return ["fit"]
 
 

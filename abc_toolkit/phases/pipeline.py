@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,32 @@ from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.base import check_backbone, check_task, next_command
 from abc_toolkit.phases.calibrate import calibrate, check_calibrating
+from abc_toolkit.phases.certify import certify as prove
 from abc_toolkit.phases.evaluate import RESULTS, EvaluationResult, check_evaluating, evaluate
 from abc_toolkit.phases.measure import read_rows
 from abc_toolkit.phases.training import fit, retrain
-from abc_toolkit.report import terminal
+from abc_toolkit.proof import CannotDecideError, Certificate
+from abc_toolkit.proof.basis import basis_of
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, differences
 from abc_toolkit.runs.folder import PIPELINE, Phase, Run
-from abc_toolkit.tasks import Addition, Calibratable, Task
+from abc_toolkit.tasks import Addition, Calibratable, Certifiable, Task
 from abc_toolkit.tasks.base import require
 from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.loop import MAY_DIFFER, TrainerSettings, lightning_trainer
 from abc_toolkit.training.processes import starts_processes, undisturbed, wanted_help
 from abc_toolkit.windows import Window
+
+
+@dataclass(frozen=True)
+class PipelineResult(EvaluationResult):
+    """What `run_all` returns.
+
+    Attributes:
+        certificate: The certificate, if one was made.
+    """
+
+    certificate: Certificate | None = None
 
 
 def run_all(
@@ -36,8 +50,10 @@ def run_all(
     calibrate_settings: Mapping[str, Any] | None = None,
     retrain_settings: Mapping[str, Any] | None = None,
     evaluate_settings: Mapping[str, Any] | None = None,
-) -> EvaluationResult:
-    """Does all four phases: fit, calibrate, retrain, evaluate. Takes every option of theirs as --PHASE.OPTION.
+    certify: bool = True,
+) -> PipelineResult:
+    """Does all phases: fit, calibrate, retrain, evaluate, certify. Takes every option of the first four as
+    --PHASE.OPTION.
 
     Args:
         task: What to learn; Addition if not given.
@@ -49,9 +65,11 @@ def run_all(
         calibrate_settings: Arguments of `calibrate` by name.
         retrain_settings: Arguments of `retrain` by name.
         evaluate_settings: Arguments of `evaluate` by name.
+        certify: Prove the model right at every length at the end, where a proof can be tried; exit status 1 if it is
+            wrong.
 
     Returns:
-        The evaluation.
+        The evaluation, and the certificate.
 
     Raises:
         UserError: As the phases.
@@ -60,13 +78,14 @@ def run_all(
     require(task, Calibratable, "abc run")
     place = Run.of(run, task)
     check_task(place, task, overwrite)
+    fitted = (fit_settings or {}).get("model", Architecture()).for_task(task.interface.decoded)
     settings: dict[Phase, dict[str, Any]] = {
-        "fit": {"task": task, "seed": seed} | dict(fit_settings or {}),
+        "fit": {"task": task, "seed": seed} | dict(fit_settings or {}) | {"model": fitted},
         "calibrate": dict(calibrate_settings or {}),
         "retrain": {"seed": seed} | dict(retrain_settings or {}),
         "evaluate": {"seed": seed} | dict(evaluate_settings or {}),
     }
-    check_backbone(settings["fit"].get("model", Architecture()), place)
+    check_backbone(fitted, place)
     helped = wanted_help()
     if helped is not None:  # this process was started for one training, and ends with it
         own: dict[str, Any] = {"run": place.path, "resume": helped.resume, "overwrite": not helped.resume}
@@ -88,9 +107,9 @@ def run_all(
             )
         kept = _kept(place, settings) if resume else []
         if len(kept) == len(PIPELINE):
-            return _finished_before(place)
+            return _certified(_finished_before(place), certify, overwrite)
         for phase in kept:
-            terminal.remark(f"{phase}: finished before, kept.")
+            console.remark(f"{phase}: finished before, kept.")
         result = None
         for phase in PIPELINE[len(kept) :]:
             go_on = resume and (place.interrupted(phase) or _is_extended(place, phase, settings[phase]))
@@ -101,8 +120,24 @@ def run_all(
                 result = COMMANDS[phase](**(settings[phase] | arguments))
             except KeyboardInterrupt:
                 raise Interrupted(phase != PIPELINE[0] or place.interrupted(phase)) from None
-    assert isinstance(result, EvaluationResult)
-    return result
+        assert isinstance(result, EvaluationResult)
+        return _certified(result, certify, overwrite)
+
+
+def _certified(result: EvaluationResult, asked: bool, overwrite: bool) -> PipelineResult:
+    """The result with a certificate, where one is asked for and a proof can be tried."""
+    place = result.run
+    certificate = None
+    task = place.task("retrain") if asked else None
+    if isinstance(task, Certifiable):
+        try:
+            basis_of(task, place.load_model("retrain"))
+        except CannotDecideError as error:
+            console.remark(f"Not certified: {error}.")
+        else:
+            if not place.up_to_date("certify"):
+                certificate = prove(run=place.path, overwrite=overwrite or place.has("certify"))
+    return PipelineResult(place, result.rows, certificate)
 
 
 def _finished_before(place: Run) -> EvaluationResult:

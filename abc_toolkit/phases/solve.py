@@ -21,7 +21,7 @@ from abc_toolkit.models.decoding import solve_problems
 from abc_toolkit.models.memory import check_memory
 from abc_toolkit.models.transformer import AttentionModel
 from abc_toolkit.phases.base import run_with
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks import ProblemError, Shape, Solvable
 from abc_toolkit.tasks.base import quoted, require
@@ -55,7 +55,7 @@ class Problem:
     def tell(self, where: str) -> None:
         """Says how it was read, if that is not how it was written."""
         if self.read_as is not None:
-            terminal.remark(f"{where} is read as {quoted(self.read_as)}.")
+            console.remark(f"{where} is read as {quoted(self.read_as)}.")
 
 
 def read_problem(task: Solvable, text: str) -> Problem:
@@ -123,7 +123,7 @@ class Solver:
     @cached_property
     def _model(self) -> DecodingModel:
         for warning in self._place.warnings(self._weights):
-            terminal.remark(warning)
+            console.remark(warning)
         model = attending(self._place, self._weights, self._attention)
         assert isinstance(model, DecodingModel)  # as that of a task with a target is
         return model
@@ -284,7 +284,7 @@ def _answer_lines(asked: Solver, stream: Any, name: str, check: bool, answered: 
                 problem.tell(where)
                 read.append(problem)
             except UserError as error:
-                terminal.remark(f"abc solve: error: {terminal.line(error)}")
+                console.remark(f"abc solve: error: {console.line(error)}")
                 read.append(None)
                 status = 2
         _print(asked, read, check)

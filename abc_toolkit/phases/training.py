@@ -13,7 +13,7 @@ from abc_toolkit.models.base import Architecture, Backbone, Model
 from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof import CannotDecideError
-from abc_toolkit.report import terminal
+from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import load_json, save_text, sha256
 from abc_toolkit.runs.folder import (
     WINDOW,
@@ -23,15 +23,14 @@ from abc_toolkit.runs.folder import (
     save_record,
     save_weights,
 )
-from abc_toolkit.seeds import Stream, seeded
 from abc_toolkit.tasks import Addition, Calibratable, Task
-from abc_toolkit.tasks.objective import Objective
+from abc_toolkit.tasks.objective import Objective, Stopping
 from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import HISTORY, Stopping, Trained, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training.loop import HISTORY, Trained, TrainerSettings, Training, lightning_trainer, train
 from abc_toolkit.training.module import Optimizer
-from abc_toolkit.training.processes import only_first, undisturbed
+from abc_toolkit.training.processes import undisturbed
 from abc_toolkit.windows import Window
 
 Until = Literal["auto", "certified", "validated"]
@@ -126,9 +125,10 @@ def fit(
     model = model.for_task(task.interface.decoded)
     place = Run.of(run, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    arguments = {"task": task, "seed": seed} | settings
     check_task(place, task, overwrite)
-    result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite, arguments, {})
+    training = Training("fit", task, model, data, optimizer, stopping, trainer, seed)
+    order = _Order(place, resume, overwrite, {"task": task, "seed": seed} | settings, {})
+    result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
     following = next_command(place, "calibrate") if model.kind == "encoder-decoder" else next_command(place, "evaluate")
     terminal.done(summary, place.folder("fit"), following)
@@ -183,8 +183,8 @@ def retrain(
     settings = {"data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     arguments = {"seed": seed, "window": window, "model": model, "until": until} | settings
     seed = int(place.record("fit")["seed"]) if seed is None else seed
-    settings |= {"model": sizes}
-    result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite, arguments, inputs)
+    training = Training("retrain", task, sizes, data, optimizer, stopping, trainer, seed)
+    result = _train(training, _Order(place, resume, overwrite, arguments, inputs), rules, until)
     summary = _training_summary("The model inside the window", task.objective, result.trained, stopping, trainer)
     try:
         reason = place.stale("certify") if place.has("certify") else None
@@ -212,44 +212,87 @@ def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> 
         raise UserError(f"the window in {place.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
 
 
-def _train(
-    place: Run,
-    phase: Literal["fit", "retrain"],
-    task: Task,
-    window: Window | None,
-    seed: int,
-    settings: Mapping[str, Any],
-    until: Until,
-    resume: bool,
-    overwrite: bool,
-    arguments: Mapping[str, Any],
-    inputs: Mapping[str, str],
-) -> TrainingResult:
-    """Trains a fresh model and writes the phase's folder."""
-    check_training_memory(task, settings["model"], settings["data"], settings["trainer"].accelerator)
-    with undisturbed():
-        runner = lightning_trainer(settings["trainer"])
-        rank = runner.global_rank
-        with only_first(rank):
-            draws = seeded(seed, Stream[phase.upper()]).initial_seed()
-            torch.manual_seed(draws)
-            model = build_model(task, settings["model"], window)
-            with _told(place, phase), place.writing(phase, resume, overwrite, inputs=inputs, rank=rank) as folder:
-                coverage = None if until == "validated" else _coverage(task, model, until)
-                beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume}
-                trained = train(task, model, **settings, **beside, coverage=coverage, title=phase, runner=runner)
-                if not rank:
-                    if window is not None:
-                        save_text(folder / WINDOW, window.to_json())
-                    save_weights(folder, model)
-                    from abc_toolkit.report import (
-                        figures,  # here and below where it is used: it loads seaborn and pandas
-                    )
+@dataclass(frozen=True)
+class _Order:
+    """How a phase that trains is written.
 
-                    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
-                    facts = {"task": task, "model": settings["model"]}
-                    save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
-    return TrainingResult(place, model, trained)
+    Attributes:
+        run: The run.
+        resume: Whether to go on with an interrupted training.
+        overwrite: Whether to replace what is there.
+        arguments: The arguments of the phase, as they were given.
+        inputs: Hashes of what it read of the phases before.
+    """
+
+    run: Run
+    resume: bool
+    overwrite: bool
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+
+def _train(training: Training, order: _Order, window: Window | None, until: Until) -> TrainingResult:
+    """Trains a fresh model and writes the phase's folder."""
+    phase, run = training.phase, order.run
+    check_training_memory(training.task, training.architecture, training.data, training.trainer.accelerator)
+    with undisturbed():
+        runner = lightning_trainer(training.trainer)
+        rank = runner.global_rank
+        writing = run.writing(phase, order.resume, order.overwrite, inputs=order.inputs, rank=rank)
+        with _only_first(rank):
+            torch.manual_seed(training.stream)
+            model = build_model(training.task, training.architecture, window)
+            with _told(run, phase), writing as folder:
+                coverage = None if until == "validated" else _coverage(training.task, model, until)
+                settings = training.trainer
+                with terminal.training_bar(phase, settings.max_steps, settings.progress_bar) as bar:
+                    trained = train(
+                        training,
+                        model,
+                        folder=folder,
+                        runner=runner,
+                        coverage=coverage,
+                        resume=order.resume,
+                        progress=bar,
+                    )
+                if not rank:
+                    _write(folder, training, order, model, window, trained)
+    return TrainingResult(run, model, trained)
+
+
+def _write(
+    folder: Path, training: Training, order: _Order, model: Model, window: Window | None, trained: Trained
+) -> None:
+    """Writes what a training ended with."""
+    from abc_toolkit.report import figures  # loads seaborn and pandas
+
+    if window is not None:
+        save_text(folder / WINDOW, window.to_json())
+    save_weights(folder, model)
+    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": training.phase})
+    facts = {"task": training.task, "model": training.architecture}
+    results = asdict(trained)
+    save_record(folder, training.phase, training.seed, order.arguments, results, inputs=order.inputs, facts=facts)
+
+
+@contextlib.contextmanager
+def _only_first(rank: int) -> Iterator[None]:
+    """What every process of a training does, and what the first alone goes on from: the others end at the end.
+
+    Raises:
+        SystemExit: In the others, silently; what went wrong is said by the first.
+    """
+    if not rank:
+        yield
+        return
+    with console.silent():
+        try:
+            yield
+        except UserError:
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        raise SystemExit(0)
 
 
 @contextlib.contextmanager
@@ -268,7 +311,7 @@ def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:
     except CannotDecideError as error:
         if until == "certified":
             raise UserError(f"--until certified is not available: {error}; take --until validated") from None
-        terminal.remark(f"Training ends by validation alone: {error}.")
+        console.remark(f"Training ends by validation alone: {error}.")
     return None
 
 

@@ -1,9 +1,7 @@
 """What a person sees in the terminal: tables on standard output, progress and remarks on standard error."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from abc_toolkit.positions import SITES
+from abc_toolkit.report.console import escaped, is_silent, remark
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.windows.rules import Rule, Window
@@ -34,38 +33,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
 SITE_NAMES = {"encoder": "encoder self-attention", "decoder": "self-attention", "cross": "cross-attention"}
-_silent = ContextVar("silent", default=False)
 
 
 def weights_name(weights: str) -> str:
     """What a model is called in tables and figures, by the phase that it comes from; a baseline by its own name."""
     return WEIGHTS_NAMES.get(weights, weights)
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Says nothing: for all but the first of the processes that train together."""
-    before = _silent.set(True)
-    try:
-        yield
-    finally:
-        _silent.reset(before)
-
-
-# What moves the cursor, changes the terminal or the direction of writing, or cannot be written.
-_CONTROLS = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ufeff\\ud800-\\udfff]"
-)
-
-
-def escaped(text: str) -> str:
-    """A text whose control characters, which may stand in names, are written as Python writes them."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def line(text: object) -> str:
-    """A text as one line."""
-    return escaped(str(text)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _plain(text: str, style: str = "") -> Text:
@@ -75,13 +47,6 @@ def _plain(text: str, style: str = "") -> Text:
 
 def _title(text: str) -> Text:
     return _plain(text, "table.title")
-
-
-def remark(text: str) -> None:
-    """Tells the user something on standard error."""
-    if _silent.get():
-        return
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escaped(text), markup=False, emoji=False)
 
 
 class TrainingBar:
@@ -137,7 +102,7 @@ def counter(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], 
 def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Iterator[Progress]:
     """Bars on a terminal alone, and gone when what they count fails, so that its message stands by itself."""
     console = Console(stderr=True)
-    disabled = _silent.get() or not (shown and console.is_terminal)
+    disabled = is_silent() or not (shown and console.is_terminal)
     with Progress(*columns, console=console, transient=transient, disable=disabled) as progress:
         try:
             yield progress

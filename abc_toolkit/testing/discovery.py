@@ -25,7 +25,7 @@ def left_out(base: type, contract: type, package: str, given: str) -> set[str]:
 
     Args:
         base: The class that the contract is for.
-        contract: The contract; its cases hold an instance each, as the attribute `given`.
+        contract: The contract; its cases are an instance each, or hold one as the attribute `given`.
         package: Where subclasses count.
         given: Attribute of a case.
     """
@@ -37,4 +37,4 @@ def covered(contracts: Iterable[Any], given: str) -> set[type]:
     """The classes of which collected contracts have a case."""
     # pytest collects classes by their name.
     collected = [contract for contract in contracts if contract.__name__.startswith("Test")]
-    return {type(getattr(case, given)) for contract in collected for case in contract.cases.values()}
+    return {type(getattr(case, given, case)) for contract in collected for case in contract.cases.values()}

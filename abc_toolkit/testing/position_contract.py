@@ -308,8 +308,7 @@ class PositionContract:
         torch.manual_seed(1)
         torch.testing.assert_close(model(source[1:2], prefix[1:2], layout), whole[1:2], atol=1e-5, rtol=1e-4)
 
-    @pytest.mark.parametrize("encoder", [0, 1])
-    @pytest.mark.parametrize("size", [1, 2])
+    @pytest.mark.parametrize(("size", "encoder"), [(1, 0), (2, 1)])
     def test_decoding_in_pieces_is_the_whole(self, case: PositionCase, size: int, encoder: int) -> None:
         model, layout = self.model(case, encoder=encoder), LAYOUTS[1]
         source, prefix = self.strings(layout)

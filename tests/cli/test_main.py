@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from abc_toolkit.cli.main import options
+from abc_toolkit.cli.parser import options
 from abc_toolkit.proof.certificate import Certificate, Part
 from abc_toolkit.runs.folder import PHASES, PIPELINE, Run
 from abc_toolkit.tasks import Parity

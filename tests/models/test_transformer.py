@@ -28,6 +28,7 @@ from abc_toolkit.vocabulary import BOS
 from abc_toolkit.windows.attention import Windowed
 from abc_toolkit.windows.lowering import dense_bias, matrices, open_keys, site_positions
 from abc_toolkit.windows.rules import Condition, Rule, Window
+from tests.grids import covering
 from tests.windows.test_rules import crowded_windows, layouts, visible_oracle
 
 TASK = Addition(padding="none")
@@ -86,7 +87,7 @@ def position(name: str, num_encoder_layers: int) -> PositionMethod:
 
 WINDOWED = ["windowed NoPE", "windowed cyclic", "windowed sinusoidal of two", "windowed distance"]
 POSITIONS = ["NoPE", "sinusoidal", "sinusoidal of two", "cyclic", *WINDOWED]
-MODELS = [(norm, encoder, name) for norm in ("pre", "post") for encoder in (0, 1) for name in POSITIONS]
+MODELS = covering(("pre", "post"), (0, 1), POSITIONS)
 STRINGS = [("pre", None, name) for name in POSITIONS] + [("post", None, "sinusoidal of two")]
 
 

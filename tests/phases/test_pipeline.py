@@ -20,8 +20,9 @@ from abc_toolkit.phases.training import ArchitectureChanges
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.runs.folder import PIPELINE, PROGRESS, WEIGHTS, Phase, Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import Stopping, TrainerSettings
+from abc_toolkit.training.loop import TrainerSettings
 from abc_toolkit.training.module import Optimizer
 from abc_toolkit.windows import Window, matrices
 from tests.small_runs import fill, finish, resealed

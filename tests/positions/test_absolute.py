@@ -14,6 +14,7 @@ from abc_toolkit.positions import AttentionPosition, Cyclic, ModelPosition, Mode
 from abc_toolkit.positions.absolute import Abacus, Learned, PositionCoupling
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Successor
 from abc_toolkit.testing.position_contract import LAYOUTS, LONG, PositionCase, PositionContract
+from tests.grids import covering
 
 GOLDEN = {
     name: np.load(Path(__file__).parent.parent / "golden" / f"{name}.npz")
@@ -58,11 +59,16 @@ def formula(method: Sinusoidal, positions: Positions, dim: int, period: int | No
     return table
 
 
-@pytest.mark.parametrize("dim", [1, 7, 8])
-@pytest.mark.parametrize("base", [10000.0, 100.0])
-@pytest.mark.parametrize("coordinates", [("raw",), ("index",), TWO, THREE], ids="-".join)
-@pytest.mark.parametrize("period", [None, 1, 3, 4])
-@pytest.mark.parametrize("channels", ["interleaved", "concatenated"])
+@pytest.mark.parametrize(
+    ("channels", "coordinates", "base", "dim", "period"),
+    covering(
+        ["interleaved", "concatenated"],
+        [("raw",), ("index",), TWO, THREE],
+        [10000.0, 100.0],
+        [1, 7, 8],
+        [None, 1, 3, 4],
+    ),
+)
 def test_tables_are_the_formula(channels: str, coordinates: tuple, base: float, dim: int, period: int | None) -> None:
     settings = {"coordinates": coordinates, "base": base, "channels": channels}
     method = Sinusoidal(**settings) if period is None else Cyclic(**settings, period=period)

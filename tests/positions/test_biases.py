@@ -22,6 +22,7 @@ from abc_toolkit.positions.biases import (
     t5_buckets,
 )
 from abc_toolkit.testing.position_contract import LAYOUTS, LONG, PositionCase, PositionContract, pairs
+from tests.grids import covering
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "biases.npz")
 SIZES = ModelSizes(18, 6, 1, 1)
@@ -215,25 +216,26 @@ def fire_formula(method: FIRE, hook: Any, site: Site, i: int, j: int, head: int)
     return bias
 
 
-@pytest.mark.parametrize("coordinate", ["raw", "index", "raw_from_end"])
-@pytest.mark.parametrize("cross", [True, False])
+FORMULAS: list[tuple[Any, Any]] = [
+    (T5RelativeBias, t5_formula),
+    (lambda **given: T5RelativeBias(4, 5, scaled=True, **given), t5_formula),
+    (lambda **given: T5RelativeBias(2, 3, **given), t5_formula),
+    (lambda **given: T5RelativeBias(10, 7, bidirectional=True, **given), t5_formula),
+    (lambda **given: T5RelativeBias(6, 7, bidirectional=False, **given), t5_formula),
+    (ALiBi, alibi_formula),
+    (lambda **given: ALiBi("geometric", symmetric=False, **given), alibi_formula),
+    (KerpleLog, kerple_formula),
+    (lambda **given: KerpleLog(epsilon=0.6, **given), kerple_formula),
+    (lambda **given: FIRE(width=7, **given), fire_formula),
+    (lambda **given: FIRE(3.0, width=4, activation="leaky_relu", **given), fire_formula),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "formula"),
-    [
-        (T5RelativeBias, t5_formula),
-        (lambda **given: T5RelativeBias(4, 5, scaled=True, **given), t5_formula),
-        (lambda **given: T5RelativeBias(2, 3, **given), t5_formula),
-        (lambda **given: T5RelativeBias(10, 7, bidirectional=True, **given), t5_formula),
-        (lambda **given: T5RelativeBias(6, 7, bidirectional=False, **given), t5_formula),
-        (ALiBi, alibi_formula),
-        (lambda **given: ALiBi("geometric", symmetric=False, **given), alibi_formula),
-        (KerpleLog, kerple_formula),
-        (lambda **given: KerpleLog(epsilon=0.6, **given), kerple_formula),
-        (lambda **given: FIRE(width=7, **given), fire_formula),
-        (lambda **given: FIRE(3.0, width=4, activation="leaky_relu", **given), fire_formula),
-    ],
+    ("compared", "cross", "coordinate"), covering(FORMULAS, [True, False], ["raw", "index", "raw_from_end"])
 )
-def test_biases_are_the_formula(method: Any, formula: Any, cross: bool, coordinate: Any) -> None:
+def test_biases_are_the_formula(compared: tuple[Any, Any], cross: bool, coordinate: Any) -> None:
+    method, formula = compared
     method = method(cross=cross, coordinate=coordinate)
     hooks = hooks_of(method)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from abc_toolkit.positions.biases import FIRE, ALiBi, KerpleLog, T5RelativeBias
 from abc_toolkit.positions.contextual import DAPE, CoPE, DAPEv2
 from abc_toolkit.positions.rotary import RoPE
 from abc_toolkit.testing.position_contract import LAYOUTS, SIZES, PositionCase, PositionContract, pairs
+from tests.grids import covering
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "contextual.npz")
 Pair = tuple[Tensor, np.ndarray, float]
@@ -149,9 +150,10 @@ def test_cope_is_the_formula(kind: str, npos: int) -> None:
         torch.testing.assert_close(ours[b, h, i, j], expected)
 
 
-@pytest.mark.parametrize("base", [None, RoPE(), ALiBi(), FIRE()], ids=lambda base: type(base).__name__)
-@pytest.mark.parametrize("kernel", [None, 1, 3, 5])
-@pytest.mark.parametrize("kind", ["all", "shared", "of each head"])
+@pytest.mark.parametrize(
+    ("kind", "kernel", "base"),
+    covering(["all", "shared", "of each head"], [None, 1, 3, 5], [None, RoPE(), ALiBi(), FIRE()]),
+)
 def test_dape_is_the_formula(kind: str, kernel: int | None, base: PositionMethod | None) -> None:
     torch.manual_seed(0)
     method = DAPE(base, 3) if kernel is None else DAPEv2(base, 3, kernel=kernel)

@@ -12,6 +12,7 @@ from abc_toolkit.layout import Positions, digit_layout
 from abc_toolkit.positions import SITES, AttentionPosition, ModelSizes, PositionMethod
 from abc_toolkit.positions.relative import ShawRelative, TransformerXLBias
 from abc_toolkit.testing.position_contract import LAYOUTS, LONG, SIZES, PositionCase, PositionContract, pairs
+from tests.grids import covering
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "relative.npz")
 Pair = tuple[Tensor, np.ndarray, float]
@@ -71,10 +72,9 @@ def test_golden(name: str) -> None:
         np.testing.assert_allclose(ours, theirs, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("coordinate", ["raw", "index"])
-@pytest.mark.parametrize("scaled", [True, False])
-@pytest.mark.parametrize("window", [0, 1, 3, 20])
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize(
+    ("site", "window", "scaled", "coordinate"), covering(SITES, [0, 1, 3, 20], [True, False], ["raw", "index"])
+)
 def test_shaw_is_the_formula(site: str, window: int, scaled: bool, coordinate: str) -> None:
     torch.manual_seed(0)
     hook = ShawRelative(window, scaled, coordinate, cross=True).at(site, 0, 2, 4).double()

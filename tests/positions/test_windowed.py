@@ -19,6 +19,7 @@ from abc_toolkit.positions.compose import Compose
 from abc_toolkit.positions.windowed import WindowedBias
 from abc_toolkit.tasks import Addition, Multiplication, Task
 from abc_toolkit.testing.position_contract import LONG, PositionCase, PositionContract, pairs
+from tests.grids import covering
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "windowed_bias.npz")
 Compared = list[tuple[Any, Any, float]]
@@ -99,11 +100,12 @@ def formula(method: WindowedBias, site: str, i: int, key: int, source: int) -> b
     return method.step * i - method.width <= last_read <= method.step * i + method.step - 1 + method.width
 
 
-@pytest.mark.parametrize("width", [0, 1, 3])
-@pytest.mark.parametrize(("step", "released"), [(1, False), (2, False), (1, True)])
-@pytest.mark.parametrize("widths", [(5, 5), (2, 9), (12, 1)])
-def test_what_is_open(widths: tuple[int, int], step: Any, released: bool, width: int) -> None:
+@pytest.mark.parametrize(
+    ("widths", "reads", "width"), covering([(5, 5), (2, 9), (12, 1)], [(1, False), (2, False), (1, True)], [0, 1, 3])
+)
+def test_what_is_open(widths: tuple[int, int], reads: tuple[Any, bool], width: int) -> None:
     """In the toolkit's own layouts, densely and among gathered keys; rows of nothing stay closed."""
+    step, released = reads
     method = WindowedBias(width, step, released)
     layout = digit_layout((("operand 1", widths[0]),), widths[1])
     for site, (q_positions, k_positions) in pairs(layout).items():

@@ -6,7 +6,7 @@ import torch
 from abc_toolkit.proof import certify
 from tests.proof.adversary import Outcome, case, failing, judged, proof_alone, shapes_to, solves
 
-CHUNKS, SIZE = 10, 30
+CHUNKS, FAST, SIZE = 10, 2, 30
 SEEN: dict[int, Outcome] = {}
 BUDGET = 600  # predictions that a certificate goes through
 
@@ -20,14 +20,14 @@ def outcomes(chunk: int) -> list[Outcome]:
     return [SEEN[seed] for seed in range(chunk * SIZE, (chunk + 1) * SIZE)]
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize("chunk", [pytest.param(n, marks=[pytest.mark.slow] * (n >= FAST)) for n in range(CHUNKS)])
 def test_no_certificate_is_wrong(chunk: int) -> None:
     """A model that is certified fails on no problem, and one that is refuted fails on the problem that is named."""
     assert [own for own in outcomes(chunk) if own.fault] == []
 
 
 def test_cases_are_of_every_kind() -> None:
-    found = [own for chunk in range(2) for own in outcomes(chunk)]
+    found = [own for chunk in range(FAST) for own in outcomes(chunk)]
     verdicts = Counter(own.verdict for own in found)
     assert min(verdicts[verdict] for verdict in ("correct", "wrong", "undecided")) >= 3
     assert any(not own.right for own in found if own.kind in ("short", "pinned"))

@@ -45,6 +45,7 @@ from tests.small_windows import (
     window,
 )
 
+SLOW_ADDITION = pytest.param("addition without a decoder", marks=pytest.mark.slow)
 LONGEST = {"parity": 8, "successor": 3, "addition": 2}  # of the problems that are tried one by one
 
 
@@ -127,7 +128,7 @@ def test_a_certificate_says_what_it_rests_on(trained: tuple[DigitTask, EncoderDe
         assert any(p.assignments >= len(own.assignments) and p.smallest_margin <= least + 1e-4 for p in same)
 
 
-@pytest.mark.parametrize("longest", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("longest", [1, 3, 4])
 def test_what_lies_beyond_training_is_counted(longest: int) -> None:
     task, model = learnt("successor")
     short = replace(task, max_length=longest)
@@ -216,7 +217,7 @@ def test_no_broken_model_is_certified(trained: tuple[DigitTask, EncoderDecoder])
     longer = replace(task, max_length={"parity": 5, "successor": 4, "addition": 3}[task.name])
     own = kinds(longer, model)
     verdicts = []
-    for number in range({"parity": 6, "successor": 3, "addition": 2}[task.name]):
+    for number in range({"parity": 3, "successor": 3, "addition": 2}[task.name]):
         parameters = [p for p in model.parameters() if p.numel() > 1]
         chosen = (
             parameters if number % 2 else [parameters[int(torch.randint(len(parameters), (), generator=generator))]]
@@ -266,10 +267,9 @@ def test_no_broken_model_is_certified(trained: tuple[DigitTask, EncoderDecoder])
     assert "too thin" in verdicts or task.name == "addition"
 
 
-def test_a_model_that_ends_at_the_wrong_place_or_has_lost_a_line_is_refuted(
-    trained: tuple[DigitTask, EncoderDecoder],
-) -> None:
-    task, model = trained
+@pytest.mark.parametrize("name", ["parity", "successor", SLOW_ADDITION])
+def test_a_model_that_ends_at_the_wrong_place_or_has_lost_a_line_is_refuted(name: str) -> None:
+    task, model = learnt(name)
     early, late = copy.deepcopy(model), copy.deepcopy(model)
     early.output.bias.data[EOS] += 100
     late.output.bias.data[EOS] -= 100
@@ -278,6 +278,21 @@ def test_a_model_that_ends_at_the_wrong_place_or_has_lost_a_line_is_refuted(
     lost.load_state_dict(model.state_dict())
     for broken in (early, late, lost, make(task, rules)):
         check_refuted(task, broken, certify(task, broken))
+
+
+def test_a_proof_goes_through_with_pairs() -> None:
+    task, model = learnt("addition without a decoder")
+    assert isinstance(task, Addition)
+    plain, pairs = (certify(own, model) for own in (task, replace(task, interleaved=True)))
+    assert (plain.verdict, pairs.verdict) == ("correct", "correct"), pairs.reason
+    assert pairs.assignments == plain.assignments
+    assert pairs.smallest_margin == pytest.approx(plain.smallest_margin, rel=1e-4)
+    with torch.no_grad():
+        model.output.bias[3] += 2 * pairs.smallest_margin + 1
+    refuted = certify(replace(task, interleaved=True), model)
+    assert refuted.verdict == "wrong"
+    assert refuted.problem is not None
+    assert refuted.problem.startswith("+")
 
 
 def test_positions_that_repeat_may_stand_beside_the_window() -> None:
@@ -315,7 +330,7 @@ def check_alike(task: Task, rules: Sequence[Rule], reason: str) -> None:
     assert needs[0] != needs[1]
 
 
-@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("name", ["parity", "successor", SLOW_ADDITION])
 def test_a_window_that_lacks_a_line_is_blamed(name: str) -> None:
     task, rules = RULES[name]
     blamed = []
@@ -382,7 +397,7 @@ def test_calibration_and_proof_agree_on_what_a_window_shows(task: DigitTask, bia
     generator = Generator().manual_seed(0)
     evidence = Evidence(task, Generator().manual_seed(1), num_problems=2000)
     found = []
-    for _ in range(15 if biases else 30):
+    for _ in range(8 if biases else 12):
         share = 0.1 + 0.3 * float(torch.rand((), generator=generator))
         rules = [rule for rule in LINES if torch.rand((), generator=generator) < share]
         rules = rules if biases else list({replace(rule, bias=0.0): None for rule in rules})
@@ -596,7 +611,7 @@ def test_what_takes_too_long_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_token_in_the_middle_of_nowhere_is_gone_through() -> None:
     """A line of a fixed place opens beyond it, and what it shows there is tried."""
     task, model = learnt("parity")
-    for place in (3, 12):
+    for place in (3, 8):
         rules = (*model.position.window.rules, cross(0, (Condition("place", place),), layer=1))  # type: ignore[attr-defined]
         disturbed = make(task, rules)
         disturbed.load_state_dict(model.state_dict())

@@ -21,7 +21,9 @@ import yaml
 
 import abc_toolkit
 from abc_toolkit.calibration import Paper, Places
-from abc_toolkit.cli.main import COMMANDS, main, options
+from abc_toolkit.cli.commands import COMMANDS
+from abc_toolkit.cli.main import main
+from abc_toolkit.cli.parser import options
 from abc_toolkit.phases import calibrate, evaluate, pipeline, training
 from abc_toolkit.positions import PositionMethod
 from abc_toolkit.tasks import Parity, Task
@@ -182,8 +184,9 @@ class Outcome:
 def made(path: Path) -> Path:
     """A folder with a small finished run and files of several kinds."""
     from abc_toolkit.models.base import Architecture
+    from abc_toolkit.tasks.objective import Stopping
     from abc_toolkit.training.data import Data
-    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.loop import TrainerSettings
     from abc_toolkit.training.module import Optimizer
 
     run = path / "runs" / "parity"
@@ -213,7 +216,7 @@ def furnished(path: Path) -> Path:
 
 def command_line(draws: random.Random) -> Case:
     """A command line, each of whose options is one of its command's, most with a value that it does not take."""
-    command = draws.choice(COMMANDS)
+    command = draws.choice(list(COMMANDS))
     words = [command, *BASE[command]]
     for _ in range(draws.choice((1, 1, 1, 2, 2, 3))):
         option = draws.choice([*_names(command, draws), *(("",) if command == "solve" else ())])
@@ -236,7 +239,7 @@ def command_line(draws: random.Random) -> Case:
 
 def settings_file(draws: random.Random) -> Case:
     """A command with a file of settings in which something is changed."""
-    command = draws.choice(COMMANDS)
+    command = draws.choice(list(COMMANDS))
     small = {"max_steps": 2, "validate_every": 2, "accelerator": "cpu"}
     data, model = {"validation_problems": 8, "batch_size": 8}, {"model_dim": 16, "feedforward_dim": 16}
     content: dict[str, Any] = {
@@ -439,12 +442,12 @@ def _cut_short() -> Iterator[None]:
         few = min(settings.max_steps, SMALL)
         return trainer(dataclasses.replace(settings, max_steps=few, **({"devices": 1} if several else {})))
 
-    def trained(task: Any, network: Any, **settings: Any) -> Any:
-        data, stopping = settings["data"], settings["stopping"]
+    def trained(asked: Any, network: Any, **settings: Any) -> Any:
+        data, stopping = asked.data, asked.stopping
         fewer = {"batch_size": min(data.batch_size, 64), "validation_problems": min(data.validation_problems, 64)}
-        settings["data"] = dataclasses.replace(data, **fewer)
-        settings["stopping"] = dataclasses.replace(stopping, decay_steps=min(stopping.decay_steps, SMALL))
-        return train(task, network, **settings)
+        data = dataclasses.replace(data, **fewer)
+        stopping = dataclasses.replace(stopping, decay_steps=min(stopping.decay_steps, SMALL))
+        return train(dataclasses.replace(asked, data=data, stopping=stopping), network, **settings)
 
     def evaluated(task: Any, models: Any, sizes: Any, sets: Any, samples: int, *others: Any) -> Any:
         few = [size for size in sizes if max(size if isinstance(size, tuple) else (size,)) < 500][:SMALL] or [1]

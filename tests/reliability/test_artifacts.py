@@ -13,7 +13,7 @@ from abc_toolkit.runs.folder import PROGRESS, Run
 from tests.reliability.artifacts import Result, damages, done, fault, phase_damages, sealed_changes, snapshot
 from tests.small_runs import fill
 
-CASES = 100
+CASES = 40
 CALLS = {
     "solve": ("solve", "--run", "run", "101", "011"),
     "solve --weights fit": ("solve", "--run", "run", "--weights", "fit", "101"),

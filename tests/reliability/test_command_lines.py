@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from abc_toolkit.cli.main import COMMANDS, options
+from abc_toolkit.cli.commands import COMMANDS
+from abc_toolkit.cli.parser import options
 from tests.reliability.command_lines import Bench, Case, command_line, furnished, settings_file, snapshot
 
 
@@ -17,7 +18,7 @@ def bench(_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(furnished(path / "template"), path / "case")
 
 
-@pytest.mark.parametrize("chunk", range(4))
+@pytest.mark.parametrize("chunk", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_what_makes_no_sense_is_refused_in_one_line_and_changes_nothing(chunk: int, bench: Bench) -> None:
     kinds = []
     for number in range(28):

@@ -21,9 +21,10 @@ from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.training import fit
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training import processes
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import ProgressFile, Stopping, TrainerSettings, lightning_trainer
+from abc_toolkit.training.loop import ProgressFile, TrainerSettings, lightning_trainer
 from abc_toolkit.training.module import Optimizer, TrainingModule
 
 Abc = Callable[..., tuple[int, str, str]]
@@ -120,12 +121,15 @@ def test_a_batch_with_fewer_problems_than_processes_is_refused(tmp_path: Path) -
             "SLURM_NTASKS": "4",
             "NODE_RANK": "1",
         },
-        {
-            "RANK": "x",
-            "LOCAL_RANK": "",
-            "SLURM_PROCID": "1.5",
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        },
+        pytest.param(
+            {
+                "RANK": "x",
+                "LOCAL_RANK": "",
+                "SLURM_PROCID": "1.5",
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["numbers", "words"],
 )
@@ -224,8 +228,9 @@ def _signalling(own: Callable[..., Any], number: int, at: int = 1) -> Callable[.
     return called
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 5, 6, 23])
+@pytest.mark.parametrize(
+    ("step", "number"), [(1, signal.SIGTERM), (5, signal.SIGINT), (6, signal.SIGTERM), (23, signal.SIGINT)]
+)
 def test_a_signal_ends_a_training_and_what_is_said_is_true(
     step: int, number: signal.Signals, abc: Abc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +275,7 @@ def test_a_signal_ends_any_phase_and_leaves_it_as_it_was(
     assert {path: path.read_bytes() for path in sorted(pipeline.rglob("*")) if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_first_of_two_processes_ends_both(tmp_path: Path) -> None:
     own = FIT | {"trainer.max_steps": 100_000, "trainer.devices": 2, "trainer.strategy": "ddp"}
     own |= {"trainer.accelerator": "cpu", "stopping.exact_match": 1.0, "stopping.loss": 0}

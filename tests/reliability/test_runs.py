@@ -16,6 +16,7 @@ import pytest
 import abc_toolkit.runs.folder as run_module
 from abc_toolkit.errors import UserError
 from abc_toolkit.runs.folder import CONFIG, PROGRESS, RECORD, WEIGHTS, Run
+from tests.grids import covering
 from tests.small_runs import fill, finish, text_of
 
 KILLED = 9
@@ -80,9 +81,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 WHOLE = sorted(["fit", *(f"fit/{name}" for name in (CONFIG, RECORD, WEIGHTS))])
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("existing", [False, True], ids=["first", "again"])
-@pytest.mark.parametrize("training", [False, True], ids=["at once", "with progress"])
+@pytest.mark.parametrize(("training", "existing", "after"), covering([False, True], [False, True], [False, True]))
 def test_a_writer_is_killed_at_every_change(training: bool, existing: bool, after: bool, tmp_path: Path) -> None:
     """What there is stays whole, whoever looks changes nothing, and the next writer leaves nothing behind."""
     for step in range(1, 200):

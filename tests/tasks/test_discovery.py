@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 from abc_toolkit.tasks import Parity, Task
 from abc_toolkit.testing.discovery import import_all, left_out
 from abc_toolkit.testing.task_contract import TaskContract
@@ -16,7 +14,7 @@ def test_a_task_left_out_is_named() -> None:
         pass
 
     class Uncollected(TaskContract):  # pytest collects classes by their name: this one does not count
-        cases = {"it": SimpleNamespace(task=Forgotten())}  # noqa: RUF012
+        cases = {"it": Forgotten()}  # noqa: RUF012
 
     assert left_out(Task, TaskContract, __name__, "task") == {"Forgotten"}
     assert issubclass(Uncollected, TaskContract)

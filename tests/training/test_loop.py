@@ -24,18 +24,11 @@ from abc_toolkit.phases.training import ArchitectureChanges, Until, fit, retrain
 from abc_toolkit.positions import ALiBi
 from abc_toolkit.runs.folder import PROGRESS, WEIGHTS, Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
+from abc_toolkit.training.callbacks import SaveProgress
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.data import Data, TrainingBatches
-from abc_toolkit.training.loop import (
-    HEADER,
-    LAST_RATE,
-    MAY_DIFFER,
-    ProgressFile,
-    Stopping,
-    Trained,
-    TrainerSettings,
-    Watch,
-)
+from abc_toolkit.training.loop import HEADER, LAST_RATE, MAY_DIFFER, ProgressFile, Trained, TrainerSettings
 from abc_toolkit.training.module import Optimizer, TrainingModule
 from abc_toolkit.windows import Rule, Window
 
@@ -128,14 +121,14 @@ def test_an_interrupted_retrain_ends_with_the_same_weights(epochs: int, until: U
     retrain(**settings, overwrite=True)
     expected = _weights(pipeline, "retrain")
     history = (pipeline / "retrain" / "training.json").read_bytes()
-    own, ended = Watch.on_train_epoch_end, itertools.count(1)
+    own, ended = SaveProgress.on_train_epoch_end, itertools.count(1)
 
     def interrupted(*arguments: Any) -> None:
         own(*arguments)
         if next(ended) == epochs:
             raise KeyboardInterrupt
 
-    _interrupted(retrain, Watch, "on_train_epoch_end", interrupted, **settings, overwrite=True)
+    _interrupted(retrain, SaveProgress, "on_train_epoch_end", interrupted, **settings, overwrite=True)
     assert _weights(pipeline, "retrain") == expected
     (pipeline / "retrain" / WEIGHTS).write_bytes(b"old")
     with pytest.raises(UserError, match=r"model\.dropout was 0\.1 and is 0\.0;"):
@@ -288,7 +281,7 @@ def test_auto_is_certified_where_that_can_be(pipeline: Path) -> None:
 @pytest.fixture(scope="module")
 def progress(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("progress")
-    _interrupted(_fit, Watch, "on_train_epoch_end", _interrupt_after(Watch.on_train_epoch_end), path=path)
+    _interrupted(_fit, SaveProgress, "on_train_epoch_end", _interrupt_after(SaveProgress.on_train_epoch_end), path=path)
     return (path / ".fit.partial" / PROGRESS).read_bytes()
 
 

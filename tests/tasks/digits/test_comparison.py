@@ -11,10 +11,10 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Comparison
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import (
+from abc_toolkit.testing.digit_contract import (
+    DigitTaskContract,
     Example,
     TaskCase,
-    TaskContract,
     evaluation_strings,
     generator,
     refuse,
@@ -63,7 +63,7 @@ WRONG = {
 }
 
 
-class TestComparison(TaskContract):
+class TestComparison(DigitTaskContract):
     cases = {  # noqa: RUF012
         "longest": TaskCase(
             LONGEST,

@@ -10,10 +10,10 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Copy, Repeat, Reverse, Task
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import (
+from abc_toolkit.testing.digit_contract import (
+    DigitTaskContract,
     Example,
     TaskCase,
-    TaskContract,
     evaluation_strings,
     generator,
     refuse,
@@ -26,7 +26,7 @@ DIGITS, BASE_16 = r"[0-9]+", r"[0-9a-f]+"
 ALL = pytest.mark.parametrize("task", [Copy(), Reverse(), Repeat()], ids=["copy", "reverse", "repeat"])
 
 
-class TestCopy(TaskContract):
+class TestCopy(DigitTaskContract):
     cases = {  # noqa: RUF012
         "decimal": TaskCase(
             Copy(max_length=3),
@@ -45,7 +45,7 @@ class TestCopy(TaskContract):
     }
 
 
-class TestReverse(TaskContract):
+class TestReverse(DigitTaskContract):
     cases = {  # noqa: RUF012
         "decimal": TaskCase(
             Reverse(max_length=3),
@@ -57,7 +57,7 @@ class TestReverse(TaskContract):
     }
 
 
-class TestRepeat(TaskContract):
+class TestRepeat(DigitTaskContract):
     cases = {  # noqa: RUF012
         "twice": TaskCase(
             Repeat(max_length=3),

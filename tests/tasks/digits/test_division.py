@@ -10,10 +10,10 @@ from abc_toolkit.proof.meaning import HELD_TO, held
 from abc_toolkit.tasks import Division
 from abc_toolkit.tasks.base import TRAINING, UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import (
+from abc_toolkit.testing.digit_contract import (
+    DigitTaskContract,
     Example,
     TaskCase,
-    TaskContract,
     evaluation_strings,
     generator,
     training_strings,
@@ -38,7 +38,7 @@ def divided_in(base: int):
     return divided
 
 
-class TestDivision(TaskContract):
+class TestDivision(DigitTaskContract):
     cases = {  # noqa: RUF012
         "base 10": TaskCase(
             PLAIN,

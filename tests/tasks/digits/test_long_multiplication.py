@@ -13,7 +13,7 @@ from abc_toolkit.positions import NoPE
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.tasks import LongMultiplication
 from abc_toolkit.tasks.digits.base import CARRY, SETS, ZEROS
-from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, generator
+from abc_toolkit.testing.digit_contract import DigitTaskContract, Example, TaskCase, generator
 from abc_toolkit.training.coverage import Coverage
 from abc_toolkit.windows import Window
 from abc_toolkit.windows.attention import Windowed
@@ -27,7 +27,7 @@ def product(source: str) -> int:
     return int(first) * int(second)
 
 
-class TestLongMultiplication(TaskContract):
+class TestLongMultiplication(DigitTaskContract):
     cases = {  # noqa: RUF012
         "it": TaskCase(
             TASK,

@@ -12,7 +12,7 @@ from abc_toolkit.tasks import MultiOperandAddition
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
 from abc_toolkit.tasks.digits.sampling import pad
-from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, generator
+from abc_toolkit.testing.digit_contract import DigitTaskContract, Example, TaskCase, generator
 from abc_toolkit.training.coverage import Coverage
 from abc_toolkit.vocabulary import NUM_SPECIAL
 from abc_toolkit.windows.rules import Condition, Rule
@@ -25,7 +25,7 @@ def total(source: str) -> int:
     return sum(map(int, source.split("+")))
 
 
-class TestMultiOperandAddition(TaskContract):
+class TestMultiOperandAddition(DigitTaskContract):
     cases = {  # noqa: RUF012
         "it": TaskCase(
             TASK,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from abc_toolkit.tasks import Multiplication, ProblemError
 from abc_toolkit.tasks.base import TRAINING, UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, SETS, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import (
+from abc_toolkit.testing.digit_contract import (
     Example,
     NumberContract,
     TaskCase,

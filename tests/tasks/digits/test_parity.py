@@ -5,7 +5,13 @@ import pytest
 from abc_toolkit.tasks import Parity
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import Example, TaskCase, TaskContract, evaluation_strings, training_strings
+from abc_toolkit.testing.digit_contract import (
+    DigitTaskContract,
+    Example,
+    TaskCase,
+    evaluation_strings,
+    training_strings,
+)
 
 SCRATCHPAD = Parity(max_length=5)
 LABEL = Parity(max_length=5, form="label")
@@ -19,7 +25,7 @@ def odd(text: str) -> int:
     return int(parity)
 
 
-class TestParity(TaskContract):
+class TestParity(DigitTaskContract):
     cases = {  # noqa: RUF012
         "scratchpad": TaskCase(
             SCRATCHPAD,

@@ -11,10 +11,10 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import Subtraction
 from abc_toolkit.tasks.base import TRAINING, UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import (
+from abc_toolkit.testing.digit_contract import (
+    DigitTaskContract,
     Example,
     TaskCase,
-    TaskContract,
     evaluation_strings,
     generator,
     refuse,
@@ -41,7 +41,7 @@ def difference_in(base: int):
     return difference
 
 
-class TestSubtraction(TaskContract):
+class TestSubtraction(DigitTaskContract):
     cases = {  # noqa: RUF012
         "base 10": TaskCase(
             PLAIN,

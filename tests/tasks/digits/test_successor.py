@@ -6,7 +6,7 @@ import pytest
 from abc_toolkit.tasks import Successor
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
-from abc_toolkit.testing.task_contract import Example, NumberContract, TaskCase, evaluation_strings, training_strings
+from abc_toolkit.testing.digit_contract import Example, NumberContract, TaskCase, evaluation_strings, training_strings
 
 PLAIN = Successor(max_length=3)
 FIXED = Successor(max_length=3, padding="fixed", width=12)

@@ -6,7 +6,7 @@ import torch
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.tasks import LinearRegression
-from abc_toolkit.testing.any_task import TaskContract
+from abc_toolkit.testing.task_contract import TaskContract
 
 TASK = LinearRegression(max_length=9, dim=3)
 
