@@ -144,21 +144,21 @@ class Evidence:
         for number, batch in enumerate(batches):
             seen.append(views(window, batch, self.task.layout(batch.shape)).flatten())
             tokens.append(batch.target.flatten())
-            rows, places = torch.meshgrid(*(torch.arange(size) for size in batch.target.shape), indexing="ij")
-            where.append(torch.stack([torch.full_like(rows, number), rows, places], dim=-1).flatten(0, 1))
-        view, token, place = torch.cat(seen), torch.cat(tokens), torch.cat(where)
+            rows, columns = torch.meshgrid(*(torch.arange(size) for size in batch.target.shape), indexing="ij")
+            where.append(torch.stack([torch.full_like(rows, number), rows, columns], dim=-1).flatten(0, 1))
+        view, token, location = torch.cat(seen), torch.cat(tokens), torch.cat(where)
         order = view.argsort(stable=True)
-        view, token, place = view[order], token[order], place[order]
+        view, token, location = view[order], token[order], location[order]
         differs = ((view[1:] == view[:-1]) & (token[1:] != token[:-1])).nonzero()[:, 0]
-        pairs = torch.stack([place[differs], place[differs + 1]], dim=1).tolist()
-        return [tuple((batches[batch], row, target_place) for batch, row, target_place in pair) for pair in pairs]
+        pairs = torch.stack([location[differs], location[differs + 1]], dim=1).tolist()
+        return [tuple((batches[batch], row, column) for batch, row, column in pair) for pair in pairs]
 
     def describe(self, clash: Clash) -> Conflict:
         """A pair of predictions in words."""
         vocabulary = self.task.vocabulary
         sources, tokens = [], []
-        for problems, row, place in clash:
-            token = problems.target[row, place : place + 1]
+        for problems, row, column in clash:
+            token = problems.target[row, column : column + 1]
             sources.append(vocabulary.decode(problems.source[row]))
             tokens.append("the end" if int(token) == EOS else vocabulary.decode(token))
         return Conflict((sources[0], sources[1]), (clash[0][2], clash[1][2]), (tokens[0], tokens[1]))

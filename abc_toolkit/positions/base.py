@@ -7,7 +7,7 @@ the parameters that layers share and adds to the embeddings. For each attention 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 
@@ -243,7 +243,7 @@ def check_coordinates(method: PositionMethod, field: str, several: bool = False)
         UserError: If it does not name a coordinate.
     """
     value = getattr(method, field)
-    names = value if several and isinstance(value, tuple) else (value,)
+    names = cast("tuple[object, ...]", value) if several and isinstance(value, tuple) else (value,)
     are_names = names and all(isinstance(name, str) and name.isidentifier() for name in names)
     if several != isinstance(value, tuple) or not are_names:
         give = "a tuple of names of coordinates" if several else "the name of a coordinate"

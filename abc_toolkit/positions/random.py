@@ -68,7 +68,7 @@ class _RandomizedModel(ModelPosition):
             if isinstance(part, Learned) and part.coordinate in _DRAWN and part.capacity < method.capacity:
                 raise UserError(
                     f"RandomizedPositions draws from {method.capacity} numbers and Learned has a capacity of "
-                    f"{part.capacity}: raise the capacity of Learned"
+                    f"{part.capacity}: raise the capacity"
                 )
 
     def prepare(self, layout: Layout) -> Layout:

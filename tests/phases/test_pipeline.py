@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import abc_toolkit
+from abc_toolkit.calibration import Places
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
@@ -170,6 +171,16 @@ def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> 
     assert (pipeline / "calibrate" / "window.json").read_text() == before
     with pytest.raises(UserError, match="it was made of another weights than 'fit' holds now; do 'abc calibrate --ov"):
         abc_toolkit.retrain(run=pipeline, overwrite=True)
+
+
+def test_a_window_that_is_not_sufficient_is_refused_with_both_remedies(pipeline: Path) -> None:
+    before = (pipeline / "calibrate" / "window.json").read_text()
+    method = Places(min_attention=1, complete=False)
+    remedies = r"lower --method.min_attention, .*, or raise it where .*, or go on all the same with --force$"
+    with pytest.raises(UserError, match=remedies) as raised:
+        abc_toolkit.calibrate(run=pipeline, method=method, overwrite=True)
+    assert "\n" not in str(raised.value)
+    assert (pipeline / "calibrate" / "window.json").read_text() == before
 
 
 @pytest.mark.parametrize("size", [None, "4x3", "5x9", "2x3"])

@@ -156,10 +156,7 @@ def fit(abc: Abc) -> Callable[..., tuple[int, str, str]]:
         (
             named("RandomizedPositions", inner="Learned"),
             (),
-            (
-                "RandomizedPositions draws from 2048 numbers and Learned has a capacity of 1024: "
-                "raise the capacity of Learned",
-            ),
+            ("RandomizedPositions draws from 2048 numbers and Learned has a capacity of 1024: raise the capacity",),
         ),
         (named("T5RelativeBias", max_distance=16), (), ("16 buckets of one distance each", "give more than 16")),
         # methods together
