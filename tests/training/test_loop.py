@@ -459,7 +459,6 @@ def test_a_logger_and_a_precision_of_choice(precision: Any, tmp_path: Path) -> N
     assert any(row["exact_match"] for row in rows)
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_training_and_one_writes(tmp_path: Path) -> None:
     settings = {"run": "run", "task": "Parity", "task.max_length": 3, "data.validation_problems": 8}
     trainer = {"max_steps": 6, "validate_every": 3, "devices": 2, "accelerator": "cpu", "strategy": "ddp"}
