@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 # A contract's tests run in many classes, which is what `differing_executors` warns of.
 settings.register_profile(
-    "abc", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.differing_executors]
+    "abc", deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.differing_executors]
 )
 settings.load_profile("abc")
 

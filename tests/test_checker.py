@@ -952,7 +952,7 @@ TWO_CASES = ADDITION["layout"] | {
             1,
             {"s0": 10, "s1": 8},
         ),
-        (ROWS, [line("decoder", 1, "answer", BESIDE, own(1))], 2, None),
+        pytest.param(ROWS, [line("decoder", 1, "answer", BESIDE, own(1))], 2, None, marks=pytest.mark.slow),
     ],
 )
 def test_larger_sizes_than_the_bound_show_nothing_new(

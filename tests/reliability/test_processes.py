@@ -81,6 +81,7 @@ def run_settings(devices: int) -> dict[str, Any]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_and_the_first_goes_on(
     abc: Abc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from abc_toolkit.training import coverage as covering
 from abc_toolkit.training.coverage import THIN, Coverage, Covered
 from abc_toolkit.training.data import held_out
 from abc_toolkit.windows.rules import Condition
-from tests.small_windows import ENCODER, LEARNT, RULES, SIZES, cross, decoder, fails, kinds, learnt, leaves_of, make
+from tests.small_windows import ENCODER, RULES, SIZES, cross, decoder, fails, kinds, learnt, leaves_of, make
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -82,7 +82,9 @@ def test_each_of_the_weakest_assignments_occurs_in_a_hard_example(
         assert (held - margin).abs().min() < 1e-5
 
 
-@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize(
+    "name", ["parity", "successor", pytest.param("addition without a decoder", marks=pytest.mark.slow)]
+)
 def test_a_model_that_has_learnt_everything_passes(name: str) -> None:
     task, model = learnt(name)
     coverage = Coverage(task, model)
