@@ -16,65 +16,13 @@ from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import Parity
-from abc_toolkit.testing.position_contract import PositionCase, PositionContract
 
 Abc = Callable[..., tuple[int, str, str]]
 
-# At most as many lines of code, without imports, as the README says of a method without and with parameters.
+OWN_POSITION = Path(__file__).parent.parent / "experiments" / "own_position"
+# The most lines of code, without imports, that docs/position_methods.md gives for a method.
 LINES = {"Fading": 8, "Scaled": 12}
-FADING = '''
-"""A method without parameters."""
-from dataclasses import dataclass
-
-from abc_toolkit.positions import AttentionPosition, PositionMethod
-
-
-@dataclass(frozen=True)
-class Fading(PositionMethod, AttentionPosition):
-    """Each logit less the distance over the capacity. Source: this test."""
-
-    capacity: int = 64
-
-    def at(self, site, layer, num_heads, head_dim):
-        return self
-
-    def bias(self, q_positions, k_positions):
-        distance = q_positions.coordinates["raw"][:, None] - k_positions.coordinates["raw"]
-        # One head's for all; of gathered keys each head has its own already.
-        return -distance.view(-1, *distance.shape[-2:]).abs() / self.capacity
-'''
-SCALED = '''
-"""A method with a learned number for each head of each layer."""
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from abc_toolkit.positions import AttentionPosition, PositionMethod
-
-
-@dataclass(frozen=True)
-class Scaled(PositionMethod):
-    """Each logit less a learned multiple of the distance. Source: this test."""
-
-    start: float = 0.1
-
-    def at(self, site, layer, num_heads, head_dim):
-        return ScaledAttention(self.start, num_heads)
-
-
-class ScaledAttention(nn.Module, AttentionPosition):
-    """`Scaled` in one site and layer."""
-
-    def __init__(self, start, num_heads):
-        super().__init__()
-        self.slope = nn.Parameter(torch.full((num_heads, 1, 1), start))
-
-    def bias(self, q_positions, k_positions):
-        distance = q_positions.coordinates["raw"][:, None] - k_positions.coordinates["raw"]
-        return -self.slope * distance.abs()
-'''
-SOURCES = {"Fading": FADING, "Scaled": SCALED}
+SOURCES = {name: (OWN_POSITION / f"{name.lower()}.py").read_text() for name in LINES}
 SETTINGS = {"Fading": {"capacity": 8}, "Scaled": {"start": 0.5}}
 
 
@@ -160,7 +108,7 @@ def test_a_method_is_trained_recorded_and_loaded_by_its_class_path(
 def test_classes_are_found_in_the_current_folder(abc: Abc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", ".", str(tmp_path))])
     monkeypatch.chdir(tmp_path)
-    Path("beside.py").write_text(FADING)
+    Path("beside.py").write_text(SOURCES["Fading"])
     path, finders = list(sys.path), list(sys.meta_path)
     config = configured(tmp_path / "mine.yaml", "beside.Fading", {"capacity": 8})
     for words in (("fit", "--config", config), ("solve", "--weights", "fit", "--trust", "beside", "1")):
@@ -183,27 +131,7 @@ def test_it_does_what_it_says(name: str, module: str) -> None:
     assert not torch.allclose(outputs[0], outputs[1], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "check",
-    [
-        PositionContract.test_is_an_immutable_value,
-        PositionContract.test_is_hashable,
-        PositionContract.test_hooks_keep_shapes,
-        PositionContract.test_a_step_sees_what_the_whole_sees,
-        PositionContract.test_hooks_hold_for_gathered_keys,
-        PositionContract.test_logits_shift_with_all_positions,
-        PositionContract.test_any_length,
-        PositionContract.test_all_parameters_get_gradients,
-        PositionContract.test_half_precision,
-    ],
-    ids=lambda check: check.__name__.removeprefix("test_"),
-)
-def test_it_keeps_the_contract(name: str, module: str, check: Callable[[PositionContract, PositionCase], None]) -> None:
-    method = vars(__import__(module))[name](**SETTINGS[name])
-    check(PositionContract(), PositionCase(method, learns=name == "Scaled", shifts=True))
-
-
-def test_it_is_as_short_as_the_readme_says(name: str) -> None:
+def test_it_is_as_short_as_the_documentation_says(name: str) -> None:
     assert lines_of_code(SOURCES[name]) <= LINES[name]
 
 

@@ -1,40 +1,35 @@
-"""The task of `experiments/own_task`, which the package knows nothing of, from its file to a certificate."""
+"""What a user adds from outside: the contract tests of `experiments/own_task` and `own_position`, and a certificate."""
 
 import json
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from abc_toolkit.testing.digit_contract import Example, NumberContract, TaskCase
-from tests.test_outside import lines_of_code
+from tests.test_outside import OWN_POSITION, lines_of_code
 
-FOLDER = Path(__file__).parent.parent / "experiments" / "own_task"
-sys.path.append(str(FOLDER))
-from doubling import Doubling  # noqa: E402
-
-sys.path.remove(str(FOLDER))
+OWN_TASK = OWN_POSITION.parent / "own_task"
 
 
-class TestDoubling(NumberContract):
-    cases = {  # noqa: RUF012
-        "it": TaskCase(
-            Doubling(max_length=4),
-            oracle=lambda source: 2 * int(source),
-            grammar="[0-9]+",
-            examples=(Example("65", (2,), "65", "031", "130"), Example("0", (1,), "0", "00", "0")),
-            wrong={"6+5": "'+'"},
-        )
-    }
+@pytest.mark.parametrize("folder", [OWN_TASK, OWN_POSITION], ids=lambda folder: folder.name)
+def test_the_contract_tests_run_from_outside(folder: Path, tmp_path: Path) -> None:
+    """As a user runs them: `pytest` in a folder that holds nothing of the toolkit, and none of its settings."""
+    shutil.copytree(folder, tmp_path / "own", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    finished = subprocess.run(command, cwd=tmp_path / "own", capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert int(re.findall(r"(\d+) passed", finished.stdout)[-1]) >= 40
 
 
 @pytest.fixture
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(OWN_TASK, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "doubling")
+    monkeypatch.delitem(sys.modules, "doubling", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -48,16 +43,18 @@ def test_it_comes_to_a_certificate(abc: Callable[..., tuple[int, str, str]], mon
     rows = json.loads(Path("runs/doubling/evaluate/results.json").read_text())
     assert {row["value"] for row in rows if row["weights"] == "retrain"} == {1.0}
     monkeypatch.delitem(sys.modules, "doubling")  # as in a process that has not met it
-    status, _, err = abc("certify")
+    certificate = "runs/doubling/certify/certificate.json"
+    status, _, err = abc("certify", "--verify", certificate)
     assert status == 2
     assert "add --trust doubling " in err
-    status, _, err = abc("certify", "--trust", "doubling", "--overwrite")
+    status, _, err = abc("certify", "--verify", certificate, "--trust", "doubling")
     assert status == 0, err
-    assert json.loads(Path("runs/doubling/certify/certificate.json").read_text())["verdict"] == "correct"
+    assert json.loads(Path(certificate).read_text())["verdict"] == "correct"
     assert abc("solve", "--trust", "doubling", "--check", "5", "9" * 20) == (0, f"10\tright\n1{'9' * 19}8\tright\n", "")
 
 
 def test_it_is_short() -> None:
-    source, config = (FOLDER / "doubling.py").read_text(), (FOLDER / "doubling.yaml").read_text()
+    source, config = (OWN_TASK / "doubling.py").read_text(), (OWN_TASK / "doubling.yaml").read_text()
     assert lines_of_code(source) <= 40
-    assert len(source.splitlines()) + len(config.splitlines()) < 60
+    assert len(source.splitlines()) <= 60
+    assert len(config.splitlines()) == 2

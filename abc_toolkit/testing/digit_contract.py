@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abc_toolkit.layout import COORDINATES, Layout
@@ -322,6 +322,7 @@ class DigitTaskContract(TaskContract):
                 if not re.fullmatch(case.grammar, text):
                     assert len(refuse(case.task, text)) < 200
 
+    @settings(deadline=None)
     @given(data=st.data())
     def test_parse_takes_the_grammar_and_nothing_else(self, case: TaskCase, data: st.DataObject) -> None:
         right = st.from_regex(case.grammar, fullmatch=True)
