@@ -43,7 +43,7 @@ RETRAIN_DATA = Data(batch_size=128)
 
 @dataclass(frozen=True)
 class ArchitectureChanges:
-    """What of the vanilla model's architecture the retrained model changes.
+    """Overrides of the vanilla architecture: what is not given stays.
 
     Attributes:
         num_encoder_layers: Encoder depth; must be the window's.
@@ -67,8 +67,8 @@ class ArchitectureChanges:
     position: PositionMethod = field(default_factory=NoPE)
     backbone: Backbone | None = None
 
-    def of(self, vanilla: Architecture) -> Architecture:
-        """The vanilla model's architecture with these changes."""
+    def applied_to(self, vanilla: Architecture) -> Architecture:
+        """The vanilla architecture with these overrides."""
         return replace(vanilla, **{name: value for name, value in vars(self).items() if value is not None})
 
 
@@ -123,15 +123,17 @@ def fit(
     # No default instance above: on the command line its settings would be passed on to another task's class.
     task = Addition() if task is None else task
     model = model.for_task(task.interface.decoded)
-    place = Run.of(run, task)
+    target = Run.named(run, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    check_task(place, task, overwrite)
+    check_task(target, task, overwrite)
     training = Training("fit", task, model, data, optimizer, stopping, trainer, seed)
-    order = _Order(place, resume, overwrite, {"task": task, "seed": seed} | settings, {})
+    order = _Order(target, resume, overwrite, {"task": task, "seed": seed} | settings, {})
     result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
-    following = next_command(place, "calibrate") if model.kind == "encoder-decoder" else next_command(place, "evaluate")
-    terminal.done(summary, place.folder("fit"), following)
+    following = (
+        next_command(target, "calibrate") if model.kind == "encoder-decoder" else next_command(target, "evaluate")
+    )
+    terminal.done(summary, target.folder("fit"), following)
     return result
 
 
@@ -172,34 +174,34 @@ def retrain(
     Raises:
         UserError: If the window does not fit, the run folder is not free, or training breaks.
     """
-    place = run_with(run, "fit" if window is not None else "calibrate", Calibratable, "abc retrain")
-    task = place.task("fit")
-    sizes = model.of(place.architecture("fit"))
-    check_backbone(sizes, place)
-    inputs = {name: value for name, value in place.produced("fit").items() if name != "fit: weights"}
-    inputs |= place.produced("calibrate") if window is None else {"window": sha256(window)}
-    rules = place.window() if window is None else Window.load(window)
-    _check_window(rules, window, place, task)
+    target = run_with(run, "fit" if window is not None else "calibrate", Calibratable, "abc retrain")
+    task = target.task("fit")
+    architecture = model.applied_to(target.architecture("fit"))
+    check_backbone(architecture, target)
+    inputs = {name: value for name, value in target.produced("fit").items() if name != "fit: weights"}
+    inputs |= target.produced("calibrate") if window is None else {"window": sha256(window)}
+    rules = target.window() if window is None else Window.load(window)
+    _check_window(rules, window, target, task)
     settings = {"data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     arguments = {"seed": seed, "window": window, "model": model, "until": until} | settings
-    seed = int(place.record("fit")["seed"]) if seed is None else seed
-    training = Training("retrain", task, sizes, data, optimizer, stopping, trainer, seed)
-    result = _train(training, _Order(place, resume, overwrite, arguments, inputs), rules, until)
+    seed = int(target.record("fit")["seed"]) if seed is None else seed
+    training = Training("retrain", task, architecture, data, optimizer, stopping, trainer, seed)
+    result = _train(training, _Order(target, resume, overwrite, arguments, inputs), rules, until)
     summary = _training_summary("The model inside the window", task.objective, result.trained, stopping, trainer)
     try:
-        reason = place.stale("certify") if place.has("certify") else None
+        reason = target.stale("certify") if target.has("certify") else None
     except UserError as error:  # of a damaged certificate; what was trained is whole
         reason = str(error)
     if reason is not None:
         summary += f" The certificate in the run is stale: {reason}."
-    terminal.done(summary, place.folder("retrain"), next_command(place, "evaluate", " --length 10x"))
+    terminal.done(summary, target.folder("retrain"), next_command(target, "evaluate", " --length 10x"))
     return result
 
 
-def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> None:
+def _check_window(window: Window, path: Path | None, run: Run, task: Task) -> None:
     """Refuses a window of another task or its segments, and the run's own if it is of other weights."""
     if window.task != type(task).__name__:
-        raise UserError(f"the window is for {window.task} and the run in {place.path} is of {type(task).__name__}")
+        raise UserError(f"the window is for {window.task} and the run in {run.path} is of {type(task).__name__}")
     segments = task.layout(task.training_shapes()[-1]).source.names
     for rule in window.rules:
         for segment in (rule.key_segment, rule.query_segment):
@@ -207,9 +209,9 @@ def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> 
                 raise UserError(
                     f"the window names the segment {segment!r}, which {task.name} has not: it has {', '.join(segments)}"
                 )
-    reason = place.stale("calibrate") if path is None else None
+    reason = run.stale("calibrate") if path is None else None
     if reason is not None:
-        raise UserError(f"the window in {place.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
+        raise UserError(f"the window in {run.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
 
 
 @dataclass(frozen=True)
@@ -296,12 +298,12 @@ def _only_first(rank: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(place: Run, phase: Phase) -> Iterator[None]:
+def _told(run: Run, phase: Phase) -> Iterator[None]:
     """Tells whoever catches an interruption whether a training can go on from its progress."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(place.interrupted(phase)) from None
+        raise Interrupted(run.interrupted(phase)) from None
 
 
 def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:

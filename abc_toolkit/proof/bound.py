@@ -191,7 +191,7 @@ class _Symbolic:
         expression = self.template.coordinates.get(name)
         if expression is None:
             return None
-        return Linear.of(
+        return Linear.from_value(
             expression.at({own: value for (own, _), value in zip(self.template.loops, self.values, strict=True)})
         )
 
@@ -295,7 +295,7 @@ class _Strings:
             if isinstance(item, Token):
                 yield _Symbolic(self._by_path[(*path, number)], values)
                 return
-            count = Linear.of(item.count)
+            count = Linear.from_value(item.count)
             if _satisfiable([*facts.ranges, count - 1]):
                 facts.add(count - 1, "the layout")
                 end = count - 1 if last else Linear({})
@@ -311,21 +311,21 @@ class _Strings:
     def _templates(self, items: Sequence[Item], first: int) -> Iterator[_Template]:
         """The tokens of a string, whose first has number `first`."""
         total = _length(items)
-        offset: Linear | None = Linear.of(first)
+        offset: Linear | None = Linear.from_value(first)
         for number, item in enumerate(items):
             if isinstance(item, Token):
                 yield self._template(item, (), (number,), offset, total)
                 offset = None if offset is None else offset + 1
                 continue
             tokens = all(isinstance(part, Token) for part in item.items)
-            variable, count = symbol(item.variable), Linear.of(item.count)
+            variable, count = symbol(item.variable), Linear.from_value(item.count)
             for place, part in enumerate(item.items):
                 loop = (item.variable, count)
                 if isinstance(part, Token):
                     raw = offset + variable * len(item.items) + place if tokens and offset is not None else None
                     yield self._template(part, (loop,), (number, place), raw, total)
                     continue
-                inner = (part.variable, Linear.of(part.count))
+                inner = (part.variable, Linear.from_value(part.count))
                 for deepest, token in enumerate(part.items):
                     if not isinstance(token, Token):
                         raise CannotDecideError("the layout has repeats within repeats within repeats")
@@ -341,7 +341,7 @@ class _Strings:
         raw: Linear | None,
         total: Linear | None,
     ) -> _Template:
-        coordinates = {**token.coordinates, "segment": Linear.of(self.names.index(token.segment))}
+        coordinates = {**token.coordinates, "segment": Linear.from_value(self.names.index(token.segment))}
         if raw is not None:
             coordinates["raw"] = raw
             if total is not None:
@@ -362,7 +362,7 @@ def _length(items: Sequence[Item]) -> Linear | None:
     """Number of tokens of some items; `None` if it is not linear."""
     total: Linear = Linear({})
     for item in items:
-        own = Linear.of(1)
+        own = Linear.from_value(1)
         if isinstance(item, Repeat):
             inner = _length(item.items)
             if inner is None:
@@ -550,8 +550,8 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
         if own is None or asked is None:
             raise CannotDecideError(f"{where} counts whole strings, which in tables is no linear function of rows")
         # The key's variables get names of their own: the query's are symbols.
-        mine = Linear.of(own.at({name: symbol(f"key {name}") for name, _ in template.loops}))
-        wanted = asked - condition.equals if condition.query is not None else Linear.of(condition.equals)
+        mine = Linear.from_value(own.at({name: symbol(f"key {name}") for name, _ in template.loops}))
+        wanted = asked - condition.equals if condition.query is not None else Linear.from_value(condition.equals)
         equations.append(wanted - mine)
     try:
         solved = _solved(equations, [f"key {name}" for name, _ in template.loops])
@@ -564,7 +564,7 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
     values, left_over = solved
     found = []
     for chosen in _expanded(template, values, where):
-        rest = [Linear.of(part.at(chosen)) for part in left_over]
+        rest = [Linear.from_value(part.at(chosen)) for part in left_over]
         token = _Symbolic(template, tuple(chosen[f"key {name}"] for name, _ in template.loops), where)
         needed = [*token.ranges, *rest, *(-part for part in rest), *(_before(token, query) if causal else [])]
         if not _satisfiable([*facts.ranges, *query.ranges, *needed]):
@@ -584,8 +584,8 @@ def _expanded(template: _Template, values: Mapping[str, Linear], where: str) -> 
                 raise CannotDecideError(f"{where} is open to more tokens, the longer the problem")
             ranges[f"key {name}"] = range(count.constant)
     for way in product(*ranges.values()):
-        chosen = {name: Linear.of(value) for name, value in zip(ranges, way, strict=True)}
-        yield chosen | {name: Linear.of(value.at(chosen)) for name, value in values.items()}
+        chosen = {name: Linear.from_value(value) for name, value in zip(ranges, way, strict=True)}
+        yield chosen | {name: Linear.from_value(value.at(chosen)) for name, value in values.items()}
 
 
 def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[str, Linear], list[Linear]] | None:
@@ -601,7 +601,7 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
     values: dict[str, Linear] = {}
     left = list(equations)
     while True:
-        left = [Linear.of(part.at(values)) for part in left]
+        left = [Linear.from_value(part.at(values)) for part in left]
         chosen = next((part for part in left if sum(name in part.terms for name in unknown) == 1), None)
         if chosen is None:
             break
@@ -613,7 +613,7 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
         if rest.constant % factor:
             return None
         own = Linear({other: value // factor for other, value in rest.terms.items()}, rest.constant // factor)
-        values = {other: Linear.of(value.at({name: own})) for other, value in values.items()} | {name: own}
+        values = {other: Linear.from_value(value.at({name: own})) for other, value in values.items()} | {name: own}
         left = [part for part in left if part is not chosen]
     if any(name in part.terms for name in unknown for part in left):
         raise NotLinearError("two unknowns in one equation")
@@ -626,9 +626,9 @@ def _before(key: _Symbolic, query: _Symbolic) -> list[Linear]:
     """What is at least 0 where a token of the target comes before another."""
     mine, other = key.template.path, query.template.path
     if mine[0] != other[0]:
-        return [Linear.of(other[0] - mine[0])]
+        return [Linear.from_value(other[0] - mine[0])]
     if not key.values:  # a single token does not come before itself
-        return [Linear.of(-1)]
+        return [Linear.from_value(-1)]
     ahead = query.values[0] - key.values[0]
     may_be_beside = len(mine) > 2 or len(other) > 2 or mine[1:] < other[1:]  # in the same turn, or the same row
     return [ahead if may_be_beside else ahead - 1]
@@ -697,7 +697,9 @@ def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, fa
     where = "the local rule"
     values: dict[str, Linear] = {}
     if row is not None:
-        mine = Linear.of(template.coordinates["row"].at({name: symbol(f"key {name}") for name, _ in template.loops}))
+        mine = Linear.from_value(
+            template.coordinates["row"].at({name: symbol(f"key {name}") for name, _ in template.loops})
+        )
         try:
             solved = _solved([row - mine], [f"key {name}" for name, _ in template.loops])
         except NotLinearError:
@@ -707,8 +709,10 @@ def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, fa
         values = solved[0]
         for expression in solved[1]:
             facts.add(expression, where)
-    place = Linear.of(template.coordinates[along].at({name: symbol(f"key {name}") for name, _ in template.loops}))
-    place = Linear.of(place.at(values))
+    place = Linear.from_value(
+        template.coordinates[along].at({name: symbol(f"key {name}") for name, _ in template.loops})
+    )
+    place = Linear.from_value(place.at(values))
     moving = [abs(place.terms.get(f"key {name}", 0)) for name, _ in template.loops]
     if sorted(moving)[:-1] != [0] * (len(moving) - 1) or max(moving, default=0) > 1:
         raise CannotDecideError(f"the digits of {template.token.segment} do not stand at one place after the other")
@@ -720,5 +724,5 @@ def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, fa
             facts.add(count - 1 - values[own], where)
             continue
         facts.add(count - 1, where)
-        ends = [Linear.of(end.at({own: value})) for end in ends for value in (Linear({}), count - 1)]
+        ends = [Linear.from_value(end.at({own: value})) for end in ends for value in (Linear({}), count - 1)]
     return ends

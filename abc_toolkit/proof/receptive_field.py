@@ -126,7 +126,7 @@ class ReceptiveFields:
     def _read(self, site: Site, layer: int, queries: Sequence[int]) -> set[int]:
         return {key for head in self._open[site, layer] for query in queries for key, _ in head[query]}
 
-    def of(self, query: int) -> ReceptiveField:
+    def at(self, query: int) -> ReceptiveField:
         """The receptive field of one prediction."""
         streams: list[tuple[int, ...]] = [(query,)]
         read: set[int] = set()

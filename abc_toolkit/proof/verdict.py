@@ -218,7 +218,7 @@ def _predictions(
     for own, reading in progress(list(zip(layouts, readings, strict=True)), "finding receptive fields"):
         fields = ReceptiveFields(basis.window, own.layout, model.positioning if basis.cyclic else None)
         for query in range(len(own.layout.target)):
-            yield reading, own.sizes, own.shape, fields.of(query)
+            yield reading, own.sizes, own.shape, fields.at(query)
 
 
 def _part(kind: Kind, found: Margins) -> Part:
@@ -368,7 +368,7 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
             found[f"{own}, {name}"] = float((compute() - exact[id(which)]).abs().max())
     model.attend(path)
     every = ReceptiveFields(basis.window, layout, model.positioning)
-    fields = [every.of(query) for query in range(len(layout.target))]
+    fields = [every.at(query) for query in range(len(layout.target))]
     prefix = prefix_of(problems.target)
     leaves = [torch.cat([problems.source[:, list(f.sources[0])], prefix[:, list(f.streams[0])]], dim=1) for f in fields]
     taken = torch.stack([bounded.logits(f, tokens) for f, tokens in zip(fields, leaves, strict=True)], dim=1)
@@ -402,7 +402,7 @@ def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
     one, other = (task.sample(generator, 64, shape) for _ in range(2))
     fields, most = ReceptiveFields(basis.window, layout), 0.0
     for query in range(len(layout.target)):
-        field = fields.of(query)
+        field = fields.at(query)
         mixed = Problems(shape, other.source.clone(), other.target.clone())
         mixed.source[:, list(field.sources[0])] = one.source[:, list(field.sources[0])]
         held = [number - 1 for number in field.streams[0] if number]  # the token before a target token

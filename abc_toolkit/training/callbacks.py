@@ -261,7 +261,7 @@ class StopByCoverage(Callback):
         assert isinstance(model, EncoderDecoder)  # as everything inside a window is
         if trainer.is_global_zero:
             generator = seeded(self.seed, Stream.COVERAGE, trainer.global_step)
-            covered = self.coverage.of(copy.deepcopy(model).cpu().eval(), generator)
+            covered = self.coverage.examine(copy.deepcopy(model).cpu().eval(), generator)
         covered = trainer.strategy.broadcast(covered)
         assert covered is not None
         return covered

@@ -442,7 +442,7 @@ def open_cells(own: Window, layout: Layout) -> list[set[tuple[int, int]]]:
 def stored(own: Window, layout: Layout, ahead: int) -> Storage:
     table = open_keys(own, "decoder", 0, *site_positions("decoder", layout))
     assert table is not None
-    return Storage.of(table, len(layout.prefix), ahead)
+    return Storage.for_table(table, len(layout.prefix), ahead)
 
 
 def most_alive(read: Sequence[set[tuple[int, int]]], ahead: int) -> int:

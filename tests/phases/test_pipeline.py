@@ -31,10 +31,10 @@ from tests.small_runs import fill, finish, resealed
 
 def test_retraining_changes_what_it_is_told_to_alone() -> None:
     vanilla = Architecture(num_heads=2, dropout=0.2, position=Sinusoidal(("place",)))
-    assert ArchitectureChanges().of(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
-    assert ArchitectureChanges(model_dim=32, norm="post").of(vanilla).model_dim == 32
+    assert ArchitectureChanges().applied_to(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
+    assert ArchitectureChanges(model_dim=32, norm="post").applied_to(vanilla).model_dim == 32
     with pytest.raises(UserError, match="num_heads 2 does not divide"):
-        ArchitectureChanges(model_dim=33).of(vanilla)
+        ArchitectureChanges(model_dim=33).applied_to(vanilla)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, path: Path, text: str = "new") -> list[tuple[str, bool, bool]]:
@@ -51,7 +51,7 @@ def _count(monkeypatch: pytest.MonkeyPatch, path: Path, text: str = "new") -> li
 
         return run
 
-    monkeypatch.setattr(phase_module, "COMMANDS", {name: phase(name) for name in PIPELINE})
+    monkeypatch.setattr(phase_module, "PHASES", {name: phase(name) for name in PIPELINE})
     monkeypatch.setattr(phase_module, "check_task", lambda *_: None)
     monkeypatch.setattr(phase_module, "_check_asked", lambda *_: None)
     monkeypatch.setattr(phase_module, "_certified", lambda result, *_: result)

@@ -187,7 +187,7 @@ def test_a_model_is_tried_on_every_assignment_until_it_is_weak_in_none(
     assert module.decay_to == LAST_RATE
     # What is saved is what was tried.
     saved = Run(pipeline).load_model("retrain")
-    found = Coverage(TASK, saved).of(saved, torch.Generator().manual_seed(0))
+    found = Coverage(TASK, saved).examine(saved, torch.Generator().manual_seed(0))
     assert (found.weak, found.smallest_margin) == (0, pytest.approx(trained.smallest_margin, abs=1e-4))
 
 
@@ -203,7 +203,7 @@ def test_a_training_that_stays_weak_goes_on_and_says_so(
     assert trained.smallest_margin is not None
     assert trained.smallest_margin < THIN
     saved = Run(pipeline).load_model("retrain")
-    found = Coverage(TASK, saved).of(saved, torch.Generator().manual_seed(0))
+    found = Coverage(TASK, saved).examine(saved, torch.Generator().manual_seed(0))
     assert (found.weak, found.smallest_margin) == (trained.weak, pytest.approx(trained.smallest_margin, abs=1e-4))
     words = f"In {trained.weak} assignments it is wrong or leads by less than 1: train longer"
     assert words in capsys.readouterr().err
@@ -215,7 +215,7 @@ def test_a_training_that_stays_weak_goes_on_and_says_so(
 
 def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "overwrite": True, "until": "certified"}
-    own_of, own_batch, hard, served = Coverage.of, TrainingBatches.batch, [()], []
+    own_of, own_batch, hard, served = Coverage.examine, TrainingBatches.batch, [()], []
 
     def cover(*arguments: Any) -> Any:
         found = own_of(*arguments)
@@ -227,7 +227,7 @@ def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pyte
         return own_batch(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Coverage, "of", cover)
+        patch.setattr(Coverage, "examine", cover)
         patch.setattr(TrainingBatches, "batch", batch)
         retrain(**settings)
     taught = _weights(pipeline, "retrain")
@@ -237,7 +237,7 @@ def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pyte
     for step, held in dict(served).items():
         if step < 30:
             assert held is hard[step // 10], step
-    monkeypatch.setattr(Coverage, "of", lambda *arguments: replace(own_of(*arguments), hard_examples=()))
+    monkeypatch.setattr(Coverage, "examine", lambda *arguments: replace(own_of(*arguments), hard_examples=()))
     retrain(**settings)
     assert _weights(pipeline, "retrain") != taught
 
