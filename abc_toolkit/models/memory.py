@@ -1,4 +1,4 @@
-"""What problems, models and matrices take of memory, reckoned before any of it is taken."""
+"""Estimates of the memory that problems need, made before any of it is allocated."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ except ImportError:  # on Windows, where a process has no such limits
 
 
 def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -> None:
-    """Refuses a shape of which a single problem does not fit into memory. Any number of problems does.
+    """Refuses a shape whose problems do not fit into memory one by one. Their number does not matter.
 
     Raises:
         UserError: With the estimate.
@@ -43,7 +43,7 @@ def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -
 
 
 def _num_slots(task: Task, model: TransformerModel, length: int) -> Iterator[float]:
-    """Slots a query, in all heads, of each attention that gathers at a length; reckoned from short problems."""
+    """Slots per query, in all heads, of each attention that gathers at a length; extrapolated from short problems."""
     short, longest = max(1, task.max_length // 2), task.max_length
     shapes = [task.evaluation_shapes(n, task.suites[0], torch.Generator())[0] for n in (short, longest)]
     for few, many in zip(*(model.num_slots(task.layout(shape)) for shape in shapes), strict=True):

@@ -42,12 +42,12 @@ def describe(value: Any) -> Any:
 
 
 def remember(value: Any, arguments: Mapping[str, Any]) -> None:
-    """Lets `describe` tell by which arguments a value was made that does not say it itself, such as a logger."""
+    """Keeps the arguments that a value was made with, for `describe`: a logger, say, does not keep them itself."""
     _made_with[value] = arguments
 
 
 def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: str = "") -> Iterator[str]:
-    """What differs between two values as plain data: each setting by its name, with both values.
+    """The settings in which two values differ, each by its name with both values.
 
     Args:
         before: The one.
@@ -65,7 +65,7 @@ def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: s
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: of a class its name and settings."""
+    """A value as a message shows it: a class by its name and settings."""
     if not isinstance(value, Mapping) or "class_path" not in value:
         return str(value)
     own = ", ".join(f"{name}={_shown(setting)}" for name, setting in value.get("init_args", {}).items())
@@ -73,7 +73,7 @@ def _shown(value: Any) -> str:
 
 
 def rebuild(described: Any, kind: type, source: str | Path = "the description", whole: bool = False) -> Any:
-    """The value that `describe` made plain. The description may be anyone's: see `trust` for whose classes it may name.
+    """The value that a description stands for. Descriptions are not trusted: `trust` says which classes they may name.
 
     Args:
         described: The plain data.
@@ -89,7 +89,7 @@ def rebuild(described: Any, kind: type, source: str | Path = "the description", 
 
 @dataclass(frozen=True)
 class _Rebuilder:
-    """Makes values of plain data by the annotations of the fields that they are for."""
+    """Makes values from plain data, guided by the annotations of the fields."""
 
     source: str
     whole: bool
@@ -140,7 +140,7 @@ class _Rebuilder:
         return made if (get_origin(hint) or hint) is list else tuple(made)
 
     def _any(self, described: Any, name: str) -> Any:
-        """A value of a field that may hold anything."""
+        """The value of a field without an annotation."""
         if isinstance(described, list):
             return tuple(self._any(item, name) for item in described)
         if isinstance(described, dict):

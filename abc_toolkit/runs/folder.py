@@ -186,7 +186,7 @@ class Run:
                 RUNS.rmdir()
 
     def _writer(self) -> str:
-        """Who holds the lock, as it says itself."""
+        """The process that holds the lock, as it describes itself."""
         try:
             told = load_json(self.path / _WRITER)
             return f"process {told['pid']} on {told['host']} ('{told['command']}', since {told['since']})"
@@ -194,7 +194,7 @@ class Run:
             return "another process"
 
     def _mend(self) -> None:
-        """Finishes or takes back what a killed writer had begun."""
+        """Finishes or undoes what a killed writer had begun."""
         for phase in PHASES:
             own, old, partial = self._named(phase), self._old(phase), self.partial(phase)
             if old.exists() and not own.exists():
@@ -290,7 +290,7 @@ class Run:
             raise UserError(f"the {what} of '{source}' in {self.path} was replaced while '{phase}' began: start again")
 
     def _changed_input(self, inputs: Mapping[str, str]) -> tuple[Phase, str] | None:
-        """The first of some hashes that is not what a phase holds now: the phase, and what it is of."""
+        """The first input that has changed: the phase that it is of, and its name; `None` if all are as they were."""
         for name, value in inputs.items():
             source, _, what = name.partition(": ")
             for phase in PHASES:
@@ -299,7 +299,7 @@ class Run:
         return None
 
     def _finish(self, phase: Phase) -> None:
-        """Gives a phase that is whole its name."""
+        """Renames a finished phase from its temporary name to its own."""
         partial, own, old = self.partial(phase), self._named(phase), self._old(phase)
         for file in (*partial.rglob("*"), partial):
             flush(file)
@@ -312,7 +312,7 @@ class Run:
             (own / PROGRESS).unlink(missing_ok=True)
 
     def _as_finished(self, phase: Phase) -> bool:
-        """Whether a finished training was to be extended, and has taken no step more."""
+        """Whether a training that was to be extended has taken no further step."""
         return (self._named(phase) / PROGRESS).is_file() and filecmp.cmp(
             self._named(phase) / PROGRESS, self.partial(phase) / PROGRESS, shallow=False
         )
@@ -347,7 +347,7 @@ class Run:
         return record
 
     def _settled(self, phase: Phase, read: Callable[[], T]) -> T:
-        """What is read of a phase, once more if a writer replaced the phase meanwhile."""
+        """The result of reading a phase; it is read again if a writer replaced the phase meanwhile."""
         for pause in (0.0, 0.01, 0.1, 0.5):
             before = self._state(phase)
             try:
@@ -407,7 +407,7 @@ class Run:
         self._settled(phase, read)
 
     def produced(self, phase: Phase) -> dict[str, str]:
-        """Hashes of what the phases after a finished one read of it."""
+        """Hashes of the parts of a finished phase that later phases read."""
         record = self.record(phase)
         files = {"weights": record["files"].get(WEIGHTS), "window": record["files"].get(WINDOW)}
         found = {name: value for name, value in files.items() if value is not None}
@@ -416,7 +416,7 @@ class Run:
         return {f"{phase}: {name}": value for name, value in found.items()}
 
     def stale(self, phase: Phase) -> str | None:
-        """Why a finished phase is not of what the phases before it hold now, in words; `None` if it is."""
+        """Why a finished phase is stale, in words: one of its inputs has changed since. `None` if none has."""
         inputs = self.record(phase)["inputs"]
         changed = self._changed_input(inputs)
         if changed is not None:
@@ -429,7 +429,7 @@ class Run:
         return None
 
     def warnings(self, *phases: Phase) -> list[str]:
-        """What is to be said of those of some phases that are stale, or of which a damaged record leaves that open."""
+        """A warning for each phase that is stale, or whose damaged record leaves that open."""
         found = []
         for phase in phases:
             what = "the certificate" if phase == "certify" else f"'{phase}'"
@@ -499,7 +499,7 @@ class Run:
 
 
 def _has_its_parts(record: Mapping[str, Any], phase: Phase) -> bool:
-    """Whether what is read of a record is there and of its kind; a sender can make the hash of anything right."""
+    """Whether a record has the parts that are read of it. A right hash does not show that: a sender can compute it."""
     kinds = {"seed": int, "arguments": dict, "results": dict, "inputs": dict, "files": dict, "finished": str}
     if any(type(record.get(name)) is not kind for name, kind in kinds.items()):
         return False
@@ -548,7 +548,7 @@ def save_record(
     inputs: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes what a phase was and did, and the hashes of its files, which must all be there.
+    """Writes the record of a phase: what it was asked, what it did, and the hashes of its files.
 
     Args:
         folder: The phase's folder.
@@ -579,7 +579,7 @@ def save_record(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result follows from."""
+    """Versions of the packages that a result depends on."""
     packages = {name: version(name) for name in ("abc_toolkit", "torch", "lightning")}
     return packages | {"python": platform.python_version()}
 

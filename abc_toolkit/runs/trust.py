@@ -29,12 +29,12 @@ _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset()
 
 
 class OtherKindError(UserError):
-    """A value of a description is not of the kind that is asked for."""
+    """A value of a description has the wrong type."""
 
 
 @contextmanager
 def trusting(*names: str) -> Iterator[None]:
-    """Lets runs that are read in the block name classes of these modules.
+    """Trusts modules in the block: runs that are read may name their classes.
 
     Args:
         names: Modules, or packages with all that is in them; several in one text are separated by commas.
@@ -54,7 +54,7 @@ def trusting(*names: str) -> Iterator[None]:
 
 
 class TrustOption(Action):
-    """An option with names to trust, separated by commas, that adds to those given before it."""
+    """The option `--trust`: names separated by commas, which add to those given before."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         before = getattr(namespace, self.dest, None)
@@ -62,7 +62,7 @@ class TrustOption(Action):
 
 
 def comma_list(names: Any) -> str:
-    """Names as the option has them, of one text or, in a file of settings, a list."""
+    """The names of `--trust` as one text, of a text or, in a file of settings, a list."""
     return ",".join(map(str, names)) if isinstance(names, list) else str(names)
 
 
@@ -118,7 +118,7 @@ def _is_trusted(module: str) -> bool:
 
 
 def _is_the_toolkits(module: str) -> bool:
-    """Whether a module is the toolkit's by its name and lies in its folder."""
+    """Whether a module belongs to the toolkit: by its name, and by a file in its folder."""
     top, *parts = module.split(".")
     place = PACKAGE.joinpath(*parts)
     return top == PACKAGE.name and (place.with_suffix(".py").is_file() or (place / "__init__.py").is_file())

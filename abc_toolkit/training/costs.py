@@ -1,4 +1,4 @@
-"""What a training or a matrix takes of memory, reckoned before any of it is taken."""
+"""Estimates of the memory that a training or a matrix needs, made before any of it is allocated."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ _STATES = 16  # of each channel of a Mamba block
 
 
 def check_training_memory(task: Task, architecture: Architecture, data: Data, accelerator: str) -> None:
-    """Refuses a training that does not fit into memory, before a model or a problem is made. What passes may still not.
+    """Refuses a training that cannot fit into memory, before anything is made. The estimate is a lower bound.
 
     Args:
         task: What is learned.
@@ -110,7 +110,7 @@ def _whole_numbers(value: Any) -> list[int]:
 
 
 def _batch(task: Task, sizes: Architecture, data: Data) -> float:
-    """Bytes of what waits for the gradient of a batch of the longest problems, and of the batch."""
+    """Bytes of a batch of the longest problems, and of the activations that are kept for its gradient."""
     source, target = _longest(task)
     encoded, decoded = source * sizes.num_encoder_layers, target * sizes.num_decoder_layers
     cells = source * encoded + (source + target) * decoded

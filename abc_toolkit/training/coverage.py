@@ -1,4 +1,4 @@
-"""Coverage: trying a model, while it is trained, on everything that it can meet at the training lengths.
+"""Coverage: a model in training is tried on all assignments of the training lengths.
 
 Sampled problems say little of what is rare among them. Where a window makes every prediction depend on a handful of
 tokens, all values of these within the training shapes, the *assignments*, can be tried; and of those in which the model
@@ -30,7 +30,7 @@ _HARD_EXAMPLES = 256
 
 @dataclass(frozen=True)
 class Covered:
-    """How a model does on what it can meet.
+    """The result of a coverage check.
 
     Attributes:
         assignments: Assignments that were tried: a sample of each kind's if many of those were weak, else all.
@@ -71,7 +71,7 @@ class Coverage:
         self.kinds = kinds_of(basis.task, predictions, most)
 
     def examine(self, model: EncoderDecoder, generator: Generator) -> Covered:
-        """Tries a model on a sample of the assignments, and on all if there it is weak in too few for hard examples.
+        """Tries a model on a sample of the assignments and, if it is weak in only a few of them, on all.
 
         Args:
             model: The model, inside the window.
@@ -97,7 +97,7 @@ class Coverage:
         return met[int(torch.randint(len(met), (), generator=generator))].problem(assignment, generator)
 
     def _hard_examples(self, problems: Sequence[Problems]) -> tuple[Problems, ...]:
-        """Problems shape by shape, without those that are held out."""
+        """Hard examples, shape by shape. Held-out problems are left out."""
         by_shape: dict[Shape, list[Problems]] = {}
         for problem in problems:
             if not held_out(self.task, problem).any():

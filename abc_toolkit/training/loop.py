@@ -1,4 +1,4 @@
-"""The training that `fit` and `retrain` share: Lightning's Trainer, and what runs beside it."""
+"""The training loop of `fit` and `retrain`, driven by Lightning's Trainer."""
 
 import hashlib
 import io
@@ -56,7 +56,7 @@ HEADER = b"abc progress 1\n"  # before the hash of what follows
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What Lightning's Trainer is told.
+    """Settings of Lightning's Trainer.
 
     Attributes:
         max_steps: Steps after which training ends, interpolating or not.
@@ -152,7 +152,7 @@ class ProgressFile(CheckpointIO):
 
 
 def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> None:
-    """Refuses to go on from a progress under other settings, or where no step is to follow.
+    """Refuses to resume a training under other settings, or one that has no further step to take.
 
     Args:
         path: The progress.
@@ -192,7 +192,7 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training is asked for.
+    """A training: what is learned, and how.
 
     Attributes:
         phase: Whose training it is.
@@ -220,7 +220,7 @@ class Training:
         return seeded(self.seed, Stream[self.phase.upper()]).initial_seed()
 
     def described(self, network: Model, runner: Trainer, certified: bool) -> dict[str, Any]:
-        """What the weights follow from besides the code, as plain data, for whoever resumes the training."""
+        """The settings that determine the weights, as plain data. A training is resumed under the same ones only."""
         settings = {"seed": self.seed, "task": self.task, "model": self.architecture, "data": self.data}
         settings |= {"optimizer": self.optimizer, "stopping": self.stopping, "trainer": self.trainer}
         settings |= {"processes": runner.world_size, "device": runner.strategy.root_device.type}
@@ -374,7 +374,7 @@ def lightning_trainer(settings: TrainerSettings) -> Trainer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Lightning's remarks on hardware and loaders, which a user of this toolkit cannot act on, off the screen."""
+    """Silences Lightning's remarks on hardware and loaders: a user of this toolkit cannot act on them."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Several processes that train together: who starts them, which one this is, and what they leave behind.
+"""Several processes that train together: how they start, which one this is, and how they end.
 
 Lightning starts the command that trains once more for each further device. Such a process, a *helper*, does the
 training that its parent is at and nothing else: it writes no file, says nothing, and ends. Under `torchrun`, `srun` and
@@ -53,7 +53,7 @@ class Help:
 
 
 def wanted_help() -> Help | None:
-    """What this process was started to help with; `None` in a process that nobody's training started."""
+    """The training that this process was started for by another; `None` if it was not."""
     try:
         found = Help(**json.loads(os.environ[_MARK]))
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -96,7 +96,7 @@ _PLACES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
 def environment(devices: Any, num_nodes: int) -> ClusterEnvironment:
-    """Who starts the processes of a training on some devices, as Lightning wants to be told.
+    """Lightning's environment for the processes of a training on some devices.
 
     Raises:
         ValueError: If variables of the environment contradict one another, or do not say where the other machines are.
@@ -115,7 +115,7 @@ def environment(devices: Any, num_nodes: int) -> ClusterEnvironment:
 
 
 def _outside() -> type[ClusterEnvironment] | None:
-    """What started this process together with others, if anything that Lightning knows did."""
+    """The launcher that started this process with others, of those that Lightning knows; `None` if there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
@@ -133,7 +133,7 @@ def _is_one(devices: Any) -> bool:
 
 @contextmanager
 def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Iterator[None]:
-    """Keeps the processes of a training together: they begin with what this one is at, and end with it.
+    """Keeps the processes of a training together: they start with the training, and end with it.
 
     Raises:
         UserError: If another process ended before its time.
@@ -173,20 +173,20 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
 
 
 def started(trainer: Trainer) -> None:
-    """Notes that the other processes of a training are there: Lightning is not to start them once more."""
+    """Marks the other processes as started, so that Lightning does not start them again."""
     own = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(own, _OwnProcesses):
         own.started = True
 
 
 def goes_by(rank: int) -> None:
-    """Tells Lightning which process this is; it had read that from the environment."""
+    """Sets Lightning's rank of this process, in place of the one that it read from the environment."""
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leaves threads, random numbers, signal handlers and Lightning's rank to the caller as they were."""
+    """Restores threads, random numbers, signal handlers and Lightning's rank when the block ends."""
     threads, rank = torch.get_num_threads(), getattr(rank_zero_only, "rank", 0)
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in _SIGNALS} if main else {}
