@@ -174,24 +174,26 @@ class Expr:
     terms: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, value: int | str | dict[str, int]) -> "Expr":
+    def from_value(cls, value: int | str | dict[str, int]) -> "Expr":
         """The expression of a number, of a symbol, or of factors."""
         factors = value if isinstance(value, dict) else {value: 1} if isinstance(value, str) else {"": value}
         return cls(tuple(sorted((symbol, factor) for symbol, factor in factors.items() if factor)))
 
     def __add__(self, other: "Expr | int") -> "Expr":
-        more = other if isinstance(other, Expr) else Expr.of(other)
-        return Expr.of({symbol: self.factor(symbol) + more.factor(symbol) for symbol, _ in self.terms + more.terms})
+        more = other if isinstance(other, Expr) else Expr.from_value(other)
+        return Expr.from_value(
+            {symbol: self.factor(symbol) + more.factor(symbol) for symbol, _ in self.terms + more.terms}
+        )
 
     def __mul__(self, times: int) -> "Expr":
-        return Expr.of({symbol: times * factor for symbol, factor in self.terms})
+        return Expr.from_value({symbol: times * factor for symbol, factor in self.terms})
 
     def __sub__(self, other: "Expr | int") -> "Expr":
         return self + other * -1
 
     def put(self, values: "dict[str, Expr]") -> "Expr":
         """With expressions in place of symbols."""
-        return sum((values.get(symbol, Expr.of(symbol)) * factor for symbol, factor in self.terms), Expr())
+        return sum((values.get(symbol, Expr.from_value(symbol)) * factor for symbol, factor in self.terms), Expr())
 
     def at(self, values: dict[str, int]) -> int:
         """Its value."""
@@ -291,7 +293,7 @@ class Family:
         known = {"", *self.sizes, *(variable for variable, _ in loops)}
         good = all(type(factor) is int and abs(factor) <= 2**36 for factor in terms.values()) and set(terms) <= known
         require(good, f"{name}: {str(data)[:60]} is no linear expression of the sizes and the variables around it")
-        return Expr.of(terms)
+        return Expr.from_value(terms)
 
     def _nodes(self, data: Any, loops: Loops, address: tuple[int, ...], name: str) -> Nodes:
         nodes: Nodes = []
@@ -312,7 +314,7 @@ class Family:
                 require(bool(node["values"]), f"{name}: there is no token of these values")
                 coordinates: dict[str, Any] = dict.fromkeys((*COORDINATES, "held raw", "held raw_from_end"))
                 coordinates |= {key: self._expr(node[key], loops, name) for key in CARTESIAN}
-                coordinates["segment"] = Expr.of(self.segments.index(node["segment"]))
+                coordinates["segment"] = Expr.from_value(self.segments.index(node["segment"]))
                 nodes.append(Item(node["segment"], coordinates, tuple(node["values"]), loops, here))
         return nodes
 
@@ -332,7 +334,7 @@ def count_through(nodes: Nodes, before: Expr | None) -> Expr | None:
             if before is None or once is None or once.symbols:
                 before = count_through(node.nodes, None)
             else:
-                count_through(node.nodes, before + Expr.of(node.variable) * once.factor(""))
+                count_through(node.nodes, before + Expr.from_value(node.variable) * once.factor(""))
                 before = before + node.count * once.factor("")
     return before
 
@@ -443,8 +445,10 @@ class Token(NamedTuple):
     @classmethod
     def any_of(cls, item: Item, name: str) -> "Token":
         """Any token of an item: each variable is a symbol of its own."""
-        once = Expr.of(1)  # the variable of a repeat that is gone through once is 0
-        return cls(item, tuple(Expr() if c == once else Expr.of(f"?{name} {n}") for n, (_, c) in enumerate(item.loops)))
+        once = Expr.from_value(1)  # the variable of a repeat that is gone through once is 0
+        return cls(
+            item, tuple(Expr() if c == once else Expr.from_value(f"?{name} {n}") for n, (_, c) in enumerate(item.loops))
+        )
 
     @property
     def bound(self) -> dict[str, Expr]:
@@ -499,7 +503,9 @@ def solved(token: Token, equations: list[Expr]) -> tuple[Token, list[Expr]]:
     values, rest = list(token.values), equations
     for symbol in (f"?key {n}" for n in range(len(values))):
         equation = next((each for each in rest if abs(each.factor(symbol)) == 1), Expr())
-        value = Expr.of(symbol) - equation * equation.factor(symbol)  # as factor * (factor * unknown + others) = 0
+        value = Expr.from_value(symbol) - equation * equation.factor(
+            symbol
+        )  # as factor * (factor * unknown + others) = 0
         values, rest = ([expr.put({symbol: value}) for expr in exprs] for exprs in (values, rest))
     rest = [equation for equation in rest if equation.terms]
     decide(not unknown(*rest), f"conditions on {token.item.segment!r} leave its variables no whole numbers")
@@ -547,7 +553,7 @@ class Prediction:
         self.run_facts: set[Expr] = set()
         query = Token.any_of(item, "query")
         given = [*self.case.where, *query.ranges()]
-        given += [Expr.of(size) - least for size, least in zip(family.sizes, family.least, strict=True)]
+        given += [Expr.from_value(size) - least for size, least in zip(family.sizes, family.least, strict=True)]
         self.ever = possible(given)
         if self.ever:
             self.note([expr for case in family.cases[:number] for expr in case.where])  # these must not hold anew
@@ -696,7 +702,7 @@ class Prediction:
             return set()
         token, rest = solved(token, fit)
         place, loops = self.place(token, read), range(len(token.values))
-        free = [n for n in loops if token.values[n] == Expr.of(f"?key {n}")]
+        free = [n for n in loops if token.values[n] == Expr.from_value(f"?key {n}")]
         then = [expr for n in loops if n not in free for expr in (token.values[n], token.left(n))]
         last = {f"?key {n}": token.left(n) + token.values[n] for n in free}
         moving = [symbol for symbol in last if place.factor(symbol)]

@@ -155,7 +155,7 @@ class Token:
         """Its coordinates by name, but for those that count whole strings."""
         column = self.place if self.column is None else self.column
         found = {"place": self.place, "index": self.index, "row": self.row, "column": column}
-        return {name: Linear.of(value) for name, value in found.items()}
+        return {name: Linear.from_value(value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class LayoutDescription:
                 found.update(name for own in item.coordinates.values() for name in own.terms)
                 return
             variables.add(item.variable)
-            found.update(Linear.of(item.count).terms)
+            found.update(Linear.from_value(item.count).terms)
             for part in item.items:
                 look(part)
 
@@ -215,7 +215,7 @@ class LayoutDescription:
 
         def length(items: Sequence[Item]) -> int:
             return sum(
-                1 if isinstance(item, Token) else max(0, Linear.of(item.count).at(sizes)) * length(item.items)
+                1 if isinstance(item, Token) else max(0, Linear.from_value(item.count).at(sizes)) * length(item.items)
                 for item in items
             )
 
@@ -227,7 +227,7 @@ class LayoutDescription:
         def of(item: Item) -> dict[str, Any]:
             if isinstance(item, Token):
                 return {"segment": item.segment} | {name: own.plain() for name, own in item.coordinates.items()}
-            count = Linear.of(item.count).plain()
+            count = Linear.from_value(item.count).plain()
             return {"repeat": count, "variable": item.variable, "items": [of(part) for part in item.items]}
 
         return {

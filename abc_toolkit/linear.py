@@ -34,7 +34,7 @@ class Linear:
         self.constant = constant
 
     @classmethod
-    def of(cls, value: "int | Linear") -> "Linear":
+    def from_value(cls, value: "int | Linear") -> "Linear":
         """An integer or an expression as an expression.
 
         Raises:
@@ -47,7 +47,7 @@ class Linear:
         return cls({}, value)
 
     def __add__(self, other: "int | Linear") -> "Linear":
-        other = Linear.of(other)
+        other = Linear.from_value(other)
         symbols = {**self.terms, **other.terms}
         total = {symbol: self.terms.get(symbol, 0) + other.terms.get(symbol, 0) for symbol in symbols}
         return Linear(total, self.constant + other.constant)
@@ -58,13 +58,13 @@ class Linear:
         return self * -1
 
     def __sub__(self, other: "int | Linear") -> "Linear":
-        return self + -Linear.of(other)
+        return self + -Linear.from_value(other)
 
     def __rsub__(self, other: "int | Linear") -> "Linear":
         return -self + other
 
     def __mul__(self, factor: "int | Linear") -> "Linear":
-        one, other = self, Linear.of(factor)
+        one, other = self, Linear.from_value(factor)
         if other.terms:
             one, other = other, one
         if other.terms:
@@ -79,7 +79,7 @@ class Linear:
         return _is_positive(self - other)
 
     def __lt__(self, other: "int | Linear") -> bool:
-        return _is_positive(Linear.of(other) - self)
+        return _is_positive(Linear.from_value(other) - self)
 
     def __ge__(self, other: "int | Linear") -> bool:
         return not self < other

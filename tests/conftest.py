@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 # A contract's tests run in many classes, which is what `differing_executors` warns of.
 settings.register_profile(
-    "abc", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.differing_executors]
+    "abc", deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.differing_executors]
 )
 settings.load_profile("abc")
 
@@ -56,8 +56,9 @@ def _pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import abc_toolkit
     from abc_toolkit.models.base import Architecture
     from abc_toolkit.tasks import Parity
+    from abc_toolkit.tasks.objective import Stopping
     from abc_toolkit.training.data import Data
-    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.loop import TrainerSettings
     from abc_toolkit.training.module import Optimizer
 
     path = tmp_path_factory.mktemp("pipeline")

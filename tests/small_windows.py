@@ -103,7 +103,7 @@ def predictions(task: DigitTask, model: EncoderDecoder, rule: TabledRule | None 
         reading = Reading(rule, task.layout(shape))
         fields = ReceptiveFields(model.position.window, reading.layout, model.positioning)  # type: ignore[attr-defined]
         for query in range(len(reading.layout.target)):
-            yield reading, task.sizes(shape), shape, fields.of(query)
+            yield reading, task.sizes(shape), shape, fields.at(query)
 
 
 def kinds(task: DigitTask, model: EncoderDecoder) -> list[Kind]:

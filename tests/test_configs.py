@@ -372,7 +372,7 @@ def test_the_environment_sets_any_option(command, words, environment, key, expec
         ("ABC_FIT__MODEL__POSITION__BASES", "3", "sets nothing: RoPE, .* has no setting bases; did you mean base"),
         ("ABC_FIT__TASK__MAX_LENGTH", "3", "sets nothing: no class is chosen by --task"),
         ("ABC_FIT__TRAINER__LOGGER__SAVE_DIR", "x", "sets nothing: no class is chosen by --trainer.logger"),
-        ("ABC_FIT__CONFIG", "nowhere", "there is no file nowhere"),
+        ("ABC_FIT__CONFIG", "nowhere", "nowhere is neither a file nor"),
     ],
 )
 def test_a_variable_that_sets_nothing_is_refused(name, value, reason, capsys, folder, monkeypatch):

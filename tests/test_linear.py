@@ -95,7 +95,7 @@ def test_operators_say_what_they_say_of_integers(tree: Any, values: tuple[int, .
     symbolic = evaluated(tree, dict(zip(NAMES, SYMBOLS, strict=True)))
     number = evaluated(tree, dict(zip(NAMES, values, strict=True)))
     assert at(symbolic, values) == number
-    own = Linear.of(symbolic)
+    own = Linear.from_value(symbolic)
     assert all(own.terms.values())
     assert own.at(dict(zip(NAMES, values, strict=True))) == number
     assert type(own.at(dict(zip(NAMES, values, strict=True)))) is int
@@ -105,13 +105,13 @@ def test_operators_say_what_they_say_of_integers(tree: Any, values: tuple[int, .
     )
     assert plain
     assert list(plain) == sorted(own.terms) + [""] * ("" in plain)
-    assert own.same_as(Linear.of(evaluated(("+", tree, 0), dict(zip(NAMES, SYMBOLS, strict=True)))))
+    assert own.same_as(Linear.from_value(evaluated(("+", tree, 0), dict(zip(NAMES, SYMBOLS, strict=True)))))
 
 
 @given(PLAIN, PLAIN, VALUES)
 def test_a_symbol_is_replaced_by_numbers_tensors_and_expressions(tree: Any, other: Any, values: Any) -> None:
     known = dict(zip(NAMES, SYMBOLS, strict=True))
-    own, inner = Linear.of(evaluated(tree, known)), Linear.of(evaluated(other, known))
+    own, inner = Linear.from_value(evaluated(tree, known)), Linear.from_value(evaluated(other, known))
     replaced = own.at({"x": inner})
     assert at(replaced, values) == at(own, (at(inner, values), *values[1:]))
     swapped = own.at({"x": Y, "y": X})  # all at once, not one after the other
@@ -124,7 +124,7 @@ def test_a_symbol_is_replaced_by_numbers_tensors_and_expressions(tree: Any, othe
 @given(PLAIN, PLAIN)
 def test_expressions_are_the_same_if_they_agree_everywhere(tree: Any, other: Any) -> None:
     known = dict(zip(NAMES, SYMBOLS, strict=True))
-    one, two = (Linear.of(evaluated(own, known)) for own in (tree, other))
+    one, two = (Linear.from_value(evaluated(own, known)) for own in (tree, other))
     corners = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]  # tell linear functions apart
     assert one.same_as(two) == all(at(one, corner) == at(two, corner) for corner in corners)
 
@@ -132,7 +132,7 @@ def test_expressions_are_the_same_if_they_agree_everywhere(tree: Any, other: Any
 def test_only_integers_and_expressions_are_expressions() -> None:
     for value in (1.0, True, "1", None, torch.tensor(1), Fraction(1)):
         with pytest.raises(NotLinearError):
-            Linear.of(value)  # type: ignore[arg-type]
+            Linear.from_value(value)  # type: ignore[arg-type]
         with pytest.raises((NotLinearError, TypeError)):
             X + value  # type: ignore[operator]
         with pytest.raises((NotLinearError, TypeError)):

@@ -1,4 +1,4 @@
-"""Attention maps: weights averaged over correctly solved problems, a shape at a time."""
+"""Attention maps: attention weights, averaged over the solved problems of each shape."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ from abc_toolkit.tasks import Batch, Calibratable, Problems, Shape
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.windows.rules import WindowError
 
-_CELLS = 2**25  # attention cells of all heads that a batch may take whose maps are asked for
+_CELLS = 2**25  # attention weights that one batch may hold
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class AttentionMaps:
     """Averaged attention of one model.
 
     Attributes:
-        maps: For each shape, `site.layer` to weights `[head, query, key]`.
-        solved: For each shape, the number of problems that they are averages of.
+        maps: For each shape, the weights `[head, query, key]` of each `site.layer`.
+        solved: For each shape, the number of problems in the average.
     """
 
     maps: Mapping[Shape, Mapping[str, Tensor]]
@@ -33,18 +33,18 @@ class AttentionMaps:
 
     @property
     def longest(self) -> Shape:
-        """The shape with the most cells; of shapes that are padded to one size, the one with the most digits."""
+        """The shape with the largest maps; of shapes that are padded to the same size, the largest shape."""
         return max(self.maps, key=lambda shape: (max(w[0].numel() for w in self.maps[shape].values()), shape))
 
     def raw(self, name: str) -> Tensor:
-        """Maps `[head, query, key]` of one `site.layer`, averaged over all problems of the longest shape's size."""
+        """Maps `[head, query, key]` of one `site.layer`, averaged over all shapes with maps as large as the longest."""
         size = self.maps[self.longest][name].shape
         same = [shape for shape, maps in self.maps.items() if maps[name].shape == size]
         total = sum(self.solved[shape] for shape in same)
         return torch.stack([self.maps[shape][name] * (self.solved[shape] / total) for shape in same]).sum(dim=0)
 
     def save(self, path: Path) -> None:
-        """Writes the maps as safetensors, `shape/site.layer` to weights."""
+        """Writes the maps as safetensors; a tensor is named `shape/site.layer`."""
         tensors = {
             f"{shape_name(shape)}/{name}": weights
             for shape, maps in self.maps.items()
@@ -55,10 +55,10 @@ class AttentionMaps:
 
     @classmethod
     def load(cls, path: Path) -> "AttentionMaps":
-        """Reads what `save` wrote.
+        """Reads the maps that `save` wrote.
 
         Raises:
-            WindowError: If the file is not whole or not of attention maps.
+            WindowError: If the file is not whole, or holds something else.
         """
         maps: dict[Shape, dict[str, Tensor]] = {}
         try:
@@ -76,6 +76,7 @@ class AttentionMaps:
 
 
 def _named_shape(name: str) -> Shape:
+    """The shape that `shape_name` gave a name."""
     return tuple(map(int, name.split("x")))
 
 
@@ -85,10 +86,10 @@ def capture(model: Model, problems: Iterable[tuple[Problems, Layout]]) -> Attent
 
     Args:
         model: The model, in evaluation mode.
-        problems: Batches of problems, each with its layout, on the model's device. Shapes may repeat.
+        problems: Batches of problems with their layouts, on the model's device. Several batches may have one shape.
 
     Returns:
-        Maps of every shape of which a problem was solved.
+        Maps of every shape with a solved problem.
     """
     sums: dict[Shape, dict[str, Tensor]] = {}
     solved: dict[Shape, int] = {}
@@ -112,7 +113,7 @@ def capture(model: Model, problems: Iterable[tuple[Problems, Layout]]) -> Attent
 
 
 def chunks(task: Calibratable, batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Problems, Layout]]:
-    """The batches cut into pieces whose attention maps fit into memory, on a device, each with its layout."""
+    """Batches in pieces whose attention maps fit into memory, each with its layout, on a device."""
     for batch in batches:
         layout = task.layout(batch.shape).to(device)
         size = max(1, _CELLS // (4 * len(layout.target) * (len(layout.target) + len(layout.source))))

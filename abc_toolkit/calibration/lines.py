@@ -1,4 +1,4 @@
-"""Lines in attention maps, anchored to places: which there are, how strong each is, which to keep."""
+"""Lines of places in attention maps: the candidates, the attention along each, and the choice of those to keep."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,30 +23,33 @@ TABLE = ("row", "column")
 
 @dataclass(frozen=True)
 class Places(CalibrationMethod):
-    """Calibration by lines of places: few lines a head, each of which means the same at every length.
+    """Calibration by lines of places: a few lines a head, each of which means the same at every length.
 
-    A candidate line is a key segment with one condition on the layout's anchored coordinates: own place (or index)
-    minus an offset, or a fixed place (or index); where the layout is a table, the same of rows and columns, and a row
-    and a column together (the row above, one column on). Its strength is the mean attention along it. This departs
-    from arXiv 2310.11984, section 5, whose lines are those of the raw matrix (see `Paper`).
+    A candidate line is a key segment and a condition: the key's place (or index) is the query's minus an offset, or it
+    is a fixed number. In a layout that is a table the same is tried for rows and columns, and for a row and a column
+    together (the row above, one column on). The strength of a line is the mean attention along it. The lines of
+    arXiv 2310.11984, section 5, are those of the raw matrix instead (see `Paper`).
 
     Attributes:
-        lines_per_segment: Lines that a head may keep in each key segment. Of two neighbouring lines in one head
-            a model without positions cannot tell which key is which.
+        lines_per_segment: Lines that a head may keep in each key segment. With two neighbouring lines in one head, a
+            model without positions cannot tell which key is which.
         min_attention: Mean attention that a line needs, between 0 and 1.
-        min_support: Share of the longest possible line that a line's cells need to make up, in every shape that has
-            room for it: lines of a cell or two in a corner can have any mean.
-        max_offset: Largest offset and largest fixed place or index that is tried.
-        layers: `each` finds every layer's own lines; `last` gives those of the last layer to every layer, as the
+        min_support: Share of the longest possible line that a line's cells need, in every shape with room for it,
+            between 0 and 1. Lines of one or two cells in a corner can have any mean.
+        max_offset: Largest offset, and largest fixed place or index, that is tried.
+        layers: `each` finds the lines of each layer; `last` gives the lines of the last layer to every layer, as the
             paper does.
-        empty_heads: A head without a line is `closed`, or `transparent` (all open, as in the paper).
-        closed_rows: A row without an open key yields `zero`, or looks at the `first` token of its keys.
+        empty_heads: A head without a line is `closed`, or `transparent`: open everywhere, as in the paper.
+        closed_rows: A query without an open key yields `zero`, or attends to the `first` token of its keys.
         bias: `zero` on every line, or the `difference` between its mean and the head's largest, as in the paper.
-        complete: Whether to add lines until the window is sufficient: no two training problems that look alike
-            within it need different tokens.
-        narrow: Whether to close lines, or to open them only where nothing else is, as long as the window stays
-            sufficient and predictions come to depend on fewer tokens.
-        spread: Whether to give lines that share a head heads of their own, as long as these can be spared.
+        complete: Whether to add lines until the window is sufficient: no two training problems for which it shows
+            the same need different tokens.
+        narrow: Whether to close lines, or to make them fallbacks, if the receptive fields then shrink and the window
+            stays sufficient.
+        spread: Whether lines that share a head move to heads of their own, if heads can be spared.
+
+    Raises:
+        UserError: If a setting is none of its choices or outside its range.
     """
 
     lines_per_segment: int = 1
@@ -68,7 +71,7 @@ class Places(CalibrationMethod):
         check_numbers(self, "method", ("min_attention", "min_support"), at_most=1)
 
     def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
-        """Every candidate line with enough support in every site, layer and head, strongest first."""
+        """Every candidate line with enough support, in every site, layer and head, strongest first."""
         found = []
         sites = list(heads_of(maps))
         present: dict[Site, None] = dict.fromkeys(site for site, _ in sites)
@@ -84,11 +87,11 @@ class Places(CalibrationMethod):
         return sorted(found, key=lambda line: -line.attention)
 
     def _relations(self, site: Site, layouts: Sequence[Layout]) -> list[tuple[Rule, list[Tensor], float]]:
-        """Candidate relations of a site: the rule, its cells `[query, key]` in each layout, its support."""
+        """The candidates of a site: the rule of layer 0 and head 0, its cells `[query, key]` by layout, its support."""
         relations: dict[bytes, tuple[Rule, list[Tensor], float]] = {}
         pairs = [site_positions(site, layout) for layout in layouts]
         q, k = pairs[-1]
-        # The decoder's queries are one stream; the encoder's belong to segments that look in different ways.
+        # The decoder's queries are of one kind; in the encoder each segment attends in its own way.
         asking = [name for name in q.names if q.within(name).any()] if site == "encoder" else [None]
         for key_segment in (name for name in k.names if k.within(name).any()):
             for query_segment in asking:
@@ -100,15 +103,19 @@ class Places(CalibrationMethod):
                     support = (_table_support if len(conditions) > 1 else _support)(rule, cells, pairs)
                     if support < self.min_support or not any(line.any() for line in cells):
                         continue
-                    # Where two relations have the same cells in every shape, the first, by place, stands for both.
+                    # Of two candidates with the same cells in every shape the first stays: places are tried first.
                     signature = b"".join(line.numpy().tobytes() for line in cells)
                     relations.setdefault(signature, (rule, cells, support))
         return list(relations.values())
 
     def _conditions(self, tabled: tuple[str, ...]) -> list[tuple[Condition, ...]]:
-        """Conditions of the lines to try, in a segment whose tokens differ in some coordinates of a table."""
+        """Conditions to try in a key segment.
+
+        Args:
+            tabled: The coordinates of a table in which the tokens of the segment differ.
+        """
         offsets = sorted(range(-self.max_offset, self.max_offset + 1), key=abs)
-        if len(tabled) > 1:  # one alone would open a whole row or column
+        if len(tabled) > 1:  # a condition on one of them would open a whole row or column
             row, column = tabled
             return [(Condition(row, i, row), Condition(column, j, column)) for i in offsets for j in offsets]
         conditions: list[tuple[Condition, ...]] = []
@@ -118,10 +125,10 @@ class Places(CalibrationMethod):
         return conditions
 
     def select(self, lines: Sequence[Line]) -> list[Line]:
-        """The lines that are kept: the strongest of each head and key segment.
+        """The strongest lines of each head and key segment.
 
         Args:
-            lines: What `lines` returned.
+            lines: All lines, as `lines` returns them.
         """
         if self.layers == "last":
             last = {
@@ -146,8 +153,8 @@ class Places(CalibrationMethod):
         rules = []
         for (site, layer), num_heads in heads_of(maps).items():
             for head in range(num_heads):
-                place = (site, layer, head)
-                own = [line for line in kept if (line.rule.site, line.rule.layer, line.rule.head) == place]
+                where = (site, layer, head)
+                own = [line for line in kept if (line.rule.site, line.rule.layer, line.rule.head) == where]
                 own.sort(key=lambda line: -line.attention)
                 for line in own:
                     bias = line.attention - own[0].attention if self.bias == "difference" else 0.0
@@ -160,7 +167,7 @@ class Places(CalibrationMethod):
 
 
 def _tabled(segment: str, pairs: Sequence[tuple[Positions, Positions]]) -> tuple[str, ...]:
-    """Coordinates of a table in which tokens of a key segment differ; none where every row is 0."""
+    """Coordinates of a table in which the tokens of a key segment differ; none if every token is in row 0."""
     if not any(bool(positions.coordinates["row"].any()) for pair in pairs for positions in pair):
         return ()
     values = {name: [keys.coordinates[name][keys.within(segment)] for _, keys in pairs] for name in TABLE}
@@ -168,10 +175,10 @@ def _tabled(segment: str, pairs: Sequence[tuple[Positions, Positions]]) -> tuple
 
 
 def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Positions, Positions]]) -> float:
-    """A line's cells over those of the longest line that its site has room for, in the shape where that is least.
+    """The number of a line's cells over that of the longest possible line, in the shape where it is least.
 
-    Shapes in which its key segment is shorter than another do not count, unless it always is: there, a line through
-    all of a short operand would look like one in a corner.
+    Shapes in which another segment is longer than the key segment count only if there are no other shapes: in them, a
+    line through all of a short operand looks like a line in a corner.
     """
     shares: dict[bool, list[float]] = {False: [], True: []}
     for line, (q_positions, k_positions) in zip(cells, pairs, strict=True):
@@ -185,13 +192,13 @@ def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Position
 
 
 def _table_support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Positions, Positions]]) -> float:
-    """A line's cells over those that its row has room for, in all shapes together.
+    """The number of a line's cells over the number that its row has room for, in all shapes together.
 
-    Each kind of token in a table asks on its own, and small tables have little room: in the shape where it is least,
-    the share of a line that one kind asks along would be that of a corner.
+    In a table each kind of token attends in its own way. In small tables one kind has so few tokens that the share of
+    its line would be that of a line in a corner, so the shape where the share is least would say nothing.
     """
     own, room = 0, 0
-    in_row = replace(rule, conditions=rule.conditions[:1])  # a row above is there for some queries alone
+    in_row = replace(rule, conditions=rule.conditions[:1])  # not every query has a row above
     for line, (q_positions, k_positions) in zip(cells, pairs, strict=True):
         queries = int(in_row.holds(q_positions, k_positions).any(dim=1).sum())
         own += int(line.sum())

@@ -3,10 +3,10 @@
 Source: Attention Bias Calibration, arXiv 2310.11984, section 5 (equation 1 and Algorithm 1), and the code released
 with it, github.com/shaoxiongduan/AttentionBiasCalibration at commit 1d3a21d, `src/calcBias.py`.
 
-For query `i` and key `j`, both counted from 0, a map has three families of lines: diagonals (`j - i` fixed),
-anti-diagonals (`i + j` fixed) and verticals (`j` fixed). A line of a small map is kept in a larger one by its distance
-from a corner. Here the line's `Condition` says the same without naming a size: diagonals hang on the top-left corner,
-anti-diagonals on the top-right one.
+For query `i` and key `j`, both counted from 0, a map has three families of lines: diagonals (`j - i` is fixed),
+anti-diagonals (`i + j` is fixed) and verticals (`j` is fixed). The paper carries a line of a small map over to a larger
+one by its distance from a corner. Here a `Condition` does so without a size: diagonals keep their distance from the
+top-left corner, anti-diagonals from the top-right corner.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.method import CalibrationMethod, heads_of
-from abc_toolkit.errors import check_literals
+from abc_toolkit.errors import UserError, check_literals
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Shape
@@ -28,20 +28,20 @@ Direction = Literal["diagonal", "anti-diagonal", "vertical"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 Variant = Literal["paper", "released"]
 
-# Query 0 and the last key: the one cell that the released code always opens in cross-attention.
+# Query 0 and the last key: the cell that the released code always opens in cross-attention.
 FIRST_QUERY_LAST_KEY = (Condition(query="raw", key="raw_from_end", equals=0), Condition(key="raw_from_end", equals=0))
 
 
 @dataclass(frozen=True)
 class StraightLine:
-    """A straight line that stays open.
+    """A straight line of a raw attention map that stays open.
 
     Attributes:
-        head: The head whose map it was found in.
+        head: The head in whose map the line was found.
         direction: Its direction.
-        condition: The line itself, in raw coordinates: it holds in a map of any size.
-        value: Its bias. In the paper's variant the mean attention weight along it, minus that of the best line of its
-            head and direction, so at most 0. In the released one the sum of the attention weights along it.
+        condition: Its cells in a map of any size, in raw coordinates.
+        value: Its bias. In the paper's variant, the mean attention weight along it minus that of the best line of its
+            head and direction, so at most 0. In the released variant, the sum of the attention weights along it.
     """
 
     head: int
@@ -52,50 +52,54 @@ class StraightLine:
 
 @dataclass(frozen=True)
 class Paper(CalibrationMethod):
-    """Calibration as in the paper or as in its released code: the lines of the last decoder layer, for every layer.
+    """Calibration as in the paper or as in its released code: every layer gets the lines of the last decoder layer.
 
-    Paper: a line counts by the mean weight `d` along it and stays open where `d > mu + kappa * sigma`, with mean and
-    population deviation taken over every line of its head and direction. (Equation 1 tests the value *after* the
-    largest mean was taken off; no line could pass that, so it is read as a test of the mean.) Open lines of several
-    directions are merged by the larger value. A head without an open line is *transparent*: open everywhere, bias 0.
+    Paper: a line stays open if the mean weight `d` along it is above `mu + kappa * sigma`. `mu` and `sigma` are the
+    mean and the population deviation of `d` over all lines of the head and direction. (Equation 1 tests the value
+    *after* the largest mean is subtracted. No line could pass that test, so it is read as a test of the mean.) Open
+    lines of several directions are merged by the larger value. A head without an open line is *transparent*: it is
+    open everywhere with bias 0.
 
     Released: what the code does instead.
 
-    * A line counts by the float32 sum of its weights, so long lines win, and its bias is that sum.
-    * Mean and deviation are over the set of distinct sums other than 0; a line at the threshold stays open.
-    * Verticals keep their distance from the last key rather than from the first.
+    * The float32 sum of a line's weights takes the place of the mean, so long lines win. The bias is that sum.
+    * Mean and deviation are over the set of distinct sums other than 0. A line at the threshold stays open.
+    * Verticals keep their distance from the last key, not from the first.
     * In cross-attention no head is transparent. Query 0 sees the last key with bias 0 in every head.
-    * In self-attention transparency is decided after each direction, so that a head with no open line in the
-      *first* direction is open everywhere, whatever the later ones add on top.
+    * In self-attention transparency is decided after the first direction: a head without an open line in it is open
+      everywhere, whatever lines the later directions add.
 
-    Known differences from the released code, which a `Window` cannot say or should not repeat:
+    Known differences from the released code, which a `Window` cannot express or should not repeat:
 
-    * It writes 0 to the cell of query 0 and the last key *over* an open line through that cell. A rule can open a cell
-      but not lower its bias, so the line keeps its own, larger value there.
-    * Its closed cells are -1e6 and not minus infinity: a query with no open key attends evenly; here it gets zero.
-    * It trains with the self-attention bias in place of the causal mask, so a transparent head sees the future; here
-      the mask stays.
+    * The code writes 0 to the cell of query 0 and the last key *over* an open line through that cell. A rule can open a
+      cell but not lower its bias, so the line keeps its own, larger value there.
+    * The code closes cells with -1e6, not minus infinity. There a query without an open key attends evenly; here it
+      yields zero.
+    * The code trains with the self-attention bias in place of the causal mask, so a transparent head sees the future.
+      Here the mask stays.
 
-    With `L` lines in a direction no line lies more than `sqrt(L - 1)` deviations above the mean: a kappa of 4.5 opens
-    nothing unless there are 22 or more.
+    With `L` lines in a direction, no line is more than `sqrt(L - 1)` deviations above the mean. So a kappa of 4.5 opens
+    nothing in a direction with fewer than 22 lines.
 
-    An encoder's self-attention, which the paper does not calibrate, stays open. Maps of several sizes are never mixed:
-    the longest shape's are taken, so that padding to a fixed width, as in the paper, makes use of all problems.
+    An encoder's self-attention stays open; the paper does not calibrate it. Maps of several sizes are never mixed: only
+    maps as large as the longest shape's count, which are all maps if problems are padded to a fixed width, as in the
+    paper.
 
     Attributes:
         variant: The paper's algorithm or the released code's.
         kappa_cross: Drop-off of cross-attention, in standard deviations above the mean.
         kappa_self: Drop-off of the decoder's self-attention, likewise.
         cross_directions: Directions searched in cross-attention. The released script searches only anti-diagonals.
-        self_directions: Directions searched in the decoder's self-attention. The paper makes no difference between
-            the sites; the released script searches only diagonals.
+        self_directions: Directions searched in the decoder's self-attention. The paper searches the same directions
+            in both sites; the released script searches only diagonals here.
         target_limit: Released variant only (`maskTgtLen` there, 6 in its script): lines are summed over this many
             first queries; `None` for all.
         source_limit: Released variant only (`maskSrcLen` there, 6 in its script): verticals are searched among this
-            many last keys and the one before them; `None` for all.
+            many last keys and the key before them; `None` for all.
 
     Raises:
-        ValueError: If a site has no direction, or a limit is not positive or does not belong to the variant.
+        UserError: If the variant is unknown, a site has no direction, or a limit is not positive or not for the
+            variant.
     """
 
     variant: Variant = "paper"
@@ -110,14 +114,14 @@ class Paper(CalibrationMethod):
         check_literals(self)
         for name, directions in (("cross", self.cross_directions), ("self", self.self_directions)):
             if not directions:
-                raise ValueError(f"{name}_directions is empty: name one of {', '.join(DIRECTIONS)}")
+                raise UserError(f"{name}_directions is empty: name one of {', '.join(DIRECTIONS)}")
         for name, limit in (("target_limit", self.target_limit), ("source_limit", self.source_limit)):
             if limit is None:
                 continue
             if self.variant == "paper":
-                raise ValueError(f"{name} is for the released variant; the paper reads the whole map")
+                raise UserError(f"{name} is for the released variant; the paper reads the whole map")
             if limit < 1:
-                raise ValueError(f"{name} is {limit}: give a positive number of tokens, or none")
+                raise UserError(f"{name} is {limit}: give a positive number of tokens, or none")
 
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
         heads = heads_of(maps)
@@ -155,15 +159,16 @@ def find_lines(
     target_limit: int | None = None,
     source_limit: int | None = None,
 ) -> list[StraightLine]:
-    """The lines above the drop-off, direction by direction; see `Paper` for what each variant does.
+    """The lines above the drop-off, direction by direction; `Paper` describes the variants.
 
     Args:
         maps: Averaged attention weights `[head, query, key]`.
         directions: The directions to search.
         kappa: Drop-off, in standard deviations above the mean.
         variant: The paper's algorithm or the released code's.
-        target_limit: First queries to read; `None`, or more than there are, for all.
-        source_limit: Last keys, less one, to search for verticals; `None`, or more than there are, for all.
+        target_limit: Number of first queries to read; `None`, or a larger number than there are, for all.
+        source_limit: Number of last keys, less one, in which verticals are searched; `None`, or a larger number than
+            there are, for all.
     """
     maps = maps.detach().cpu()[:, :target_limit]
     lines: list[StraightLine] = []
@@ -200,12 +205,12 @@ def to_rules(
     directions: Sequence[Direction],
     variant: Variant = "paper",
 ) -> list[Rule]:
-    """Rules of one site and layer: a rule a line, and those that the variant adds for heads or for the forced cell.
+    """Rules of one site and layer: one for each line, and those that the variant adds.
 
     Args:
-        lines: What `find_lines` found.
-        site: The site that they were found in.
-        layer: The layer that the rules are for.
+        lines: The lines, as `find_lines` returns them.
+        site: The site in which they were found.
+        layer: The layer of the rules.
         num_heads: Heads of the layer, with or without a line.
         directions: The directions searched, in order.
         variant: The paper's algorithm or the released code's.
@@ -219,7 +224,7 @@ def to_rules(
 
 
 def _sums(maps: Tensor, direction: Direction) -> Tensor:
-    """Sum along each line, `[head, line]`, added from the first query on; see `_condition` for which line is which."""
+    """Sum along each line, `[head, line]`, added from the first query on; `_condition` gives the line of a number."""
     num_heads, num_queries, num_keys = maps.shape
     num_lines = num_keys if direction == "vertical" else num_queries + num_keys - 1
     sums = maps.new_zeros(num_heads, num_lines)
@@ -230,7 +235,7 @@ def _sums(maps: Tensor, direction: Direction) -> Tensor:
 
 
 def _threshold(values: Tensor, counted: Tensor, kappa: float) -> Tensor:
-    """Mean plus kappa population deviations of the counted (1, not 0) values `[head, line]`, as `[head, 1]`."""
+    """Mean plus kappa population deviations, `[head, 1]`, of the values `[head, line]` whose `counted` is 1, not 0."""
     count = counted.sum(dim=1, keepdim=True)
     mean = (values * counted).sum(dim=1, keepdim=True) / count
     variance = ((values - mean).square() * counted).sum(dim=1, keepdim=True) / count
@@ -238,7 +243,15 @@ def _threshold(values: Tensor, counted: Tensor, kappa: float) -> Tensor:
 
 
 def _condition(direction: Direction, number: int, num_queries: int, num_keys: int, variant: Variant) -> Condition:
-    """The line of that number in a map of that size, free of the size."""
+    """The condition of a line, for maps of any size.
+
+    Args:
+        direction: Its direction.
+        number: Its number among the lines of this direction.
+        num_queries: Queries of the map in which it was found.
+        num_keys: Keys of that map.
+        variant: The paper's algorithm or the released code's.
+    """
     if direction == "diagonal":
         return Condition(query="raw", key="raw", equals=num_queries - 1 - number)
     if direction == "anti-diagonal":

@@ -1,12 +1,12 @@
-"""Whether a window shows enough: two problems that look alike within it must need the same tokens.
+"""Whether a window is sufficient: two predictions for which it shows the same must need the same token.
 
-What a window shows to a prediction is given a number, its *view*: two predictions with equal views get equal logits
-from every model without positions inside the window, whatever its weights. A view is computed layer by layer as the
-model itself runs: a token's view becomes a hash of its own view and, for each head, of the shares that each view has
-among those it attends to (with their biases). A softmax without positions tells its keys apart by nothing else: it
-knows neither their order nor their number, only their proportions, and of their biases only the differences. So a
-key brings along what it saw in the layers below, and two problems with equal views and different next tokens prove
-that the window lacks a line.
+What a window shows for a prediction is hashed to an integer, its *view*. Two predictions with equal views get equal
+logits from every model without positions inside the window, whatever its weights. Two predictions with equal views and
+different next tokens therefore prove that the window lacks a line.
+
+Views are computed layer by layer, as the model runs. The new view of a token is a hash of its old view and, for each
+head, of the views of its open keys with their shares and biases. A softmax without positions depends on nothing else:
+not on the order or the number of the keys but on their proportions, and not on the biases but on their differences.
 """
 
 import math
@@ -26,12 +26,12 @@ from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
 _MOST_KEYS = 4096
-# A share of n keys, 1/n, as an integer: a multiple that all n have in common, modulo 2^64, over n.
+# The share 1/n as an integer: a common multiple of all n, divided by n, modulo 2^64.
 _COMMON = math.lcm(*range(1, _MOST_KEYS + 1))
-MOST_PREDICTIONS = 2**17  # that are compared; a search compares them many times
+MOST_PREDICTIONS = 2**17  # compared by one check of a window, of which a search needs many
 _SHARES = torch.tensor([0, *((_COMMON // n + 2**63) % 2**64 - 2**63 for n in range(1, _MOST_KEYS + 1))])
 
-Clash = tuple[tuple[Problems, int, int], ...]
+Clash = tuple[tuple[Problems, int, int], ...]  # a conflict as indices: problems, row and target token of both
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Conflict:
 
     Attributes:
         sources: The two problems.
-        places: Which token of each target is predicted, 0 = the first.
-        tokens: The tokens that are needed, in words where they are no characters.
+        places: The number of the predicted token in each target; the first is 0.
+        tokens: The tokens that are needed; the end of the target is in words.
     """
 
     sources: tuple[str, str]
@@ -56,7 +56,7 @@ class Conflict:
 
 
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
-    """Views of every prediction under the true tokens before it, int64 `[batch, target_length]`."""
+    """The view of every prediction, given the true tokens before it, int64 `[batch, target_length]`."""
     prefix = prefix_of(problems.target)
     memory = scatter(problems.source + 1)
     for layer in range(window.num_encoder_layers):
@@ -69,7 +69,7 @@ def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
 
 
 def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Tensor, keys: Tensor) -> Tensor:
-    """Views `[batch, query]` after one attention."""
+    """Views `[batch, query]` of a stream after one attention to keys with views `[batch, key]`."""
     bias = dense_bias(window, site, layer, *site_positions(site, layout))
     if site == "decoder":
         bias = bias.masked_fill(~torch.ones_like(bias[0], dtype=torch.bool).tril(), -torch.inf)
@@ -87,12 +87,11 @@ def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Te
 
 
 def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Tokens on which a prediction can depend, through any number of layers, the query's own among them.
+    """Receptive fields: the tokens on which a prediction can depend through all layers, its query's token among them.
 
     Returns:
-        Those of the source, boolean `[target_length, source_length]`, and of the target so far,
-        `[target_length, target_length]`. Dependence through the tokens written before counts as far as the layers
-        carry it.
+        The source's tokens, boolean `[target_length, source_length]`, and the target's tokens before the prediction,
+        boolean `[target_length, target_length]`.
     """
     source = torch.eye(len(layout.source), dtype=torch.bool)
     for layer in range(window.num_encoder_layers):
@@ -106,6 +105,7 @@ def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
 
 
 def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor) -> Tensor:
+    """The tokens `[query, token]` that queries reach through one attention, given those `[key, token]` of the keys."""
     is_open = (dense_bias(window, site, layer, *site_positions(site, layout)) > -torch.inf).any(dim=0)
     if site == "decoder":
         is_open = is_open.tril()
@@ -118,9 +118,9 @@ class Evidence:
     Args:
         task: The task.
         generator: Draws the problems.
-        num_problems: Problems of every training shape, if these make no more than `MOST_PREDICTIONS` predictions.
-        num_pairs: For every prediction of the longest shape, problems that are altered outside its receptive field; as
-            many.
+        num_problems: Problems of each training shape; fewer if they have more than `MOST_PREDICTIONS` predictions.
+        num_pairs: For each prediction of the longest shape, problems that are altered outside its receptive field;
+            fewer if all of them have more than `MOST_PREDICTIONS` predictions.
     """
 
     def __init__(self, task: Calibratable, generator: Generator, num_problems: int = 512, num_pairs: int = 128) -> None:
@@ -135,35 +135,38 @@ class Evidence:
         self.others = task.sample(generator, num_pairs, longest)
 
     def conflicts(self, window: Window) -> list[Clash]:
-        """Pairs of predictions with equal views and different tokens: none proves a window insufficient, one does."""
+        """Pairs of predictions with equal views and different tokens.
+
+        Any pair proves that the window lacks a line. If there is none, other problems may still have one.
+        """
         batches = [*self.batches, *self._altered(window)]
         seen, tokens, where = [], [], []
         for number, batch in enumerate(batches):
             seen.append(views(window, batch, self.task.layout(batch.shape)).flatten())
             tokens.append(batch.target.flatten())
-            rows, places = torch.meshgrid(*(torch.arange(size) for size in batch.target.shape), indexing="ij")
-            where.append(torch.stack([torch.full_like(rows, number), rows, places], dim=-1).flatten(0, 1))
-        view, token, place = torch.cat(seen), torch.cat(tokens), torch.cat(where)
+            rows, columns = torch.meshgrid(*(torch.arange(size) for size in batch.target.shape), indexing="ij")
+            where.append(torch.stack([torch.full_like(rows, number), rows, columns], dim=-1).flatten(0, 1))
+        view, token, location = torch.cat(seen), torch.cat(tokens), torch.cat(where)
         order = view.argsort(stable=True)
-        view, token, place = view[order], token[order], place[order]
+        view, token, location = view[order], token[order], location[order]
         differs = ((view[1:] == view[:-1]) & (token[1:] != token[:-1])).nonzero()[:, 0]
-        pairs = torch.stack([place[differs], place[differs + 1]], dim=1).tolist()
-        return [tuple((batches[batch], row, target_place) for batch, row, target_place in pair) for pair in pairs]
+        pairs = torch.stack([location[differs], location[differs + 1]], dim=1).tolist()
+        return [tuple((batches[batch], row, column) for batch, row, column in pair) for pair in pairs]
 
     def describe(self, clash: Clash) -> Conflict:
-        """A pair of predictions as a person reads it."""
+        """A pair of predictions in words."""
         vocabulary = self.task.vocabulary
         sources, tokens = [], []
-        for problems, row, place in clash:
-            token = problems.target[row, place : place + 1]
+        for problems, row, column in clash:
+            token = problems.target[row, column : column + 1]
             sources.append(vocabulary.decode(problems.source[row]))
             tokens.append("the end" if int(token) == EOS else vocabulary.decode(token))
         return Conflict((sources[0], sources[1]), (clash[0][2], clash[1][2]), (tokens[0], tokens[1]))
 
     def _altered(self, window: Window) -> list[Problems]:
-        """For every prediction of the longest shape, problems that differ outside what it can depend on."""
+        """For each prediction of the longest shape, problems that differ outside its receptive field."""
         task, base = self.task, self.bases
-        if not isinstance(task, Solvable):  # nothing else says what other sources have as targets
+        if not isinstance(task, Solvable):  # the targets of altered sources are not known
             return [base]
         field, _ = receptive_fields(window, task.layout(base.shape))
         altered = [base]
@@ -174,11 +177,11 @@ class Evidence:
 
 
 def solved(task: Solvable, shape: Shape, source: Tensor) -> Problems:
-    """Problems of given sources `[batch, source_length]`, their targets by the task's oracle; without what is none."""
+    """Problems of given sources `[batch, source_length]`, with the task's answers; sources that are no problem go."""
     vocabulary = task.vocabulary
     sources, targets = [source[:0]], [source.new_empty(0, len(task.layout(shape).target) - 1)]
     for row in source:
-        with suppress(ProblemError):  # the copies of a repeated digit may differ
+        with suppress(ProblemError):  # an altered source may be no problem: copies of one digit may differ
             targets.append(vocabulary.encode(task.solve(vocabulary.decode(row)))[None])
             sources.append(row[None])
     target = torch.nn.functional.pad(torch.cat(targets), (0, 1), value=EOS)

@@ -46,7 +46,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.report.console import remark
 from abc_toolkit.runs.trust import TrustOption, comma_list
 
-CONFIG_HELP = "YAML file of settings, or the name of a configuration that is shipped; later ones win."
+CONFIG_HELP = "YAML file, or a shipped one's name; later ones win."
 SHARED = ("task", "run", "seed", "resume", "overwrite", "trust")
 
 

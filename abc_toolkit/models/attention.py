@@ -1,8 +1,8 @@
-"""The one attention: project, rotate, score, bias, mask, softmax.
+"""The attention of all models: project, rotate, score, add the bias, mask, softmax.
 
-Dimensions are `batch, head, query, key, dim` throughout. There are two paths to the same numbers. The *dense* one
-compares every query with every key and closes what is closed; its cost grows with the square of the length. The
-*gathered* one fetches for each query the keys that a window leaves open to it, and is in proportion to the length.
+Dimensions are `batch, head, query, key, dim` throughout. Two paths give the same numbers. The *dense* path compares
+every query with every key and masks the closed keys; its cost grows with the square of the length. The *gathered* path
+fetches the keys that a window leaves open to each query; its cost is in proportion to the length.
 """
 
 import math
@@ -17,18 +17,18 @@ from abc_toolkit.layout import Positions
 from abc_toolkit.positions import AttentionPosition, OpenKeys
 
 AttentionPath = Literal["auto", "dense", "gathered"]
-# Gathering pays from so many keys for each slot on, measured with `experiments/benchmarks/any_length.py`.
+# Gathering is faster from this many keys a slot on, as measured with `experiments/benchmarks/any_length.py`.
 KEYS_A_SLOT = 40
-_CELLS = 2**25  # numbers of a batch that attention may hold at once for pairs of queries and keys
+_CELLS = 2**25  # numbers that attention may hold at once for the query-key pairs of a batch
 
 
 def linear(in_dim: int, out_dim: int, parts: int = 1) -> nn.Linear:
-    """A linear layer with Xavier-uniform weights and no bias to start with.
+    """A linear layer with Xavier-uniform weights and zero biases.
 
     Args:
-        in_dim: Width of its input.
-        out_dim: Width of each part of its output.
-        parts: Layers that are run as one, each initialised by itself.
+        in_dim: Width of the input.
+        out_dim: Width of each part of the output.
+        parts: Number of layers that run as one; each is initialised on its own.
     """
     layer = nn.Linear(in_dim, parts * out_dim)
     for weight in layer.weight.chunk(parts):
@@ -39,13 +39,13 @@ def linear(in_dim: int, out_dim: int, parts: int = 1) -> nn.Linear:
 
 @dataclass(frozen=True, eq=False)
 class Gather:
-    """A window's open keys made ready for fetching their keys and values.
+    """A table of open keys, made ready for fetching keys and values.
 
     Attributes:
         index: Number of the key in each slot, `[query, head, slot]`.
-        rows: Where its key and its value lie among the rows of a flattened `[key, 2, head]`, `[query, head, 2, slot]`.
-        bias: Added to the logits, `[query, head, slot]`; minus infinity in empty slots, but for rows of nothing else.
-        open_rows: 0 in rows of nothing but empty slots, else 1, `[query, head, 1]`; `None` if there is no such row.
+        rows: The row of each slot's key and value in a flattened `[key, 2, head]`, as `[query, head, 2, slot]`.
+        bias: Added to the logits, `[query, head, slot]`; minus infinity in empty slots, but 0 if a query has no others.
+        open_rows: Whether a query has an open key, 1 or 0, `[query, head, 1]`; `None` if every query has one.
     """
 
     index: Tensor
@@ -55,17 +55,17 @@ class Gather:
 
     @classmethod
     def from_table(cls, open_keys: OpenKeys, stored: Tensor | None = None) -> "Gather":
-        """From a table.
+        """A table of open keys made ready.
 
         Args:
             open_keys: The table.
-            stored: Where each key is stored, `[key]`, if they are not in their order.
+            stored: The row in which each key is stored, `[key]`; `None` if keys are stored in their order.
         """
         index = open_keys.index.transpose(0, 1)
         bias, open_rows = _opened(open_keys.bias.transpose(0, 1))
-        places = index if stored is None else stored[index]
+        at = index if stored is None else stored[index]
         heads = torch.arange(index.shape[1], device=index.device)[:, None]
-        keys = places * (2 * len(heads)) + heads
+        keys = at * (2 * len(heads)) + heads
         return cls(index, torch.stack([keys, keys + len(heads)], dim=2), bias, None if open_rows.all() else open_rows)
 
     def __getitem__(self, queries: slice) -> "Gather":
@@ -75,12 +75,12 @@ class Gather:
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What the queries of an attention may read.
+    """The keys that queries may attend to.
 
     Attributes:
         k_positions: Positions of the keys.
-        mask: True where a query may look, `[query, key]`; every key, if not given.
-        gather: The open keys, if they are to be gathered.
+        mask: True where a query may attend, `[query, key]`; `None` if it may everywhere.
+        gather: The open keys, on the gathered path.
     """
 
     k_positions: Positions
@@ -95,16 +95,16 @@ class Scope:
 class Attention(nn.Module):
     """Multi-head attention for every site.
 
-    A query with no open key yields exactly zero, before the output projection's bias.
+    A query without an open key yields exactly zero before the bias of the output projection.
 
     Args:
         model_dim: Width of the streams.
         num_heads: Number of heads; divides `model_dim`.
-        dropout: Probability that an attention weight is dropped while training.
-        position: What this site and layer know of positions.
+        dropout: Probability that an attention weight is dropped in training.
+        position: The hooks of the position method in this site and layer.
 
     Attributes:
-        path: `dense`, `gathered`, or `auto`: by the number of keys.
+        path: `dense`, `gathered`, or `auto`, which chooses by the number of keys.
 
     Raises:
         ValueError: If `num_heads` does not divide `model_dim`.
@@ -123,24 +123,24 @@ class Attention(nn.Module):
         self.output = linear(model_dim, model_dim)
 
     def keys_values(self, x: Tensor) -> Tensor:
-        """Unrotated keys and values `[batch, key, 2, head, dim]` of a stream `[batch, key, model_dim]`."""
+        """Keys, not yet rotated, and values `[batch, key, 2, head, dim]` of a stream `[batch, key, model_dim]`."""
         return self.key_value(x).unflatten(-1, (2, self.num_heads, -1))
 
     def open_keys(self, q_positions: Positions, k_positions: Positions) -> OpenKeys | None:
-        """The table of open keys, or `None` where the path is the dense one."""
+        """The table of open keys; `None` on the dense path."""
         if self.path == "dense" or not self.position.pointwise:
             return None
         most = math.inf if self.path == "gathered" else len(k_positions) // KEYS_A_SLOT
         return self.position.open_keys(q_positions, k_positions, most) if most else None
 
     def scope(self, q_positions: Positions, k_positions: Positions, causal: bool = False, dense: bool = False) -> Scope:
-        """What queries may read of keys.
+        """The keys that queries may attend to.
 
         Args:
             q_positions: Positions of the queries.
             k_positions: Positions of the keys.
             causal: Whether keys after a query are left out.
-            dense: Whether the dense path must be taken, whatever the size.
+            dense: Whether to take the dense path whatever the number of keys.
         """
         open_keys = None if dense else self.open_keys(q_positions, k_positions)
         if open_keys is not None:
@@ -148,7 +148,7 @@ class Attention(nn.Module):
         return dense_scope(q_positions, k_positions, causal)
 
     def queries_at_once(self, batch: int, scope: Scope) -> int:
-        """How many queries may attend at once so that memory stays within bounds."""
+        """The number of queries that may attend at once without exceeding the limit of memory."""
         if scope.gather is None:
             return max(1, _CELLS // (batch * self.num_heads * len(scope.k_positions)))
         _, heads, both, slots = scope.gather.rows.shape
@@ -160,15 +160,15 @@ class Attention(nn.Module):
         """Attends from a stream to keys and values.
 
         Args:
-            x: Stream that asks, `[batch, query, model_dim]`.
-            keys_values: What `keys_values` returned for the stream that is asked.
+            x: The stream of the queries, `[batch, query, model_dim]`.
+            keys_values: Keys and values, as the method `keys_values` returns them.
             q_positions: Positions of the queries.
-            scope: What they may read.
-            need_weights: Whether to return the attention weights, at the cost of the fused path.
+            scope: The keys to which the queries may attend.
+            need_weights: Whether to return the attention weights, which rules out the fused path.
 
         Returns:
-            The attended stream `[batch, query, model_dim]`, and the weights if asked: `[batch, head, query, key]`, or
-            `[batch, head, query, slot]` of gathered keys.
+            The attended stream `[batch, query, model_dim]`, and the weights if they are needed: `[batch, head, query,
+            key]`, or `[batch, head, query, slot]` on the gathered path.
         """
         q = self.query(x).unflatten(-1, (self.num_heads, -1))
         if scope.gather is not None:
@@ -184,7 +184,7 @@ class Attention(nn.Module):
         k, v = keys_values.permute(2, 0, 3, 1, 4)
         q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
         bias = self.position.bias(q_positions, scope.k_positions)
-        may_look = _may_look(bias, scope.mask) if self.position.transforms else None
+        may_attend = _may_attend(bias, scope.mask) if self.position.transforms else None
         bias, open_rows = _masked(bias, scope.mask, q)
         dropout = self.dropout if self.training else 0.0
 
@@ -192,7 +192,7 @@ class Attention(nn.Module):
         weights = None
         if need_weights or self.position.transforms:
             scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
-            scores = self.position.transform(scores, q, k, q_positions, scope.k_positions, may_look)
+            scores = self.position.transform(scores, q, k, q_positions, scope.k_positions, may_attend)
             weights = functional.softmax(scores if bias is None else scores + bias, dim=-1)
             if open_rows is not None:
                 weights = weights * open_rows
@@ -207,7 +207,7 @@ class Attention(nn.Module):
     def _gathered(
         self, q: Tensor, keys_values: Tensor, q_positions: Positions, k_positions: Positions, gather: Gather
     ) -> tuple[Tensor, Tensor]:
-        # By the query first, as the streams are: `[batch, query, head, slot, dim]`.
+        # The query comes first, as in the streams: `[batch, query, head, slot, dim]`.
         fetched = keys_values.flatten(1, 3).index_select(1, gather.rows.flatten())
         k, v = fetched.unflatten(1, gather.rows.shape).unbind(3)
         hooks, bias, open_rows = self.position.among_open_keys(), gather.bias, gather.open_rows
@@ -239,7 +239,7 @@ def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) ->
 
 
 def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Bias `[head or 1, query, key]` closed outside the mask, and which rows are open at all (`None`: every one)."""
+    """The bias `[head or 1, query, key]`, closed outside the mask, and the queries with an open key (`None`: all)."""
     if mask is not None:
         closed = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, -torch.inf)
         bias = closed[None] if bias is None else bias.to(like.dtype) + closed
@@ -248,8 +248,8 @@ def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Ten
     return _opened(bias.to(like.dtype))
 
 
-def _may_look(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Where queries may look, `[head or 1, query, key]`; `None` if everywhere."""
+def _may_attend(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Where queries may attend, `[head or 1, query, key]`; `None` if everywhere."""
     if bias is None:
         return None if mask is None else mask[None]
     is_open = bias > -torch.inf
@@ -257,6 +257,9 @@ def _may_look(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
 
 
 def _opened(bias: Tensor) -> tuple[Tensor, Tensor]:
-    """A bias with rows without an open key opened, so that the softmax stays finite, and which rows are to be kept."""
+    """The bias, and which queries have an open key, 1 or 0 `[..., query, 1]`.
+
+    The keys of queries without an open key are opened, so that the softmax stays finite; the caller zeroes the result.
+    """
     open_rows = (bias > -torch.inf).any(dim=-1, keepdim=True)
     return bias.masked_fill(~open_rows, 0.0), open_rows.to(bias.dtype)

@@ -34,9 +34,8 @@ class Architecture:
         norm: Layer normalisation before (`pre`) or after (`post`) each block; `mamba` has the former.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method; if not given, sinusoids of place and segment with base 100, and none for `mamba`.
-        backbone: `encoder-decoder`; `decoder-only`, a causal transformer that reads source and target as one string;
-            `mamba`, the same without attention; or `encoder-only`, which looks both ways and decodes nothing. If not
-            given, `encoder-decoder` for a task with a target to decode, else `decoder-only`.
+        backbone: `encoder-decoder`; `decoder-only`, which reads source and target as one string; `mamba`, the same
+            without attention; `encoder-only`. By default the first, or, without a target, the second.
     """
 
     num_encoder_layers: int = 0

@@ -249,7 +249,7 @@ class Storage:
     gather: Gather | None = None
 
     @classmethod
-    def of(cls, open_keys: OpenKeys, num_keys: int, ahead: int) -> "Storage":
+    def for_table(cls, open_keys: OpenKeys, num_keys: int, ahead: int) -> "Storage":
         """As few rows as a table of open keys allows.
 
         A row is free for key `w` once nobody from query `w - ahead + 1` on reads the key in it. Rows are taken in the
@@ -400,7 +400,7 @@ class TransformerModel(AttentionModel, DecodingModel):
         at_once = min(self.decoder[0].self_attention.queries_at_once(batch, scope) for scope in scopes)
         ahead = min(ahead, at_once)
         storage = (
-            Storage(len(prefix)) if open_keys is None else Storage.of(open_keys, len(prefix), ahead)
+            Storage(len(prefix)) if open_keys is None else Storage.for_table(open_keys, len(prefix), ahead)
             for open_keys in own
         )
         return TransformerPlan(layout, ahead, read, at_once, tuple(storage), tuple(cross))

@@ -8,18 +8,18 @@ from abc_toolkit.runs.folder import Phase, Run
 from abc_toolkit.tasks.base import Task, require
 
 
-def check_task(place: Run, task: Task, overwrite: bool) -> None:
+def check_task(run: Run, task: Task, overwrite: bool) -> None:
     """Refuses a run folder of another task; one whose record cannot be read may be overwritten."""
-    if place.has("fit"):
+    if run.has("fit"):
         try:
-            own = place.task("fit")
+            own = run.task("fit")
         except UserError:
             if not overwrite:
                 raise
             return
         if own != task:
             difference = own.name if type(own) is not type(task) else f"{own.name} with other settings ({own})"
-            raise UserError(f"{place.path} is a run of {difference}: name another folder with --run")
+            raise UserError(f"{run.path} is a run of {difference}: name another folder with --run")
 
 
 def run_with(run: Path | None, needed: Phase, capability: type, command: str) -> Run:
@@ -47,15 +47,15 @@ def run_with(run: Path | None, needed: Phase, capability: type, command: str) ->
     return found
 
 
-def check_backbone(sizes: Architecture, place: Run) -> None:
+def check_backbone(sizes: Architecture, run: Run) -> None:
     """Refuses a model that no window can be read off."""
     if sizes.kind != "encoder-decoder":
         raise UserError(
-            f"windows are of encoder-decoders, and the model of {place.path} is {sizes.kind}: 'abc fit' and "
+            f"windows are of encoder-decoders, and the model of {run.path} is {sizes.kind}: 'abc fit' and "
             "'abc evaluate' are what there is for it"
         )
 
 
-def next_command(place: Run, command: str, options: str = "") -> str:
+def next_command(run: Run, command: str, options: str = "") -> str:
     """The command that comes next for a run, as one types it."""
-    return f"abc {command} --run {place.path}{options}"
+    return f"abc {command} --run {run.path}{options}"

@@ -3,9 +3,10 @@
 import contextlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from abc_toolkit.calibration.capture import AttentionMaps, capture, chunks
 from abc_toolkit.calibration.method import Found, find_window
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
-from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.base import Architecture, Model
 from abc_toolkit.phases.base import check_backbone, next_command, run_with
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, rebuild
@@ -30,9 +31,9 @@ from abc_toolkit.seeds import Stream, drawing, seeded
 from abc_toolkit.tasks import Calibratable, ProblemError, Task
 from abc_toolkit.tasks.base import UNIFORM, require
 from abc_toolkit.tasks.lengths import shape_name
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.costs import check_fits, check_held_out
 from abc_toolkit.training.data import validation_problems
-from abc_toolkit.training.loop import Stopping
 from abc_toolkit.windows import Rule, Window
 from abc_toolkit.windows.lowering import matrices
 
@@ -95,77 +96,111 @@ def calibrate(
     Raises:
         UserError: If the model does not interpolate or the window is not sufficient, unless forced.
     """
-    place = run_with(run, "fit", Calibratable, "abc calibrate")
-    record, inputs = place.record("fit"), place.produced("fit")
-    asked_for = rebuild(record["arguments"].get("stopping"), Stopping, place.folder("fit") / RECORD, whole=True)
-    sizes = place.architecture("fit")
-    check_backbone(sizes, place)
-    task, model = require(place.task("fit"), Calibratable, "abc calibrate"), place.load_model("fit")
     start = time.perf_counter()
-    device = check_calibrating(task, sizes, problems, export, size, accelerator)
-    with place.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
-        batches = validation_problems(task, seeded(record["seed"], Stream.CALIBRATE).initial_seed(), problems)
-        batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
-        work = list(chunks(task, batches, device))
-        with drawing(record["seed"], Stream.CALIBRATE, 2):
-            maps = capture(model.to(device), terminal.track(work, "averaging attention"))
-        model.cpu()
-        solved, asked = sum(maps.solved.values()), sum(len(batch) for batch in batches)
-        exact_match, threshold = solved / asked, asked_for.exact_match
-        if (exact_match < threshold - SAMPLING_SLACK and not force) or not solved:
-            raise UserError(
-                f"the model in {place.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of "
-                f"{asked} held-out problems and {100 * threshold:g} % are asked for; train it longer "
-                "(abc fit --overwrite --trainer.max_steps N)"
-                + (", or go on all the same with --force" if solved else "")
-            )
-        frame = Window(
-            task=type(task).__name__,
-            num_encoder_layers=sizes.num_encoder_layers,
-            num_decoder_layers=sizes.num_decoder_layers,
-            num_heads=sizes.num_heads,
-            rules=(),
-            calibration=describe(method),
-            weights=inputs["fit: weights"],
-        )
-        found = find_window(method, maps, task, frame, seeded(record["seed"], Stream.CALIBRATE, 1))
-        if found.conflict is not None:
-            message = f"the window is not sufficient: {found.conflict.describe()}"
-            if isinstance(method, Places) and not force:
-                raise UserError(f"{message}; {_OTHER_LINES}, or go on all the same with --force")
-            console.remark(f"Warning: {message}.")
+    source = run_with(run, "fit", Calibratable, "abc calibrate")
+    record, inputs = source.record("fit"), source.produced("fit")
+    architecture = source.architecture("fit")
+    check_backbone(architecture, source)
+    task = require(source.task("fit"), Calibratable, "abc calibrate")
+    model, seed = source.load_model("fit"), int(record["seed"])
+    device = check_calibrating(task, architecture, problems, export, size, accelerator)
+    with source.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
+        maps, asked = _averaged(task, model, seed, problems, device)
+        exact_match = sum(maps.solved.values()) / asked
+        _check_interpolates(source, record, exact_match, asked, force)
+        window = _without_rules(task, architecture, method, inputs["fit: weights"])
+        found = find_window(method, maps, task, window, seeded(seed, Stream.CALIBRATE, 1))
+        _check_sufficient(found, refused=isinstance(method, Places) and not force)
         maps.save(folder / MAPS)
         save_text(folder / WINDOW, found.window.to_json())
         if export is not None:
             _export(export, size, found.window, task, maps)
-        longest = maps.longest
-        results = {
-            "exact_match": exact_match,
-            "problems": asked,
-            "rules": len(found.window.rules),
-            "added": len(found.added),
-            "closed": len(found.closed),
-            "moved": len(found.moved),
-            "sufficient": found.conflict is None,
-            "seconds": time.perf_counter() - start,
-        }
         _draw_calibration(folder, maps, found.window, task)
         arguments = {"method": method, "problems": problems, "force": force, "export": export, "size": size}
         arguments |= {"accelerator": accelerator}
-        save_record(folder, "calibrate", record["seed"], arguments, results, inputs=inputs, facts={"task": task})
+        results = {"exact_match": exact_match, "problems": asked} | _counts(found)
+        results |= {"seconds": time.perf_counter() - start}
+        save_record(folder, "calibrate", seed, arguments, results, inputs=inputs, facts={"task": task})
     terminal.print_window(found.window, found.attention, found.added, found.moved)
     if found.dropped:
         console.remark(f"Dropped as the weakest, to make the window sufficient: {_listed(found.dropped, found)}.")
-    summary = (
-        f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
-        f"{shape_name(longest)}"
-        + (f"; {len(found.added)} added to make the window sufficient" if found.added else "")
-        + (f"; {len(found.closed)} closed or made fallbacks, as it is sufficient without" if found.closed else "")
-        + (f"; {len(found.moved)} moved to heads of their own" if found.moved else "")
-        + "."
+    terminal.done(_summary(found, maps), source.folder("calibrate"), next_command(source, "retrain"))
+    return CalibrationResult(source, found.window, maps, found.added, exact_match)
+
+
+def _averaged(
+    task: Calibratable, model: Model, seed: int, problems: int, device: torch.device
+) -> tuple[AttentionMaps, int]:
+    """Attention averaged over the held-out problems that the model solves, and how many it was asked."""
+    batches = validation_problems(task, seeded(seed, Stream.CALIBRATE).initial_seed(), problems)
+    batches = [piece for batch in batches for piece in (batch[i : i + 256] for i in range(0, len(batch), 256))]
+    work = list(chunks(task, batches, device))
+    with drawing(seed, Stream.CALIBRATE, 2):
+        maps = capture(model.to(device), terminal.track(work, "averaging attention"))
+    model.cpu()
+    return maps, sum(len(batch) for batch in batches)
+
+
+def _check_interpolates(run: Run, record: Mapping[str, Any], exact_match: float, asked: int, force: bool) -> None:
+    """Refuses a model that solves fewer held-out problems than its training was asked for."""
+    stopping = rebuild(record["arguments"].get("stopping"), Stopping, run.folder("fit") / RECORD, whole=True)
+    if exact_match and (force or exact_match >= stopping.exact_match - SAMPLING_SLACK):
+        return
+    raise UserError(
+        f"the model in {run.folder('fit')} does not interpolate: it solves {100 * exact_match:.2f} % of {asked} "
+        f"held-out problems and {100 * stopping.exact_match:g} % are asked for; train it longer (abc fit --overwrite "
+        f"--trainer.max_steps N){', or go on all the same with --force' if exact_match else ''}"
     )
-    terminal.done(summary, place.folder("calibrate"), next_command(place, "retrain"))
-    return CalibrationResult(place, found.window, maps, found.added, exact_match)
+
+
+def _check_sufficient(found: Found, refused: bool) -> None:
+    """Refuses a window that is not sufficient, or warns of it."""
+    if found.conflict is None:
+        return
+    message = f"the window is not sufficient: {found.conflict.describe()}"
+    if refused:
+        raise UserError(f"{message}; {_OTHER_LINES}, or go on all the same with --force")
+    console.remark(f"Warning: {message}.")
+
+
+def _without_rules(task: Task, architecture: Architecture, method: CalibrationMethod, weights: str) -> Window:
+    """The window of a model, before its rules are found."""
+    return Window(
+        task=type(task).__name__,
+        num_encoder_layers=architecture.num_encoder_layers,
+        num_decoder_layers=architecture.num_decoder_layers,
+        num_heads=architecture.num_heads,
+        rules=(),
+        calibration=describe(method),
+        weights=weights,
+    )
+
+
+def _counts(found: Found) -> dict[str, int | bool]:
+    """What the record says of a window."""
+    return {
+        "rules": len(found.window.rules),
+        "added": len(found.added),
+        "closed": len(found.closed),
+        "moved": len(found.moved),
+        "sufficient": found.conflict is None,
+    }
+
+
+def _summary(found: Found, maps: AttentionMaps) -> str:
+    """What came of a calibration, in a sentence."""
+    solved = sum(maps.solved.values())
+    parts = [
+        f"{len(found.window.rules)} lines from {solved} solved problems of {len(maps.maps)} shapes up to "
+        f"{shape_name(maps.longest)}"
+    ]
+    if found.added:
+        parts.append(f"{len(found.added)} added to make the window sufficient")
+    if found.closed:
+        parts.append(f"{len(found.closed)} closed or made fallbacks, as the window is sufficient without them")
+    if found.moved:
+        parts.append(f"{len(found.moved)} moved to heads of their own")
+    return f"{'; '.join(parts)}."
 
 
 def _listed(rules: Sequence[Rule], found: Found) -> str:
@@ -178,7 +213,7 @@ def _listed(rules: Sequence[Rule], found: Found) -> str:
 
 
 def check_calibrating(
-    task: Task, sizes: Architecture, problems: int, export: Path | None, size: str | None, accelerator: str
+    task: Task, architecture: Architecture, problems: int, export: Path | None, size: str | None, accelerator: str
 ) -> torch.device:
     """Refuses what a calibration cannot do; the device that it runs on."""
     if problems < 1:
@@ -186,7 +221,7 @@ def check_calibrating(
     if size is not None and export is None:
         raise UserError("--size is the size of the matrix that --export writes: give --export FILE too")
     if size is not None:
-        _check_size(size, sizes)
+        _check_size(size, architecture)
     if export is not None and not export.absolute().parent.is_dir():
         raise UserError(f"--export: {export} cannot be written: there is no folder {export.absolute().parent}")
     check_held_out(task, problems, "--problems")
@@ -223,11 +258,11 @@ def _lengths_of(size: str) -> tuple[int, int]:
     return int(numbers[1]), int(numbers[2])
 
 
-def _check_size(size: str, sizes: Architecture) -> None:
+def _check_size(size: str, architecture: Architecture) -> None:
     """Refuses a size that is none, or of which the matrices do not fit into memory."""
     target, source = _lengths_of(size)
-    cells = sizes.num_encoder_layers * source**2 + sizes.num_decoder_layers * target * (target + source)
-    check_fits(4 * sizes.num_heads * cells, f"the matrices of --size {size}", torch.device("cpu"))
+    cells = architecture.num_encoder_layers * source**2 + architecture.num_decoder_layers * target * (target + source)
+    check_fits(4 * architecture.num_heads * cells, f"the matrices of --size {size}", torch.device("cpu"))
 
 
 def _layout_of_size(task: Task, window: Window, target_length: int, source_length: int) -> Layout:

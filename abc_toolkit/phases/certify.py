@@ -45,18 +45,18 @@ def certify(
     Raises:
         UserError: If there is no finished retrain, or the certificate to verify is not this run's or does not hold.
     """
-    place = run_with(run, "retrain", Certifiable, "abc certify")
-    task, architecture = place.task("retrain"), place.architecture("retrain")
-    model = place.load_model("retrain")
-    inputs = place.produced("retrain")
-    facts = {"hashes": place.certified_hashes(), "versions": versions()}
+    target = run_with(run, "retrain", Certifiable, "abc certify")
+    task, architecture = target.task("retrain"), target.architecture("retrain")
+    model = target.load_model("retrain")
+    inputs = target.produced("retrain")
+    facts = {"hashes": target.certified_hashes(), "versions": versions()}
     stated = None if verify is None else _stated(verify, facts)
     start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         folder = None
         if stated is None:
-            _check_certificate(place, overwrite)
-            folder = stack.enter_context(place.writing("certify", overwrite=overwrite, inputs=inputs))
+            _check_certificate(target, overwrite)
+            folder = stack.enter_context(target.writing("certify", overwrite=overwrite, inputs=inputs))
         certificate = prove(task, model, terminal.track)
         basis = None
         with contextlib.suppress(CannotDecideError):
@@ -72,7 +72,7 @@ def certify(
         seconds = time.perf_counter() - start
         if folder is not None:
             save_json(folder / CERTIFICATE, found)
-            seed = int(place.record("retrain")["seed"])
+            seed = int(target.record("retrain")["seed"])
             results = {"verdict": certificate.verdict, "seconds": seconds}
             save_record(folder, "certify", seed, {}, results, inputs=inputs, facts={"task": task})
     if stated is not None:
@@ -80,16 +80,16 @@ def certify(
         if wrong is not None:
             raise UserError(f"--verify {verify} does not hold: {wrong}; certify the run anew")
     terminal.print_certificate(certificate, task.name)
-    terminal.done(f"{seconds:.0f} s.", place.folder("certify") / CERTIFICATE if verify is None else verify, None)
+    terminal.done(f"{seconds:.0f} s.", target.folder("certify") / CERTIFICATE if verify is None else verify, None)
     return certificate
 
 
-def _check_certificate(place: Run, overwrite: bool) -> None:
+def _check_certificate(run: Run, overwrite: bool) -> None:
     """Refuses to replace a certificate that nobody asked to replace, and says whether it is stale."""
-    path = place.folder("certify") / CERTIFICATE
-    if not place.has("certify") or overwrite:
+    path = run.folder("certify") / CERTIFICATE
+    if not run.has("certify") or overwrite:
         return
-    reason = place.stale("certify")
+    reason = run.stale("certify")
     if reason is not None:
         raise UserError(f"{path} is stale: {reason}; replace it with --overwrite")
     raise UserError(f"{path} is there already: replace it with --overwrite, or check it with --verify {path}")

@@ -78,18 +78,18 @@ def evaluate(
     """
     start = time.perf_counter()
     needed = "retrain" if weights == "retrain" else "fit"
-    place = Run.newest(run, needed)
-    task = place.task(needed)
+    source = Run.newest(run, needed)
+    task = source.task(needed)
     sizes, suites, device = check_evaluating(task, length, sets, samples, accelerator)
-    phases = _phases(place, weights)
+    phases = _phases(source, weights)
     inputs: dict[str, str] = {}
     for phase in phases:
-        inputs |= place.produced(phase)
-    for warning in place.warnings(*phases, "certify"):
+        inputs |= source.produced(phase)
+    for warning in source.warnings(*phases, "certify"):
         console.remark(warning)
-    models = {phase: attending(place, phase, attention) for phase in phases}
+    models = {phase: attending(source, phase, attention) for phase in phases}
     _check_room(task, models.values(), sizes, device)
-    with place.writing("evaluate", overwrite=overwrite, inputs=inputs) as folder:
+    with source.writing("evaluate", overwrite=overwrite, inputs=inputs) as folder:
         rows, digits = evaluate_models(task, models, sizes, suites, samples, decode, seed, device)
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
@@ -102,22 +102,22 @@ def evaluate(
     following = None
     if isinstance(task, Solvable):
         which = "" if "retrain" in phases else " --weights fit"
-        following = next_command(place, "solve", f"{which} PROBLEM ...")
-    terminal.done(f"{len(rows)} rows, {samples} problems each.", place.folder("evaluate"), following)
-    return EvaluationResult(place, tuple(rows))
+        following = next_command(source, "solve", f"{which} PROBLEM ...")
+    terminal.done(f"{len(rows)} rows, {samples} problems each.", source.folder("evaluate"), following)
+    return EvaluationResult(source, tuple(rows))
 
 
-def _phases(place: Run, weights: Literal["all", "fit", "retrain"]) -> list[Literal["fit", "retrain"]]:
+def _phases(run: Run, weights: Literal["all", "fit", "retrain"]) -> list[Literal["fit", "retrain"]]:
     """The phases whose models are evaluated."""
     if weights != "all":
         return [weights]
-    if place.has("retrain"):
+    if run.has("retrain"):
         return ["fit", "retrain"]
-    if os.path.lexists(place.folder("retrain")):
+    if os.path.lexists(run.folder("retrain")):
         raise UserError(
-            f"{place.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
+            f"{run.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
         )
-    console.remark(f"{place.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    console.remark(f"{run.path} holds no finished 'retrain': only the vanilla model is evaluated.")
     return ["fit"]
 
 

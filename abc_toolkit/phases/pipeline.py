@@ -76,21 +76,38 @@ def run_all(
     """
     task = Addition() if task is None else task
     require(task, Calibratable, "abc run")
-    place = Run.of(run, task)
-    check_task(place, task, overwrite)
-    fitted = (fit_settings or {}).get("model", Architecture()).for_task(task.interface.decoded)
+    target = Run.named(run, task)
+    check_task(target, task, overwrite)
+    architecture = (fit_settings or {}).get("model", Architecture()).for_task(task.interface.decoded)
+    check_backbone(architecture, target)
     settings: dict[Phase, dict[str, Any]] = {
-        "fit": {"task": task, "seed": seed} | dict(fit_settings or {}) | {"model": fitted},
+        "fit": {"task": task, "seed": seed} | dict(fit_settings or {}) | {"model": architecture},
         "calibrate": dict(calibrate_settings or {}),
         "retrain": {"seed": seed} | dict(retrain_settings or {}),
         "evaluate": {"seed": seed} | dict(evaluate_settings or {}),
     }
-    check_backbone(fitted, place)
     helped = wanted_help()
     if helped is not None:  # this process was started for one training, and ends with it
-        own: dict[str, Any] = {"run": place.path, "resume": helped.resume, "overwrite": not helped.resume}
-        return COMMANDS[helped.phase](**(settings[helped.phase] | own))
+        own: dict[str, Any] = {"run": target.path, "resume": helped.resume, "overwrite": not helped.resume}
+        return PHASES[helped.phase](**(settings[helped.phase] | own))
     _check_asked(task, settings)
+    _check_starts_processes(settings)
+    with target.locked():
+        _check_free(target, resume, overwrite)
+        kept = _kept(target, settings) if resume else []
+        if len(kept) == len(PIPELINE):
+            return _certified(_finished_before(target), certify, overwrite)
+        for phase in kept:
+            console.remark(f"{phase}: finished before, kept.")
+        result = None
+        for phase in PIPELINE[len(kept) :]:
+            result = _done(target, phase, settings[phase], resume, overwrite)
+        assert isinstance(result, EvaluationResult)
+        return _certified(result, certify, overwrite)
+
+
+def _check_starts_processes(settings: Mapping[Phase, Mapping[str, Any]]) -> None:
+    """Refuses trainings whose processes are started from outside: they would start `abc run` several times."""
     for phase in ("fit", "retrain"):
         trainer = settings[phase].get("trainer", TrainerSettings())
         if not starts_processes(trainer.devices, trainer.num_nodes):
@@ -98,67 +115,65 @@ def run_all(
                 f"'abc run' starts the processes of {phase} itself, on this machine: where torchrun, srun or several "
                 "machines start them, do the phases one by one, with 'abc fit' and so on"
             )
-    with place.locked():
-        there = [phase for phase in PIPELINE if place.has(phase) or place.interrupted(phase)]
-        if there and not resume and not overwrite:
-            raise UserError(
-                f"{place.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
-                "or name another --run"
-            )
-        kept = _kept(place, settings) if resume else []
-        if len(kept) == len(PIPELINE):
-            return _certified(_finished_before(place), certify, overwrite)
-        for phase in kept:
-            console.remark(f"{phase}: finished before, kept.")
-        result = None
-        for phase in PIPELINE[len(kept) :]:
-            go_on = resume and (place.interrupted(phase) or _is_extended(place, phase, settings[phase]))
-            arguments: dict[str, Any] = {"run": place.path, "overwrite": not go_on if resume else overwrite}
-            if phase in ("fit", "retrain"):
-                arguments["resume"] = go_on
-            try:
-                result = COMMANDS[phase](**(settings[phase] | arguments))
-            except KeyboardInterrupt:
-                raise Interrupted(phase != PIPELINE[0] or place.interrupted(phase)) from None
-        assert isinstance(result, EvaluationResult)
-        return _certified(result, certify, overwrite)
+
+
+def _check_free(run: Run, resume: bool, overwrite: bool) -> None:
+    """Refuses a run that holds phases which nobody asked to resume or to replace."""
+    there = [phase for phase in PIPELINE if run.has(phase) or run.interrupted(phase)]
+    if there and not resume and not overwrite:
+        raise UserError(
+            f"{run.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
+            "or name another --run"
+        )
+
+
+def _done(run: Run, phase: Phase, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Any:
+    """What a phase returns; of a resumed run, an interrupted or extended training goes on and the others begin anew."""
+    go_on = resume and (run.interrupted(phase) or _is_extended(run, phase, settings))
+    arguments: dict[str, Any] = {"run": run.path, "overwrite": not go_on if resume else overwrite}
+    if phase in ("fit", "retrain"):
+        arguments["resume"] = go_on
+    try:
+        return PHASES[phase](**(dict(settings) | arguments))
+    except KeyboardInterrupt:
+        raise Interrupted(phase != PIPELINE[0] or run.interrupted(phase)) from None
 
 
 def _certified(result: EvaluationResult, asked: bool, overwrite: bool) -> PipelineResult:
     """The result with a certificate, where one is asked for and a proof can be tried."""
-    place = result.run
+    run = result.run
     certificate = None
-    task = place.task("retrain") if asked else None
+    task = run.task("retrain") if asked else None
     if isinstance(task, Certifiable):
         try:
-            basis_of(task, place.load_model("retrain"))
+            basis_of(task, run.load_model("retrain"))
         except CannotDecideError as error:
             console.remark(f"Not certified: {error}.")
         else:
-            if not place.up_to_date("certify"):
-                certificate = prove(run=place.path, overwrite=overwrite or place.has("certify"))
-    return PipelineResult(place, result.rows, certificate)
+            if not run.up_to_date("certify"):
+                certificate = prove(run=run.path, overwrite=overwrite or run.has("certify"))
+    return PipelineResult(run, result.rows, certificate)
 
 
-def _finished_before(place: Run) -> EvaluationResult:
+def _finished_before(run: Run) -> EvaluationResult:
     """Shows the results of a run of which nothing is left to do."""
-    path = place.folder("evaluate") / RESULTS
+    path = run.folder("evaluate") / RESULTS
     rows = read_rows(path)
-    terminal.print_results([row.plain() for row in rows], place.task("fit").objective.metrics)
-    terminal.done(f"{place.path} was finished before.", path.parent, next_command(place, "solve", " PROBLEM ..."))
-    return EvaluationResult(place, rows)
+    terminal.print_results([row.plain() for row in rows], run.task("fit").objective.metrics)
+    terminal.done(f"{run.path} was finished before.", path.parent, next_command(run, "solve", " PROBLEM ..."))
+    return EvaluationResult(run, rows)
 
 
 def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> None:
     """Refuses settings of phases to come now rather than after a training."""
 
     def asked(phase: Phase) -> dict[str, Any]:
-        defaults = {name: parameter.default for name, parameter in signature(COMMANDS[phase]).parameters.items()}
+        defaults = {name: parameter.default for name, parameter in signature(PHASES[phase]).parameters.items()}
         return defaults | dict(settings[phase])
 
     fitted, retrained = asked("fit"), asked("retrain")
-    sizes = retrained["model"].of(fitted["model"])
-    for model, phase in ((fitted["model"], fitted), (sizes, retrained)):
+    architecture = retrained["model"].applied_to(fitted["model"])
+    for model, phase in ((fitted["model"], fitted), (architecture, retrained)):
         check_training_memory(task, model, phase["data"], phase["trainer"].accelerator)
     with undisturbed():
         lightning_trainer(replace(retrained["trainer"], logger=False))
@@ -169,7 +184,7 @@ def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> Non
     check_evaluating(task, *(asked("evaluate")[name] for name in ("length", "sets", "samples", "accelerator")))
 
 
-def _kept(place: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:
+def _kept(run: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:
     """The first phases of a run that are finished and up to date, in all files and under the settings asked for.
 
     Raises:
@@ -177,36 +192,36 @@ def _kept(place: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase
     """
     kept: list[Phase] = []
     for phase in PIPELINE:
-        if not place.up_to_date(phase) or _is_extended(place, phase, settings[phase]):
+        if not run.up_to_date(phase) or _is_extended(run, phase, settings[phase]):
             break
-        place.check(phase)
-        different = _differences(place, phase, settings[phase])
+        run.check(phase)
+        different = _differences(run, phase, settings[phase])
         if different:
             raise UserError(
-                f"'{phase}' in {place.path} was done under other settings: {'; '.join(different)}; give the same to "
+                f"'{phase}' in {run.path} was done under other settings: {'; '.join(different)}; give the same to "
                 "resume the run, or start afresh with --overwrite"
             )
         kept.append(phase)
     return kept
 
 
-def _is_extended(place: Run, phase: Phase, settings: Mapping[str, Any]) -> bool:
+def _is_extended(run: Run, phase: Phase, settings: Mapping[str, Any]) -> bool:
     """Whether a finished training that ended with its steps is asked to take more."""
-    if not place.has(phase) or not place.extensible(phase) or "trainer" not in settings:
+    if not run.has(phase) or not run.extensible(phase) or "trainer" not in settings:
         return False
-    return settings["trainer"].max_steps > place.record(phase)["arguments"]["trainer"]["max_steps"]
+    return settings["trainer"].max_steps > run.record(phase)["arguments"]["trainer"]["max_steps"]
 
 
-def _differences(place: Run, phase: Phase, settings: Mapping[str, Any]) -> list[str]:
+def _differences(run: Run, phase: Phase, settings: Mapping[str, Any]) -> list[str]:
     """Which settings of a finished phase are others than those asked for, each with both values."""
-    record = place.record(phase)
+    record = run.record(phase)
     before = record["arguments"] | ({"seed": record["seed"]} if "seed" in record["arguments"] else {})
-    defaults = {name: parameter.default for name, parameter in signature(COMMANDS[phase]).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in signature(PHASES[phase]).parameters.items()}
     asked = {name: describe(settings.get(name, defaults.get(name))) for name in before}
     return list(differences(before, json.loads(json.dumps(asked)), (*MAY_DIFFER, "export", "size")))
 
 
-COMMANDS: Mapping[Phase, Callable[..., Any]] = {
+PHASES: Mapping[Phase, Callable[..., Any]] = {
     "fit": fit,
     "calibrate": calibrate,
     "retrain": retrain,

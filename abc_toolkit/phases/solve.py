@@ -360,15 +360,15 @@ def _piece(stream: Any, name: str) -> bytes:
         raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def attending(place: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Model:
+def attending(run: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Model:
     """A phase's model, its attention on the path asked for."""
-    model = place.load_model(phase)
+    model = run.load_model(phase)
     try:
         if isinstance(model, AttentionModel):
             model.attend(attention)
         elif attention == "gathered":
             raise UserError("there is no attention in this model whose keys could be gathered")
     except UserError as error:
-        other = "; take the other with --weights retrain" if phase == "fit" and place.has("retrain") else ""
-        raise UserError(f"--attention {attention}: the model in {place.folder(phase)}: {error}{other}") from None
+        other = "; take the other with --weights retrain" if phase == "fit" and run.has("retrain") else ""
+        raise UserError(f"--attention {attention}: the model in {run.folder(phase)}: {error}{other}") from None
     return model

@@ -23,15 +23,14 @@ from abc_toolkit.runs.folder import (
     save_record,
     save_weights,
 )
-from abc_toolkit.seeds import Stream, seeded
 from abc_toolkit.tasks import Addition, Calibratable, Task
-from abc_toolkit.tasks.objective import Objective
+from abc_toolkit.tasks.objective import Objective, Stopping
 from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import HISTORY, Stopping, Trained, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training.loop import HISTORY, Trained, TrainerSettings, Training, lightning_trainer, train
 from abc_toolkit.training.module import Optimizer
-from abc_toolkit.training.processes import only_first, undisturbed
+from abc_toolkit.training.processes import undisturbed
 from abc_toolkit.windows import Window
 
 Until = Literal["auto", "certified", "validated"]
@@ -44,7 +43,7 @@ RETRAIN_DATA = Data(batch_size=128)
 
 @dataclass(frozen=True)
 class ArchitectureChanges:
-    """What of the vanilla model's architecture the retrained model changes.
+    """Overrides of the vanilla architecture: what is not given stays.
 
     Attributes:
         num_encoder_layers: Encoder depth; must be the window's.
@@ -68,8 +67,8 @@ class ArchitectureChanges:
     position: PositionMethod = field(default_factory=NoPE)
     backbone: Backbone | None = None
 
-    def of(self, vanilla: Architecture) -> Architecture:
-        """The vanilla model's architecture with these changes."""
+    def applied_to(self, vanilla: Architecture) -> Architecture:
+        """The vanilla architecture with these overrides."""
         return replace(vanilla, **{name: value for name, value in vars(self).items() if value is not None})
 
 
@@ -124,14 +123,17 @@ def fit(
     # No default instance above: on the command line its settings would be passed on to another task's class.
     task = Addition() if task is None else task
     model = model.for_task(task.interface.decoded)
-    place = Run.of(run, task)
+    target = Run.named(run, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
-    arguments = {"task": task, "seed": seed} | settings
-    check_task(place, task, overwrite)
-    result = _train(place, "fit", task, None, seed, settings, "validated", resume, overwrite, arguments, {})
+    check_task(target, task, overwrite)
+    training = Training("fit", task, model, data, optimizer, stopping, trainer, seed)
+    order = _Order(target, resume, overwrite, {"task": task, "seed": seed} | settings, {})
+    result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
-    following = next_command(place, "calibrate") if model.kind == "encoder-decoder" else next_command(place, "evaluate")
-    terminal.done(summary, place.folder("fit"), following)
+    following = (
+        next_command(target, "calibrate") if model.kind == "encoder-decoder" else next_command(target, "evaluate")
+    )
+    terminal.done(summary, target.folder("fit"), following)
     return result
 
 
@@ -172,34 +174,34 @@ def retrain(
     Raises:
         UserError: If the window does not fit, the run folder is not free, or training breaks.
     """
-    place = run_with(run, "fit" if window is not None else "calibrate", Calibratable, "abc retrain")
-    task = place.task("fit")
-    sizes = model.of(place.architecture("fit"))
-    check_backbone(sizes, place)
-    inputs = {name: value for name, value in place.produced("fit").items() if name != "fit: weights"}
-    inputs |= place.produced("calibrate") if window is None else {"window": sha256(window)}
-    rules = place.window() if window is None else Window.load(window)
-    _check_window(rules, window, place, task)
+    target = run_with(run, "fit" if window is not None else "calibrate", Calibratable, "abc retrain")
+    task = target.task("fit")
+    architecture = model.applied_to(target.architecture("fit"))
+    check_backbone(architecture, target)
+    inputs = {name: value for name, value in target.produced("fit").items() if name != "fit: weights"}
+    inputs |= target.produced("calibrate") if window is None else {"window": sha256(window)}
+    rules = target.window() if window is None else Window.load(window)
+    _check_window(rules, window, target, task)
     settings = {"data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     arguments = {"seed": seed, "window": window, "model": model, "until": until} | settings
-    seed = int(place.record("fit")["seed"]) if seed is None else seed
-    settings |= {"model": sizes}
-    result = _train(place, "retrain", task, rules, seed, settings, until, resume, overwrite, arguments, inputs)
+    seed = int(target.record("fit")["seed"]) if seed is None else seed
+    training = Training("retrain", task, architecture, data, optimizer, stopping, trainer, seed)
+    result = _train(training, _Order(target, resume, overwrite, arguments, inputs), rules, until)
     summary = _training_summary("The model inside the window", task.objective, result.trained, stopping, trainer)
     try:
-        reason = place.stale("certify") if place.has("certify") else None
+        reason = target.stale("certify") if target.has("certify") else None
     except UserError as error:  # of a damaged certificate; what was trained is whole
         reason = str(error)
     if reason is not None:
         summary += f" The certificate in the run is stale: {reason}."
-    terminal.done(summary, place.folder("retrain"), next_command(place, "evaluate", " --length 10x"))
+    terminal.done(summary, target.folder("retrain"), next_command(target, "evaluate", " --length 10x"))
     return result
 
 
-def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> None:
+def _check_window(window: Window, path: Path | None, run: Run, task: Task) -> None:
     """Refuses a window of another task or its segments, and the run's own if it is of other weights."""
     if window.task != type(task).__name__:
-        raise UserError(f"the window is for {window.task} and the run in {place.path} is of {type(task).__name__}")
+        raise UserError(f"the window is for {window.task} and the run in {run.path} is of {type(task).__name__}")
     segments = task.layout(task.training_shapes()[-1]).source.names
     for rule in window.rules:
         for segment in (rule.key_segment, rule.query_segment):
@@ -207,58 +209,101 @@ def _check_window(window: Window, path: Path | None, place: Run, task: Task) -> 
                 raise UserError(
                     f"the window names the segment {segment!r}, which {task.name} has not: it has {', '.join(segments)}"
                 )
-    reason = place.stale("calibrate") if path is None else None
+    reason = run.stale("calibrate") if path is None else None
     if reason is not None:
-        raise UserError(f"the window in {place.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
+        raise UserError(f"the window in {run.path} is stale: {reason}; do 'abc calibrate --overwrite' first")
 
 
-def _train(
-    place: Run,
-    phase: Literal["fit", "retrain"],
-    task: Task,
-    window: Window | None,
-    seed: int,
-    settings: Mapping[str, Any],
-    until: Until,
-    resume: bool,
-    overwrite: bool,
-    arguments: Mapping[str, Any],
-    inputs: Mapping[str, str],
-) -> TrainingResult:
+@dataclass(frozen=True)
+class _Order:
+    """How a phase that trains is written.
+
+    Attributes:
+        run: The run.
+        resume: Whether to go on with an interrupted training.
+        overwrite: Whether to replace what is there.
+        arguments: The arguments of the phase, as they were given.
+        inputs: Hashes of what it read of the phases before.
+    """
+
+    run: Run
+    resume: bool
+    overwrite: bool
+    arguments: Mapping[str, Any]
+    inputs: Mapping[str, str]
+
+
+def _train(training: Training, order: _Order, window: Window | None, until: Until) -> TrainingResult:
     """Trains a fresh model and writes the phase's folder."""
-    check_training_memory(task, settings["model"], settings["data"], settings["trainer"].accelerator)
+    phase, run = training.phase, order.run
+    check_training_memory(training.task, training.architecture, training.data, training.trainer.accelerator)
     with undisturbed():
-        runner = lightning_trainer(settings["trainer"])
+        runner = lightning_trainer(training.trainer)
         rank = runner.global_rank
-        with only_first(rank):
-            draws = seeded(seed, Stream[phase.upper()]).initial_seed()
-            torch.manual_seed(draws)
-            model = build_model(task, settings["model"], window)
-            with _told(place, phase), place.writing(phase, resume, overwrite, inputs=inputs, rank=rank) as folder:
-                coverage = None if until == "validated" else _coverage(task, model, until)
-                beside: dict[str, Any] = {"seed": seed, "draws": draws, "folder": folder, "resume": resume}
-                trained = train(task, model, **settings, **beside, coverage=coverage, title=phase, runner=runner)
-                if not rank:
-                    if window is not None:
-                        save_text(folder / WINDOW, window.to_json())
-                    save_weights(folder, model)
-                    from abc_toolkit.report import (
-                        figures,  # here and below where it is used: it loads seaborn and pandas
+        writing = run.writing(phase, order.resume, order.overwrite, inputs=order.inputs, rank=rank)
+        with _only_first(rank):
+            torch.manual_seed(training.stream)
+            model = build_model(training.task, training.architecture, window)
+            with _told(run, phase), writing as folder:
+                coverage = None if until == "validated" else _coverage(training.task, model, until)
+                settings = training.trainer
+                with terminal.training_bar(phase, settings.max_steps, settings.progress_bar) as bar:
+                    trained = train(
+                        training,
+                        model,
+                        folder=folder,
+                        runner=runner,
+                        coverage=coverage,
+                        resume=order.resume,
+                        progress=bar,
                     )
+                if not rank:
+                    _write(folder, training, order, model, window, trained)
+    return TrainingResult(run, model, trained)
 
-                    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": phase})
-                    facts = {"task": task, "model": settings["model"]}
-                    save_record(folder, phase, seed, arguments, asdict(trained), inputs=inputs, facts=facts)
-    return TrainingResult(place, model, trained)
+
+def _write(
+    folder: Path, training: Training, order: _Order, model: Model, window: Window | None, trained: Trained
+) -> None:
+    """Writes what a training ended with."""
+    from abc_toolkit.report import figures  # loads seaborn and pandas
+
+    if window is not None:
+        save_text(folder / WINDOW, window.to_json())
+    save_weights(folder, model)
+    figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": training.phase})
+    facts = {"task": training.task, "model": training.architecture}
+    results = asdict(trained)
+    save_record(folder, training.phase, training.seed, order.arguments, results, inputs=order.inputs, facts=facts)
 
 
 @contextlib.contextmanager
-def _told(place: Run, phase: Phase) -> Iterator[None]:
+def _only_first(rank: int) -> Iterator[None]:
+    """What every process of a training does, and what the first alone goes on from: the others end at the end.
+
+    Raises:
+        SystemExit: In the others, silently; what went wrong is said by the first.
+    """
+    if not rank:
+        yield
+        return
+    with console.silent():
+        try:
+            yield
+        except UserError:
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _told(run: Run, phase: Phase) -> Iterator[None]:
     """Tells whoever catches an interruption whether a training can go on from its progress."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(place.interrupted(phase)) from None
+        raise Interrupted(run.interrupted(phase)) from None
 
 
 def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:

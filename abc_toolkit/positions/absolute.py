@@ -1,4 +1,4 @@
-"""Methods that add a vector to the token embeddings, or nothing."""
+"""Position methods that add a vector to the token embeddings, or nothing."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Channels = Literal["interleaved", "concatenated"]
 
 @dataclass(frozen=True)
 class NoPE(PositionMethod):
-    """No position information but the causal mask and a window, if there is one.
+    """No position information except that of the causal mask and of a window.
 
     Source: Kazemnejad et al. 2023 (arXiv 2305.19466). Any length; every site; pointwise; no parameters.
     """
@@ -28,16 +28,16 @@ class Sinusoidal(PositionMethod):
     """Sinusoids of the layout's coordinates, added to the embeddings of both streams.
 
     For a coordinate `p` and model dimension `d`, channels `2m` and `2m + 1` receive `sin(p w_m)` and `cos(p w_m)`
-    with `w_m = base^(-2m/d)`. Source: Vaswani et al. 2017, section 3.5, whose only coordinate is the raw index.
-    Of several coordinates, each has its own table, the k-th of K turned by `d k/K` channels, and the tables are
-    added. Defined at any length, though a model sees values beyond training that it never met. Every site; no
-    parameters.
+    with `w_m = base^(-2m/d)`. Source: Vaswani et al. 2017, section 3.5, whose only coordinate is the raw index. Each
+    of several coordinates has a table of its own; that of the k-th of K coordinates is rolled by `d k/K` channels, and
+    the tables are added. Defined at any length, but beyond the training length a model meets new values. Every site;
+    no parameters.
 
     Attributes:
-        coordinates: Which coordinates of the layout; the decoder's tokens use those of the token they predict.
+        coordinates: Coordinates of the layout. A token of the decoder has those of the token that it predicts.
         base: Slowest wavelength over 2 pi.
-        channels: Order of the channels: sine and cosine in turn, or every sine before every cosine, as GPT-NeoX has
-            them. A trained model needs the order that it was trained with; otherwise they are the same.
+        channels: Order of the channels: sine and cosine in turn, or all sines before all cosines, as in GPT-NeoX. A
+            trained model needs the order of its training; otherwise the two are equivalent.
     """
 
     coordinates: tuple[str, ...] = ("raw",)
@@ -53,7 +53,7 @@ class Sinusoidal(PositionMethod):
         return x + self.table(positions, x.shape[-1]).to(x.dtype)
 
     def values(self, positions: Positions, coordinate: str) -> Tensor:
-        """The numbers that the sinusoids of one coordinate are taken of, `[length]`."""
+        """The numbers for the sinusoids of one coordinate, `[length]`."""
         return positions.coordinate(coordinate)
 
     def table(self, positions: Positions, dim: int) -> Tensor:
@@ -76,7 +76,7 @@ class Cyclic(Sinusoidal):
     """Sinusoids of coordinates modulo a period: `p mod T` in place of `p`.
 
     Source: cyclic position indexing, arXiv 2310.11984, appendix A.4, whose coordinate is the raw index and whose
-    T is 3. No value beyond training ever occurs. Every site; no parameters.
+    T is 3. No value is new beyond the training length. Every site; no parameters.
 
     Attributes:
         period: T.
@@ -94,18 +94,18 @@ class Cyclic(Sinusoidal):
 
 @dataclass(frozen=True)
 class Learned(PositionMethod):
-    """A learned vector for each position, added to the embeddings of both streams.
+    """A learned vector for each value of a coordinate, added to the embeddings of both streams.
 
-    A token at position `p` receives row `p` of a table. Source: Gehring et al. 2017 (arXiv 1705.03122), section 3.1;
-    Vaswani et al. 2017, section 3.5. They have a table for each of encoder and decoder: here source and target share
-    one, as they share the token embeddings. A position beyond the capacity is refused, and rows beyond the training
-    length are as they were drawn. Every site; pointwise. Parameters: the table `[capacity, model_dim]`, from a normal
-    distribution of variance 1, which is what the token embeddings have.
+    A token with the coordinate `p` receives row `p` of a table. Source: Gehring et al. 2017 (arXiv 1705.03122), section
+    3.1; Vaswani et al. 2017, section 3.5. These have one table for the encoder and one for the decoder; here source and
+    target share a table, as they share the token embeddings. A coordinate beyond the capacity is refused. Rows beyond
+    the training length keep their initial values. Every site; pointwise. Parameters: the table `[capacity, model_dim]`,
+    from a normal distribution of variance 1, as the token embeddings are.
 
     Attributes:
-        coordinate: Which coordinate of the layout; the decoder's tokens use that of the token they predict. It must
-            not be negative, as the `index` of `EOS` is.
-        capacity: Number of positions that there are vectors for.
+        coordinate: Coordinate of the layout. A token of the decoder has that of the token that it predicts. It must not
+            be negative, as the `index` of `EOS` is.
+        capacity: Number of vectors.
     """
 
     coordinate: str = "raw"
@@ -121,22 +121,21 @@ class Learned(PositionMethod):
 
 @dataclass(frozen=True)
 class Abacus(PositionMethod):
-    """A learned vector for the place of a digit in its number, moved by a random offset in training.
+    """A learned vector for the place of a digit in its number, shifted by a random offset in training.
 
-    A digit at place `p` (0 = least significant) receives row `p + b - 1` of a table, a token that is no digit nothing.
-    In training `b` is drawn evenly from 1 .. `max_offset`, once a batch, the same for source and target; in evaluation
-    it is 1. Digits are those of the operands and of the answer. Source: McLeish et al. 2024 (arXiv 2405.17399),
-    section 3, whose numbers are all written least significant digit first, so that the place is what is counted there;
-    here it is so either way. In its released code other tokens share a learned vector. The decoder's tokens use the
-    place of the token they predict, by the convention of the layout.
+    A digit at place `p` (0 = least significant) receives row `p + b - 1` of a table. In training, `b` is drawn evenly
+    from 1 .. `max_offset`, once a batch for source and target together; in evaluation it is 1. Digits of the operands
+    and of the answer have vectors; other tokens have none. A token of the decoder has the place of the token that it
+    predicts. Source: McLeish et al. 2024 (arXiv 2405.17399), section 3, where all numbers are written least significant
+    digit first, so that the place is the index. In its released code the other tokens share a learned vector.
 
-    The offset lets rows be trained that training lengths do not reach, up to their longest place plus `max_offset`. A
-    row beyond the capacity is refused. Every site; pointwise. Parameters: the table `[capacity, model_dim]`, from a
-    normal distribution of variance 1.
+    The offset trains rows that training lengths do not reach, up to the longest place plus `max_offset`. A row beyond
+    the capacity is refused. Every site; pointwise. Parameters: the table `[capacity, model_dim]`, from a normal
+    distribution of variance 1.
 
     Attributes:
-        capacity: Number of places that there are vectors for, offset and all.
-        max_offset: Largest start in training; 1 to have no random offset.
+        capacity: Number of vectors; the offset counts.
+        max_offset: Largest offset in training; 1 for no random offset.
     """
 
     capacity: int = 1024
@@ -152,21 +151,21 @@ class Abacus(PositionMethod):
 
 @dataclass(frozen=True)
 class PositionCoupling(PositionMethod):
-    """A learned vector for each position id, which digits of the same place share across operands and answer.
+    """A learned vector for each position id; digits of the same place share an id across operands and answer.
 
-    From a start `s`, a digit of any number at place `p` (0 = least significant) has the id `s + 1 + p`, the tokens
-    between the operands have `s`, and `EOS` has 0. In training `s` is drawn evenly from all starts that leave room for
-    the problem, once a batch, the same for source and target; in evaluation it is 1. Source: Cho et al. 2024 (arXiv
-    2405.20671), section 3, and its released code for the ids of a sum, which draws a start for each problem. Every task
-    is coupled as addition is here; the paper couples products in ways of their own. The decoder's tokens use the id
-    of the token they predict, by the convention of the layout; in the paper they use that of the token they hold.
+    With a start `s`, a digit at place `p` of any number (0 = least significant) has the id `s + 1 + p`, the tokens
+    between the operands have the id `s`, and `EOS` has 0. In training, `s` is drawn evenly from all starts that leave
+    room for the problem, once a batch for source and target together; in evaluation it is 1. A token of the decoder has
+    the id of the token that it predicts; in the paper it has the id of the token that it holds. Source: Cho et al. 2024
+    (arXiv 2405.20671), section 3, and its released code for the ids of a sum, which draws a start for each problem.
+    Every task is coupled here as addition is; the paper couples products in other ways.
 
-    A random start trains all ids, so that longer problems meet none that is new. A problem whose ids are beyond the
-    capacity is refused. Every site; pointwise. Parameters: the table `[capacity, model_dim]`, from a normal
-    distribution of variance 1.
+    Random starts train all ids, so longer problems have no new ids. A problem whose ids are beyond the capacity is
+    refused. Every site; pointwise. Parameters: the table `[capacity, model_dim]`, from a normal distribution of
+    variance 1.
 
     Attributes:
-        capacity: Number of ids: two more than the digits of the longest answer at least. The paper's `max_pos` plus 1.
+        capacity: Number of ids, at least two more than the digits of the longest answer: the paper's `max_pos` plus 1.
     """
 
     capacity: int = 256
@@ -179,13 +178,13 @@ class PositionCoupling(PositionMethod):
 
 
 class _TableModel(ModelPosition):
-    """A learned table of which each token receives one row.
+    """A learned table; each token receives one of its rows.
 
     Args:
-        method: The method.
-        sizes: The model's sizes.
-        capacity: Rows of the table.
-        coordinate: The coordinate that tells the row; negative for none.
+        method: The position method.
+        sizes: Sizes of the model.
+        capacity: Number of rows.
+        coordinate: The coordinate that is the number of the row; a token with a negative one receives nothing.
     """
 
     def __init__(self, method: PositionMethod, sizes: ModelSizes, capacity: int, coordinate: str) -> None:
@@ -200,15 +199,17 @@ class _TableModel(ModelPosition):
         return x + added.to(x.dtype)
 
     def refuse_beyond(self, position: int, remedy: str = "raise capacity") -> None:
-        """Raises:
-        UserError: If there is no row for a position.
+        """Checks the number of a row.
+
+        Raises:
+            UserError: If the table does not have this row.
         """
         if position >= self.capacity:
             name = type(self.method).__name__
             raise UserError(f"{name}: position {position} is beyond the capacity of {self.capacity}: {remedy}")
 
     def with_rows(self, layout: Layout, source: Tensor, target: Tensor) -> Layout:
-        """The layout with the coordinate that tells the row, of the tokens that are embedded."""
+        """The layout with the numbers of the rows, for the tokens that are embedded."""
         source_rows, target_rows = {self.coordinate: source}, {self.coordinate: target}
         return Layout(
             Positions(layout.source.names, dict(layout.source.coordinates) | source_rows),
@@ -239,7 +240,7 @@ class _AbacusModel(_TableModel):
         offset, most = 0, self.method.max_offset - 1
         longest = _longest_number(layout)
         if self.training:
-            # For every draw or for none, so that training does not stop at one of them.
+            # The largest offset is checked, so that training does not stop at a draw.
             self.refuse_beyond(longest - 1 + most, "raise capacity or lower max_offset")
             offset = int(torch.randint(most + 1, ()))
         self.refuse_beyond(longest - 1)

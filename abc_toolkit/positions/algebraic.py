@@ -1,4 +1,4 @@
-"""Algebraic positional encodings: positions are products of orthogonal matrices that queries and keys go through."""
+"""Algebraic positional encodings: queries and keys are multiplied by products of orthogonal matrices."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,17 +22,17 @@ Structure = Literal["sequence", "grid", "tree"]
 
 @dataclass(frozen=True)
 class AlgebraicPE(PositionMethod):
-    """Queries and keys go through products of learned orthogonal matrices, so that a logit knows their path apart.
+    """Queries and keys are multiplied by learned orthogonal matrices, so that logits depend on the path between them.
 
-    Of a learned `X`, `W = expm(X - X^T)` is one step, and a query or key at a position becomes `M x`:
+    With a learned `X`, `W = expm(X - X^T)` is one step. A query or key `x` becomes `M x`:
 
-    - sequence: `M = W^p` of the coordinate `p`, so that the logit of `i` and `j` is `q^T W^(j - i) k`;
-    - grid: the first half of the channels goes through `W_1^x`, the second through `W_2^y`;
-    - tree: `M = W_b1^T W_b2^T ... W_bt^T` of the branches `b1 .. bt` from the root, so that what two paths begin
-      with in common cancels, and the logit knows the way from one node to the other.
+    - sequence: `M = W^p` with the coordinate `p`, so that the logit of `i` and `j` is `q^T W^(j - i) k`;
+    - grid: the first half of the channels is multiplied by `W_1^x`, the second half by `W_2^y`;
+    - tree: `M = W_b1^T W_b2^T ... W_bt^T` with the branches `b1 .. bt` from the root. The common beginning of two paths
+      cancels, so that the logit depends on the path from one node to the other.
 
     The layout must have the coordinates `x` and `y` for a grid, and for a tree `path`, `[length, depth]`: the branches
-    from the root, numbered from 0, then -1. `tree_paths` makes it of nodes that are numbered level by level.
+    from the root, numbered from 0, then -1. `tree_paths` computes it for nodes that are numbered level by level.
 
     Source: Kogkalidis et al. 2024 (arXiv 2312.16045). The released code multiplies every logit by 0.98 to the power of
     the distance, which the paper does not say: `decay` does it, with the distance `|i - j|`, on a grid the Euclidean
@@ -41,10 +41,10 @@ class AlgebraicPE(PositionMethod):
     looks a tree's paths up one entry late (`tree_paths` has it as an option) and has all heads share a tree's matrices;
     here every head has its own.
 
-    Defined at any length: powers are taken by repeated squaring in double precision, so that they stay orthogonal
-    (which a device without double precision cannot run), though a model meets products beyond training that it never
-    met. It acts in self-attention; in cross-attention it does nothing unless `cross` is set, and then it takes the same
-    coordinates of both strings, each counted from its own start. Pointwise.
+    Defined at any length, but beyond the training length a model meets new products. Powers are computed by repeated
+    squaring in double precision, so that they stay orthogonal; a device without double precision cannot run this. It
+    acts in self-attention; with `cross` it acts in cross-attention too, on the same coordinates of both strings, each
+    counted from its own start. Pointwise.
 
     Parameters, shared by all layers and sites: `primitives`, the `X`, `[1, head, d, d]` of a sequence with `d` the
     head's width, `[2, head, d/2, d/2]` of a grid, `[branching, head, d, d]` of a tree. The released code fits random
@@ -54,11 +54,11 @@ class AlgebraicPE(PositionMethod):
     does not depend on.
 
     Attributes:
-        structure: What positions are.
-        coordinate: Which coordinate of the layout a sequence counts by, of queries and keys.
-        branching: Most children of a tree's node.
-        decay: What a logit is multiplied by for each step of distance; nothing if not given.
-        cross: Whether it acts in cross-attention.
+        structure: Whether positions are in a sequence, in a grid or in a tree.
+        coordinate: Coordinate of the layout for a sequence, for queries and keys.
+        branching: The most children of a node of a tree.
+        decay: Factor of a logit for each step of distance; `None` for none.
+        cross: Whether it acts in cross-attention too.
     """
 
     structure: Structure = "sequence"

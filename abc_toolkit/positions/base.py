@@ -1,8 +1,13 @@
-"""The contract of a position method: anything that tells attention about order."""
+"""The contract of a position method: what tells attention the order of the tokens.
+
+A *position method* (`PositionMethod`) is a setting of a model. Built for a model it is a `ModelPosition`, which holds
+the parameters that layers share and adds to the embeddings. For each attention of the model it gives *hooks*
+(`AttentionPosition`), which rotate queries and keys or change logits. All of them read `Positions`: where tokens stand.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
 
@@ -35,17 +40,17 @@ class ModelSizes:
         return self.model_dim // self.num_heads
 
     def layers(self, site: Site) -> int:
-        """Layers that have a site."""
+        """Number of layers that have a site."""
         return self.num_encoder_layers if site == "encoder" else self.num_decoder_layers
 
 
 @dataclass(frozen=True, eq=False)
 class OpenKeys:
-    """The keys that are open to each query, by number: what a window lowers to where attention gathers its keys.
+    """A table of the keys that are open to each query, for attention that gathers its keys.
 
     Attributes:
-        index: Number of the key in each slot, int64 `[head, query, slot]`; of an empty slot any number of a key.
-        bias: What is added to its logit, `[head, query, slot]`; minus infinity where the slot is empty.
+        index: Number of the key in each slot, int64 `[head, query, slot]`; any key's number in an empty slot.
+        bias: Added to the logit of that key, `[head, query, slot]`; minus infinity in an empty slot.
     """
 
     index: Tensor
@@ -53,16 +58,17 @@ class OpenKeys:
 
 
 class AttentionPosition:
-    """What one attention module of one layer knows of positions. Overriding nothing is NoPE.
+    """The hooks of a position method in one attention: one site and layer. Without an override they do nothing.
 
-    One with parameters of its own is also an `nn.Module`; one that only reads what the model shares is not. Keys come
-    whole, `[batch, head, key, dim]`, or gathered, each query with its own, `[batch, head, query, slot, dim]`; their
-    coordinates are then `[head, query, slot]`. A pointwise method's hooks must hold for both. Written to broadcast,
-    `q_coordinate[:, None] - k_coordinate`, they do, but for a `transform` that reads `k`.
+    Hooks with parameters of their own are also an `nn.Module`; hooks that read the model's shared parameters are not.
+
+    Keys come whole, `[batch, head, key, dim]`, or gathered, `[batch, head, query, slot, dim]`. Each query then has keys
+    of its own, and the coordinates of keys are `[head, query, slot]`. Hooks of a pointwise method must work for both.
+    Hooks that broadcast, such as `q_coordinate[:, None] - k_coordinate`, do; a `transform` that reads `k` needs care.
 
     Attributes:
-        pointwise: Whether a logit needs only its own query and key, so that keys may be gathered.
-        transforms: Whether `transform` does anything; the fused path is for methods where it does not.
+        pointwise: Whether a logit depends only on its own query and key, so that keys may be gathered.
+        transforms: Whether `transform` has an effect; without one, attention takes the fused path.
     """
 
     pointwise: bool = True
@@ -75,15 +81,18 @@ class AttentionPosition:
 
     @property
     def rotates(self) -> bool:
-        """Whether `rotate` does anything; one that hands it on to another says what that says."""
+        """Whether `rotate` has an effect; hooks that pass it on to other hooks return theirs."""
         return type(self).rotate is not AttentionPosition.rotate
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
-        """Queries `[batch, head, query, dim]` and keys turned by their positions."""
+        """Queries `[batch, head, query, dim]` and keys, rotated by their positions."""
         return q, k
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor | None:
-        """Added to the logits, a function of positions alone: `[head, query, key]`, minus infinity where closed."""
+        """The bias that is added to the logits, `[head, query, key]`; it depends on positions alone.
+
+        It is minus infinity where a key is closed, and `None` if there is no bias.
+        """
         return None
 
     def transform(
@@ -95,55 +104,55 @@ class AttentionPosition:
         k_positions: Positions,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Scaled logits turned into others, before any bias is added.
+        """The logits, changed before any bias is added.
 
         Args:
-            scores: The logits, `[batch, head, query, key or slot]`.
+            scores: The scaled logits, `[batch, head, query, key or slot]`.
             q: Rotated queries.
             k: Rotated keys.
             q_positions: Positions of the queries.
             k_positions: Positions of the keys.
-            mask: True where a query may look, `[head or 1, query, key]`; everywhere, if not given. A method that is
-                not pointwise needs it; gathered keys come without.
+            mask: True where a query may attend, `[head or 1, query, key]`; `None` if it may everywhere. A method that
+                is not pointwise needs the mask; gathered keys come without one.
         """
         return scores
 
     def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:
-        """The keys that are open to each query, those after it left out in the decoder.
+        """The keys that are open to each query; in the decoder, without the keys after it.
 
         Args:
             q_positions: Positions of the queries.
             k_positions: Positions of the keys.
-            most: Most slots a query that are wanted.
+            most: The most slots a query that are wanted.
 
         Returns:
-            Them; `None` if every key is open, or if there are more slots.
+            The table; `None` if every key is open, or if the table would have more slots.
         """
         return None
 
     def among_open_keys(self) -> "AttentionPosition":
-        """What tells order among gathered keys: the method without the window, which `open_keys` says already."""
+        """The hooks for gathered keys: those without the window, which the table of `open_keys` already holds."""
         return self
 
     def not_pointwise(self) -> str:
-        """That it is not pointwise, in words."""
-        return f"{type(self).__name__} is not pointwise: a logit of it depends on more than its query and key"
+        """The sentence that says that the method is not pointwise."""
+        return f"{type(self).__name__} is not pointwise: a logit depends on more than its query and key"
 
     def why_not_gathered(self) -> str | None:
-        """Why attention cannot gather its open keys, or `None` if it can."""
+        """Why attention cannot gather its open keys; `None` if it can."""
         return "it has no window, so that every key is open to every query"
 
 
 class ModelPosition(nn.Module):
-    """What one model knows of positions, made once for it: it holds the parameters that layers share.
+    """A position method built for one model, with the parameters that layers share.
 
     Args:
-        method: The method.
-        sizes: The model's sizes.
+        method: The position method.
+        sizes: Sizes of the model.
 
     Attributes:
         draws: Whether `prepare` draws at random in evaluation too.
-        makes: Coordinates that `prepare` writes for the method alone. No two methods of a model may write the same.
+        makes: Coordinates that `prepare` adds to the layout. No two methods of a model may add the same coordinate.
 
     Raises:
         UserError: If a run could not record the method.
@@ -156,17 +165,17 @@ class ModelPosition(nn.Module):
         super().__init__()
         if not is_dataclass(method):
             raise UserError(
-                f"{type(method).__name__} is no dataclass, and a run records a method by its fields: put "
+                f"{type(method).__name__} is not a dataclass, and a run records a method by its fields: put "
                 "@dataclass(frozen=True) before the class"
             )
         self.method = method
         self.sizes = sizes
 
     def check_apart(self) -> None:
-        """Checks the methods that this one is made of.
+        """Checks the methods that this method contains.
 
         Raises:
-            UserError: If two of them write the same coordinate.
+            UserError: If two of them add the same coordinate.
         """
         makers: dict[str, str] = {}
         for part in self.modules():
@@ -174,50 +183,50 @@ class ModelPosition(nn.Module):
                 own = type(part.method).__name__
                 if name in makers:
                     raise UserError(
-                        f"{makers[name]} and {own} in one model would overwrite each other's positions: leave one of "
+                        f"{makers[name]} and {own} in one model would overwrite each other's positions: keep one of "
                         "them"
                     )
                 makers[name] = own
 
     def prepare(self, layout: Layout) -> Layout:
-        """The layout that the model runs on: with positions drawn at random, for a method that draws them."""
+        """The layout on which the model runs; a method may add coordinates, or draw them at random."""
         return layout
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
-        """Adds to a stream of token embeddings `[batch, length, dim]`; queries' positions in the decoder."""
+        """Embeddings `[batch, length, dim]` plus what the method adds; in the decoder `positions` are the queries'."""
         return self.method.embed(x, positions)
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
-        """What the attention of one site and layer runs."""
+        """The hooks of the attention of one site and layer."""
         return self.method.at(site, layer, self.sizes.num_heads, self.sizes.head_dim)
 
 
 class PositionMethod:
-    """Settings of a position method, and the maker of what a model runs. Overriding nothing is NoPE.
+    """A position method: settings, and what is built of them for a model. Without an override it is NoPE.
 
-    A method is an immutable value (a frozen dataclass) that makes its hooks, rather than a module that holds them,
-    so that a run folder records it by its fields and parameters exist only inside a model. One without parameters, or
-    with parameters of each layer alone, says `embed` and `at`; one that embeds by parameters, shares some over layers
-    or draws positions says `build`.
+    A method is an immutable value (a frozen dataclass) that makes hooks, not a module that holds them. So a run folder
+    records a method by its fields, and parameters exist only inside a model. A method overrides `embed` and `at` if it
+    has no parameters, or only parameters of each layer. It overrides `build` if it has parameters for embeddings or
+    parameters that layers share, or if it changes the layout.
     """
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
-        """What a model of these sizes runs.
+        """The method built for a model.
 
         Raises:
-            UserError: If the method and the sizes do not go together.
+            UserError: If the method does not fit the sizes of the model.
         """
         return ModelPosition(self, sizes)
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
-        """Adds to a stream of token embeddings `[batch, length, dim]`; queries' positions in the decoder."""
+        """Embeddings `[batch, length, dim]` plus what the method adds; in the decoder `positions` are the queries'."""
         return x
 
     def at(self, site: Site, layer: int, num_heads: int, head_dim: int) -> AttentionPosition:
-        """What the attention of one site and layer runs.
+        """The hooks of the attention of one site and layer.
 
         Raises:
-            UserError: If the method has no meaning there, or does not go with these sizes.
+            UserError: If the method has no meaning there, or does not fit these sizes.
         """
         return AttentionPosition()
 
@@ -234,7 +243,7 @@ def check_coordinates(method: PositionMethod, field: str, several: bool = False)
         UserError: If it does not name a coordinate.
     """
     value = getattr(method, field)
-    names = value if several and isinstance(value, tuple) else (value,)
+    names = cast("tuple[object, ...]", value) if several and isinstance(value, tuple) else (value,)
     are_names = names and all(isinstance(name, str) and name.isidentifier() for name in names)
     if several != isinstance(value, tuple) or not are_names:
         give = "a tuple of names of coordinates" if several else "the name of a coordinate"
@@ -242,11 +251,11 @@ def check_coordinates(method: PositionMethod, field: str, several: bool = False)
 
 
 def check_methods(owner: PositionMethod, methods: Iterable[object]) -> None:
-    """Checks the methods that another one is made of.
+    """Checks the methods that another method contains.
 
     Raises:
-        UserError: If one is no position method.
+        UserError: If one of them is not a position method.
     """
     for method in methods:
         if not isinstance(method, PositionMethod):
-            raise UserError(f"{type(owner).__name__}: {method!r} is no position method: give only such")
+            raise UserError(f"{type(owner).__name__}: {method!r} is not a position method: give position methods")

@@ -1,4 +1,4 @@
-"""Methods that add to the logits a function of how far apart a query and a key are.
+"""Position methods that add a bias to the logits, a function of the distance between a query and a key.
 
 `i` is the coordinate of a query and `j` that of a key, both counted from the start of their string.
 """
@@ -29,25 +29,26 @@ _TINY = 1e-6  # keeps FIRE's quotient finite
 
 
 def distances(q_positions: Positions, k_positions: Positions, coordinate: str) -> Tensor:
-    """`i - j`, `[query, key]`; of gathered keys `[head, query, slot]`."""
+    """The distances `i - j`, `[query, key]`, or `[head, query, slot]` of gathered keys."""
     return q_positions.coordinate(coordinate)[:, None] - k_positions.coordinate(coordinate)
 
 
 def _wide(number: Tensor) -> Tensor:
-    """At least single precision: logarithms of positions need it."""
+    """A number in single precision at least, which logarithms of positions need."""
     return number.to(torch.promote_types(number.dtype, torch.float32))
 
 
 def bucket_bounds(num_buckets: int, max_distance: int) -> tuple[int, ...]:
-    """The first distance of each of T5's buckets of one direction but bucket 0.
+    """The first distance of each of T5's buckets of one direction, without bucket 0.
 
-    Half of the buckets, `e`, hold one distance each; the other `r` grow evenly in the logarithm up to `max_distance`,
-    the k-th, from 0, from the least `n` on with `r ln(n / e) / ln(max_distance / e) >= k`. That is `n^r >= e^(r - k)
-    max_distance^k`, and is decided in integers: a logarithm in single precision may miss a bound by one.
+    Half of the buckets, `e` of them, hold one distance each. The other `r` grow evenly in the logarithm up to
+    `max_distance`: the k-th of them, from 0, starts at the smallest `n` with `r ln(n / e) / ln(max_distance / e) >= k`.
+    That is `n^r >= e^(r - k) max_distance^k`, which integers decide exactly; a logarithm in single precision may miss
+    a bound by one.
 
     Args:
         num_buckets: Buckets of the direction.
-        max_distance: From where on all share the last bucket.
+        max_distance: The first distance of those that all share the last bucket.
     """
     exact = num_buckets // 2
     wide = num_buckets - exact
@@ -67,12 +68,12 @@ def t5_buckets(distance: Tensor, bounds: tuple[int, ...], bidirectional: bool) -
 
     Args:
         distance: The distances, integers of any shape.
-        bounds: What `bucket_bounds` returned.
-        bidirectional: Whether keys after the query have as many buckets again; else they are in bucket 0.
+        bounds: The bounds, as `bucket_bounds` returns them.
+        bidirectional: Whether keys after the query have as many buckets of their own; if not, they are in bucket 0.
     """
     length = distance.abs() if bidirectional else distance.clamp(min=0)
     starts = torch.tensor(bounds, dtype=torch.long, device=distance.device)
-    bucket = torch.bucketize(length.contiguous(), starts, right=True)  # it warns of what is not: gathered keys
+    bucket = torch.bucketize(length.contiguous(), starts, right=True)  # it warns of gathered keys otherwise
     return bucket + (len(bounds) + 1) * (distance < 0) if bidirectional else bucket
 
 
@@ -81,23 +82,24 @@ class T5RelativeBias(PositionMethod):
     """A learned number for each head and each bucket of distances, added to the logits.
 
     `bias[h, i, j] = W[bucket(i - j), h]`. Half of the buckets hold one distance each, the others grow evenly in the
-    logarithm up to `max_distance`, and the last one holds all beyond. Two ways, each direction has half of the buckets;
-    causally, every key after the query is in bucket 0. Source: T5, arXiv 1910.10683, section 2.1, which divides no
-    logits by the root of the head width as ours are; the bounds of the buckets and the initial values are those of
-    DAPE's code (github.com/chuanyang-Zheng/DAPE), which finds the bounds in single precision, and ours exactly. Past
-    the training length nothing new occurs beyond `max_distance`. In cross-attention nothing, or, with `cross`, two
-    ways over the same coordinate of both strings, each counted from its own start. Pointwise.
+    logarithm up to `max_distance`, and the last bucket holds all larger distances. If the bias is bidirectional, each
+    direction has half of the buckets; if not, every key after the query is in bucket 0. Source: T5, arXiv 1910.10683,
+    section 2.1. T5 does not divide logits by the root of the head width; our models do. The bounds of the buckets and
+    the initial values are those of DAPE's code (github.com/chuanyang-Zheng/DAPE), which computes the bounds in single
+    precision; here they are exact. No bucket is new past the training length if training reaches `max_distance`. It
+    acts in self-attention; with `cross` it acts in cross-attention too, bidirectionally, on the same coordinate of both
+    strings, each counted from its own start. Pointwise.
 
-    Parameters: a table `[num_buckets, heads]` for each kind of site that the model has (encoder, decoder and, with
-    `cross`, cross-attention), which all its layers share, as in T5; Xavier-normal at first.
+    Parameters: a table `[num_buckets, heads]` for each site of the model (encoder, decoder and, with `cross`,
+    cross-attention), which all layers share, as in T5; initialised Xavier-normal.
 
     Attributes:
         num_buckets: Buckets in all; an even number.
-        max_distance: From where on all distances of a direction share a bucket.
-        bidirectional: Whether keys after the query have buckets of their own; if not given, everywhere but in the
+        max_distance: The first distance of those that all share the last bucket of a direction.
+        bidirectional: Whether keys after the query have buckets of their own; if not given, everywhere except in the
             decoder.
-        scaled: Whether the table is multiplied by the root of the head width, as DAPE's code does and T5 does not.
-        coordinate: What is counted.
+        scaled: Whether the table is multiplied by the root of the head width, as in DAPE's code but not in T5.
+        coordinate: Coordinate of the layout.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -128,7 +130,7 @@ class T5RelativeBias(PositionMethod):
 
 
 class _T5Model(ModelPosition):
-    """`T5RelativeBias` in one model: the tables."""
+    """`T5RelativeBias` in one model, with its tables."""
 
     method: T5RelativeBias
 
@@ -145,18 +147,18 @@ class _T5Model(ModelPosition):
 
 
 class _T5Attention(AttentionPosition):
-    """`T5RelativeBias` in one site: it reads the model's table, and is no module so that the table stands once."""
+    """`T5RelativeBias` in one site; it reads the model's table and is not a module, so the table is stored once."""
 
     def __init__(self, model: _T5Model, site: Site) -> None:
         self.model = model
         self.site: Site = site
         settings = model.method
-        self.two_ways = site != "decoder" if settings.bidirectional is None else settings.bidirectional
-        self.bounds = bucket_bounds(settings.num_buckets // (2 if self.two_ways else 1), settings.max_distance)
+        self.bidirectional = site != "decoder" if settings.bidirectional is None else settings.bidirectional
+        self.bounds = bucket_bounds(settings.num_buckets // (2 if self.bidirectional else 1), settings.max_distance)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         settings, table = self.model.method, self.model.tables[self.site]
-        bucket = t5_buckets(distances(q_positions, k_positions, settings.coordinate), self.bounds, self.two_ways)
+        bucket = t5_buckets(distances(q_positions, k_positions, settings.coordinate), self.bounds, self.bidirectional)
         bias = table[bucket, torch.arange(table.shape[1], device=table.device)[:, None, None]]
         return bias * math.sqrt(self.model.sizes.head_dim) if settings.scaled else bias
 
@@ -164,12 +166,12 @@ class _T5Attention(AttentionPosition):
 def alibi_slopes(num_heads: int, rule: SlopeRule = "press") -> tuple[float, ...]:
     """ALiBi's slope of each head.
 
-    With a power of two of heads both rules give `2^(-8 t / heads)`, `t = 1 .. heads`.
+    If the number of heads is a power of two, both rules give `2^(-8 t / heads)`, `t = 1 .. heads`.
 
     Args:
         num_heads: Number of heads.
-        rule: For any other number of heads, `press` takes the slopes of the power of two below, and then every other
-            one of those of the power above, as the paper's authors do; `geometric` keeps to the formula.
+        rule: For any other number of heads, `press` takes the slopes of the next smaller power of two, and then every
+            other slope of the next larger one, as the paper's authors do; `geometric` keeps to the formula.
     """
     if rule == "geometric":
         return tuple(2 ** (-8 * t / num_heads) for t in range(1, num_heads + 1))
@@ -180,18 +182,18 @@ def alibi_slopes(num_heads: int, rule: SlopeRule = "press") -> tuple[float, ...]
 
 @dataclass(frozen=True)
 class ALiBi(PositionMethod):
-    """Logits fall evenly with the distance, in each head by its own slope.
+    """Logits fall linearly with the distance; each head has its own slope.
 
-    `bias[h, i, j] = -m_h |i - j|`; see `alibi_slopes` for `m`. Source: arXiv 2108.12409, where attention is causal and
-    `|i - j| = i - j`; two ways, as in our encoder, we count both directions alike. Defined at any length; far keys
-    fade. In cross-attention nothing, or, with `cross`, the same of both strings, each counted from its own start.
-    Pointwise; no parameters; every layer has the same.
+    `bias[h, i, j] = -m_h |i - j|`; `alibi_slopes` gives `m`. Source: arXiv 2108.12409, where attention is causal and
+    `|i - j| = i - j`; in our encoder both directions count alike. Defined at any length; far keys fade. It acts in
+    self-attention; with `cross` it acts in cross-attention too, on the same coordinate of both strings, each counted
+    from its own start. Pointwise; the same in every layer; no parameters.
 
     Attributes:
-        slopes: The rule for numbers of heads that are no power of two: `press`, the paper's authors', or `geometric`,
-            that of github.com/jaketae/alibi.
-        symmetric: Whether keys after the query fade too; else they gain, `-m_h (i - j)`, as in jaketae's code.
-        coordinate: What is counted.
+        slopes: The rule for a number of heads that is not a power of two: `press`, the paper's authors', or
+            `geometric`, that of github.com/jaketae/alibi.
+        symmetric: Whether keys after the query fade too; if not, their bias is `-m_h (i - j)`, as in jaketae's code.
+        coordinate: Coordinate of the layout.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -225,18 +227,18 @@ class ALiBiAttention(AttentionPosition):
 class KerpleLog(PositionMethod):
     """Logits fall with the logarithm of the distance, at a rate and on a scale that each head learns.
 
-    `bias[h, i, j] = -p_h ln(1 + a_h |i - j|)`. Source: KERPLE, arXiv 2205.09921, its logarithmic variant, with the
-    initial values and the least value, `epsilon`, of DAPE's code (github.com/chuanyang-Zheng/DAPE). That code writes
-    `epsilon` into a parameter that has fallen below it; here the parameter stays, is read as `epsilon` and has the
-    gradient of that. Defined at any length. In cross-attention nothing, or, with `cross`, the
-    same of both strings, each counted from its own start. Pointwise.
+    `bias[h, i, j] = -p_h ln(1 + a_h |i - j|)`. Source: KERPLE, arXiv 2205.09921, its logarithmic variant. The initial
+    values and the smallest value, `epsilon`, are those of DAPE's code (github.com/chuanyang-Zheng/DAPE). That code
+    writes `epsilon` into a parameter that falls below it. Here the parameter keeps its value; it is read as `epsilon`,
+    and its gradient is that of `epsilon`. Defined at any length. It acts in self-attention; with `cross` it acts in
+    cross-attention too, on the same coordinate of both strings, each counted from its own start. Pointwise.
 
-    Parameters, of each layer's own: `p`, `[heads]`, at first even over 0 .. 2, and `a`, `[heads]`, over 0 .. 1.
+    Parameters of each layer: `p`, `[heads]`, drawn evenly from 0 .. 2, and `a`, `[heads]`, drawn evenly from 0 .. 1.
 
     Attributes:
-        epsilon: The least value of `p` and `a`.
-        edits_parameters: Whether parameters below `epsilon` are set to it whenever they are read, as DAPE's code does.
-        coordinate: What is counted.
+        epsilon: The smallest value of `p` and `a`.
+        edits_parameters: Whether a parameter below `epsilon` is set to it when it is read, as in DAPE's code.
+        coordinate: Coordinate of the layout.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -267,7 +269,7 @@ class KerpleLogAttention(nn.Module, AttentionPosition):
         return -p * torch.log1p(a * distances(q_positions, k_positions, self.method.coordinate).abs())
 
     def _at_least(self, parameter: Tensor) -> Tensor:
-        """A parameter, or `epsilon` if it is below; the gradient is passed on all the same, which `clamp` does not."""
+        """A parameter, or `epsilon` if it is smaller; unlike with `clamp`, the gradient passes in both cases."""
         if self.method.edits_parameters:
             parameter.data.clamp_(min=self.method.epsilon)
         number = _wide(parameter)
@@ -276,24 +278,24 @@ class KerpleLogAttention(nn.Module, AttentionPosition):
 
 @dataclass(frozen=True)
 class FIRE(PositionMethod):
-    """A small network of the distance, as a share of the query's own position, gives each head's bias.
+    """A small network gives each head's bias from the distance as a share of the query's position.
 
     `bias[h, i, j] = MLP(x)_h` with `x = f(|i - j|) / (f(max(i, |u L|)) + 1e-6)` and `f(n) = ln(1 + |c n|)`; the MLP has
-    one hidden layer. Source: FIRE, arXiv 2310.04418, whose attention is causal and `|i - j| = i - j`; two ways we count
-    both directions alike, as does the code of github.com/IKMLab/length-generalization-with-icl. At any length `x` stays
-    between 0 and 1 in causal attention. In cross-attention nothing, or, with `cross`, the same of both strings, each
-    counted from its own start. Pointwise. The released codes differ in settings: DAPE's
-    (github.com/chuanyang-Zheng/DAPE) have a threshold of half a configured length, 64, and the one in ICL a width of
+    one hidden layer. Source: FIRE, arXiv 2310.04418, where attention is causal and `|i - j| = i - j`; in our encoder
+    both directions count alike, as in the code of github.com/IKMLab/length-generalization-with-icl. In causal attention
+    `x` is between 0 and 1 at any length. It acts in self-attention; with `cross` it acts in cross-attention too, on the
+    same coordinate of both strings, each counted from its own start. Pointwise. Released codes have other settings:
+    DAPE's (github.com/chuanyang-Zheng/DAPE) has a threshold of half a configured length, 64; IKMLab's has a width of
     102.
 
-    Parameters, of each layer's own: `c`, a number, at first 0.1; `u`, a number, at first 1; the MLP's two linear layers
-    `[width, 1]` and `[heads, width]` with biases, at first as PyTorch makes them.
+    Parameters of each layer: the number `c`, initialised to 0.1; the number `u`, initialised to 1; the two linear
+    layers of the MLP, `[width, 1]` and `[heads, width]` with biases, initialised as PyTorch does.
 
     Attributes:
-        threshold: L, the position up to which distances are measured on a common scale, to start with.
+        threshold: L: with the initial `u`, distances are on one scale for queries up to this position.
         width: Width of the hidden layer.
-        activation: That of the hidden layer; `relu` in FIRE itself, `leaky_relu` (slope 0.01) inside DAPE.
-        coordinate: What is counted.
+        activation: Activation of the hidden layer: `relu` as in FIRE, or `leaky_relu` (slope 0.01) as in DAPE.
+        coordinate: Coordinate of the layout.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -331,6 +333,6 @@ class FIREAttention(nn.Module, AttentionPosition):
         x = torch.log1p((c * distance).abs()) / (scale + _TINY)
         activation = functional.relu if self.method.activation == "relu" else functional.leaky_relu
         hidden = activation(functional.linear(x[..., None], _wide(self.hidden.weight), _wide(self.hidden.bias)))
-        # Gathered keys are each head's own, `[head, query, slot, width]`, and only that head's bias is wanted.
+        # With gathered keys each head has its own, `[head, query, slot, width]`, and needs its own bias alone.
         bias = torch.einsum("qkw,hw->hqk" if x.dim() == 2 else "hqkw,hw->hqk", hidden, _wide(self.output.weight))
         return bias + _wide(self.output.bias)[:, None, None]

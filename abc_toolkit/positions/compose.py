@@ -1,4 +1,4 @@
-"""Several methods as one."""
+"""Several position methods as one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,23 +20,22 @@ from abc_toolkit.positions.base import (
 
 @dataclass(frozen=True)
 class Compose(PositionMethod):
-    """Several methods as one: each does its part, in their order.
+    """Several position methods as one, applied in their order.
 
-    Layouts are prepared, embeddings added, and queries, keys and logits turned by one method after the other; biases
+    One method after the other prepares the layout, adds to the embeddings, and changes queries, keys and logits. Biases
     are summed: `softmax(t_n(.. t_1(s_ij)) + b_1 + .. + b_n)`. Source: arXiv 2310.11984, appendix A.4, joins cyclic
-    positions and a window; the rest is ours. What holds past the training length and in cross-attention is up to each;
-    pointwise if all are. Parameters are those of the methods, and are shared where theirs are. Keys can be gathered if
-    exactly one of the methods has a window.
+    positions and a window; the rest is ours. Lengths, sites and parameters are those of the methods. Pointwise if all
+    methods are. Keys can be gathered if exactly one of the methods has a window.
 
     Attributes:
-        methods: The methods. At most one of them may rotate queries and keys of a site.
+        methods: The position methods. At most one of them may rotate the queries and keys of a site.
     """
 
     methods: tuple[PositionMethod, ...]
 
     def __post_init__(self) -> None:
         if not isinstance(self.methods, tuple) or not self.methods:
-            raise UserError("Compose has no tuple of methods: give at least one method")
+            raise UserError("Compose has no methods: give a tuple of at least one position method")
         check_methods(self, self.methods)
 
     def build(self, sizes: ModelSizes) -> ModelPosition:
@@ -65,9 +64,9 @@ class _ComposedModel(ModelPosition):
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
         hooks = [part.at(site, layer) for part in self.parts]
-        turning = [type(part.method).__name__ for part, hook in zip(self.parts, hooks, strict=True) if hook.rotates]
-        if len(turning) > 1:
-            raise UserError(f"Compose: {' and '.join(turning)} both rotate queries and keys: leave one of them")
+        rotating = [type(part.method).__name__ for part, hook in zip(self.parts, hooks, strict=True) if hook.rotates]
+        if len(rotating) > 1:
+            raise UserError(f"Compose: {' and '.join(rotating)} both rotate queries and keys: keep one of them")
         joined = _joined(hooks)
         if isinstance(joined, _Joined) and any(isinstance(hook, nn.Module) for hook in joined.hooks):
             return _JoinedModule(joined.hooks)
@@ -75,7 +74,7 @@ class _ComposedModel(ModelPosition):
 
 
 def _joined(hooks: Iterable[AttentionPosition]) -> AttentionPosition:
-    """The hooks as one, those left out that do nothing."""
+    """The hooks as one, without those that do nothing."""
     active = tuple(hook for hook in hooks if not hook.does_nothing)
     if len(active) > 1:
         return _Joined(active)
@@ -83,7 +82,7 @@ def _joined(hooks: Iterable[AttentionPosition]) -> AttentionPosition:
 
 
 class _Joined(AttentionPosition):
-    """Several hooks as one."""
+    """The hooks of several methods as one."""
 
     def __init__(self, hooks: tuple[AttentionPosition, ...]) -> None:
         self.hooks = hooks
@@ -133,7 +132,7 @@ class _Joined(AttentionPosition):
                 return hook.not_pointwise()
         windows = self._windows()
         if len(windows) > 1:
-            return f"{len(windows)} of its methods have a window, and there is a table for one alone"
+            return f"{len(windows)} of its methods have a window, and only one of them may have one"
         return None if windows else super().why_not_gathered()
 
     def _windows(self) -> list[AttentionPosition]:
@@ -141,7 +140,7 @@ class _Joined(AttentionPosition):
 
 
 class _JoinedModule(nn.Module, _Joined):
-    """Several hooks as one, some of which have parameters of their own."""
+    """The hooks of several methods as one, some of which have parameters of their own."""
 
     def __init__(self, hooks: tuple[AttentionPosition, ...]) -> None:
         nn.Module.__init__(self)

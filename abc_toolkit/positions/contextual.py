@@ -1,4 +1,4 @@
-"""Methods that look at the logits themselves: positions counted by content, and biases that adapt to it."""
+"""Position methods that read the logits: positions counted by content, and biases that adapt to content."""
 
 from dataclasses import dataclass
 
@@ -21,19 +21,19 @@ from abc_toolkit.positions.base import (
 
 @dataclass(frozen=True)
 class CoPE(PositionMethod):
-    """Contextual position encoding: a key's position is how many keys from it on the query counts.
+    """Contextual position encoding: the position of a key is the sum of the query's gates over the keys from it on.
 
-    With scaled logits `s`, the gate of query `i` and an open key `j` is `g_ij = sigmoid(s_ij)`; the position is
-    `p_ij = min(sum of g_it over open keys t >= j, npos - 1)`, and the logit `s_ij + q_i e[p_ij]` with unscaled `q_i`
-    and `e` interpolated between its columns at the whole numbers around `p_ij`. Source: Golovneva et al. 2024 (arXiv
-    2405.18719), there with a causal mask, under which the keys that count are `j` to `i`. In the encoder they are `j`
-    to the end of the string, and closed keys never count. No coordinate is read but the order of the keys.
-    Self-attention alone, unless `cross` is set: then it counts from each key to the end of the source. Any length,
-    since positions end at `npos - 1`. Not pointwise. Parameters: `e`, `[head width, npos]`, zeros at the start; each
-    layer has its own, which its heads share.
+    With scaled logits `s`, the gate of query `i` and an open key `j` is `g_ij = sigmoid(s_ij)`. The position is
+    `p_ij = min(sum of g_it over open keys t >= j, npos - 1)`. The new logit is `s_ij + q_i e[p_ij]` with unscaled
+    `q_i`; `e` is interpolated between its columns at the whole numbers around `p_ij`. Source: Golovneva et al. 2024
+    (arXiv 2405.18719), with a causal mask, under which the keys `j` to `i` count. In the encoder the keys `j` to the
+    end of the string count; closed keys never do. The method reads the order of the keys and no coordinate. It acts in
+    self-attention; with `cross` it acts in cross-attention too and counts from each key to the end of the source. Any
+    length, as positions end at `npos - 1`. Not pointwise. Parameters: `e`, `[head width, npos]`, initialised to zero;
+    each layer has its own, which its heads share.
 
     Attributes:
-        npos: Number of positions; those beyond are taken for the last.
+        npos: Number of positions; larger ones count as the last.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -80,19 +80,19 @@ class CoPEAttention(nn.Module, AttentionPosition):
 
 @dataclass(frozen=True)
 class DAPE(PositionMethod):
-    """Data-adaptive positional encoding: a small network corrects each logit by the logits and biases of all heads.
+    """Data-adaptive positional encoding: a small network corrects each logit, given the logits and biases of all heads.
 
-    With scaled logits `s` and the biases `b` of the method `base`, one of each a head: `s + b + f([s; b])`, where `f`
-    is applied to each pair of a query and a key by itself: `2 heads` channels to `width`, leaky ReLU of slope 0.01,
-    `width` to `heads`. Where `base` has no bias (NoPE, RoPE), `s + f(s)`. Source: Zheng et al. 2024 (arXiv 2405.14722)
-    and its released code, in which a FIRE below has a leaky ReLU too. What else `base` does is kept: rotations,
-    embeddings, drawn positions. Self-attention alone, unless `cross` is set: then `f` acts there too, on what `base`
-    says there. Any length that `base` is for. Not pointwise: a logit needs those of the other heads for the same key,
-    and gathered keys differ between heads. Parameters: those of `base`, and of each layer two linear layers with
-    biases, initialised as PyTorch does.
+    With scaled logits `s` and biases `b` of the method `base`, the new logits are `s + b + f([s; b])`. The network `f`
+    is applied to each pair of a query and a key: `2 heads` channels to `width`, leaky ReLU of slope 0.01, `width` to
+    `heads`. If `base` has no bias (NoPE, RoPE), they are `s + f(s)`. Source: Zheng et al. 2024 (arXiv 2405.14722) and
+    its released code, in which FIRE as `base` has a leaky ReLU too. Rotations, embeddings and drawn positions of `base`
+    stay. It acts in self-attention; with `cross` it acts in cross-attention too, given the biases of `base` there. Any
+    length that `base` allows. Not pointwise: a logit depends on those of the other heads for the same key, and gathered
+    keys differ between heads. Parameters: those of `base`, and in each layer two linear layers with biases, initialised
+    as PyTorch does.
 
     Attributes:
-        base: What tells order below it; NoPE, if not given. Its biases must be finite.
+        base: The position method whose biases the network reads; NoPE, if not given. Its biases must be finite.
         width: Hidden channels of `f`.
         cross: Whether it acts in cross-attention too.
     """
@@ -115,18 +115,19 @@ class DAPE(PositionMethod):
 
 @dataclass(frozen=True)
 class DAPEv2(DAPE):
-    """DAPE whose network also sees the neighbouring keys: two convolutions along them in place of linear layers.
+    """DAPE with convolutions along the keys in place of linear layers, so that the network reads neighbouring keys too.
 
-    As `DAPE`, with `f` of each query by itself: `s` and `b` are set to 0 at closed keys; a convolution over `kernel`
-    keys from `2 heads` channels (`heads`, where `base` has no bias) to `width`, leaky ReLU of slope 0.01, a
-    convolution over `kernel` keys to `heads`. Source: Zheng et al. 2024 (arXiv 2410.04798) and its released code. There
-    a string's last key has nothing but padding behind it in the second convolution, and every other one the hidden
-    channels of closed keys, so that what a query sees would change with the length of the string. Here the last key has
-    such channels too: a step of decoding sees what the whole sees, and of a whole causal string only logits at the last
-    `kernel // 2` keys differ from the released code's. Not pointwise. Parameters: as `DAPE`, but convolutions.
+    As `DAPE`, with an `f` that is applied to each query. First `s` and `b` are set to 0 at closed keys. Then come a
+    convolution over `kernel` keys from `2 heads` channels (`heads` channels, if `base` has no bias) to `width`, a leaky
+    ReLU of slope 0.01, and a convolution over `kernel` keys to `heads`. Source: Zheng et al. 2024 (arXiv 2410.04798)
+    and its released code. In that code the second convolution reads padding after the last key of a string, and hidden
+    channels of closed keys after any other key, so logits would depend on the length of the string. Here it reads
+    hidden channels after the last key too. So a step of decoding gives the logits of the whole string, and only the
+    logits of the last `kernel // 2` keys of a causal string differ from those of the released code. Not pointwise.
+    Parameters: as in `DAPE`, with convolutions.
 
     Attributes:
-        kernel: Keys that a convolution spans, an odd number.
+        kernel: Keys that a convolution spans; an odd number.
     """
 
     kernel: int = 3
@@ -163,16 +164,16 @@ class _DAPEModel(ModelPosition):
         if base.why_not_gathered() is None:
             raise UserError(
                 f"{type(self.method).__name__}: {type(self.method.base).__name__} closes keys, and the network cannot "
-                "read infinite biases: put it beside this method, in a Compose"
+                "read infinite biases: put it beside this method in a Compose"
             )
-        # A method whose hook says anything of biases has them at all positions.
+        # Hooks that override `bias` have one at all positions.
         has_bias = type(base).bias is not AttentionPosition.bias
         heads = self.sizes.num_heads
         return DAPEAttention(base, self.method.network(2 * heads if has_bias else heads, heads))
 
 
 class DAPEAttention(nn.Module, AttentionPosition):
-    """`DAPE` in one site and layer. It adds the bias below itself, since the network is to see it."""
+    """`DAPE` in one site and layer; `transform` adds the bias of `base`, since the network reads it."""
 
     pointwise = False
     transforms = True
@@ -207,7 +208,7 @@ class DAPEAttention(nn.Module, AttentionPosition):
 
 
 class _Network(nn.Module):
-    """The network of `DAPE`, by itself at each pair of a query and a key."""
+    """The network of `DAPE`, applied to each pair of a query and a key."""
 
     def __init__(self, channels: int, width: int, num_heads: int) -> None:
         super().__init__()
@@ -220,7 +221,7 @@ class _Network(nn.Module):
 
 
 class _Convolutions(nn.Module):
-    """The network of `DAPEv2`, by itself at each query."""
+    """The network of `DAPEv2`, applied to each query."""
 
     def __init__(self, channels: int, width: int, num_heads: int, kernel: int) -> None:
         super().__init__()
@@ -233,7 +234,7 @@ class _Convolutions(nn.Module):
         """Corrections `[batch, head, query, key]` by channels `[batch, channel, query, key]`."""
         if mask is not None:
             seen = seen.unflatten(1, (-1, self.num_heads)).masked_fill(~mask, 0.0).flatten(1, 2)
-        # The second convolution looks `side` keys beyond the last, and the first as many beyond those. Its own
-        # zeros are wanted before the first key alone: what it finds with those behind the last is cut off.
+        # The second convolution reads `side` keys after the last key, and the first as many after those. The zeros that
+        # the second pads with count only before the first key: its outputs after the last key are cut off.
         hidden = functional.leaky_relu(self.first(functional.pad(seen, (self.side, 2 * self.side))), inplace=True)
         return self.second(hidden)[..., : seen.shape[-1]]

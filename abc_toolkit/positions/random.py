@@ -1,4 +1,4 @@
-"""Positions drawn at random, for any method that counts."""
+"""Positions that are drawn at random, for any position method that counts tokens."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ _DRAWN = {"raw": "drawn raw", "raw_from_end": "drawn raw_from_end"}
 
 @dataclass(frozen=True)
 class RandomizedPositions(PositionMethod):
-    """Another method, with a random increasing sequence in place of the tokens' numbers in their string.
+    """Another position method, with random increasing numbers in place of the tokens' numbers in their string.
 
-    Of `capacity` numbers 0 .. `capacity - 1`, as many as the string has tokens are drawn without replacement and
-    sorted; the `i`-th token has the `i`-th of them as its `raw`, and what is left up to the last one as its
-    `raw_from_end`. Source and target are drawn apart from one another, once a batch, in evaluation as in training: an
-    evaluation draws anew for every few problems, as one draw is no measure of a model, and draws as its seed says.
-    Source: Ruoss et al. 2023 (arXiv 2305.16843), section 3, whose released code draws for each attention layer anew.
+    For a string of `n` tokens, `n` of the numbers 0 .. `capacity - 1` are drawn without replacement and sorted. The
+    `i`-th number is the `raw` of the `i`-th token; the last number minus it is its `raw_from_end`. Source and target
+    have draws of their own, one a batch, in training and in evaluation. An evaluation draws for every few problems
+    again, as its seed determines: a single draw would not measure a model. Source: Ruoss et al. 2023 (arXiv
+    2305.16843), section 3, whose released code draws for each attention layer.
 
-    Where the inner method reads other coordinates, they are the layout's own, and so are those of a window around this
-    method. A string of more than `capacity` tokens is refused; up to there a model meets no number that training has
-    not. Sites, what is pointwise and what is shared are the inner method's; in cross-attention the numbers of query
-    and key are of two draws. No parameters but the inner method's.
+    Other coordinates that the inner method reads are the layout's own, and so are all coordinates of a window around
+    this method. A string of more than `capacity` tokens is refused. Up to that length every number occurs in training.
+    Sites, pointwise or not, and parameters are those of the inner method. In cross-attention, query and key have the
+    numbers of different draws.
 
     Attributes:
-        inner: The method; it should count in `raw`, as its `coordinate` says.
-        capacity: How many numbers are drawn from: the longest string that will ever be met, at least. The paper's L.
+        inner: The position method; its `coordinate` should be `raw`.
+        capacity: How many numbers there are to draw from, the paper's L: at least the length of the longest string.
     """
 
     inner: PositionMethod
@@ -64,17 +64,17 @@ class _RandomizedModel(ModelPosition):
         self.inner = method.inner.build(sizes)
         self.check_apart()
         for part in (module.method for module in self.inner.modules() if isinstance(module, ModelPosition)):
-            # Now rather than at the first draw that it has no vector for, in the midst of training.
+            # The check comes before training, not at the first number for which `Learned` has no vector.
             if isinstance(part, Learned) and part.coordinate in _DRAWN and part.capacity < method.capacity:
                 raise UserError(
                     f"RandomizedPositions draws from {method.capacity} numbers and Learned has a capacity of "
-                    f"{part.capacity}: raise that"
+                    f"{part.capacity}: raise the capacity"
                 )
 
     def prepare(self, layout: Layout) -> Layout:
         source, target = self._draw(len(layout.source)), self._draw(len(layout.target))
         own = (layout.source, layout.target, layout.prefix)
-        # A token that the decoder holds is the one before that which it predicts: both strings count alike.
+        # The decoder's keys are the tokens one before its queries, so both count in the same way.
         drawn = (_numbered(positions, raw) for positions, raw in zip(own, (source, target, target), strict=True))
         inner = self.inner.prepare(Layout(*drawn))
         prepared = zip(own, (inner.source, inner.target, inner.prefix), strict=True)
@@ -88,12 +88,12 @@ class _RandomizedModel(ModelPosition):
         if inner.why_not_gathered() is None:
             raise UserError(
                 f"RandomizedPositions: {type(self.method.inner).__name__} opens keys by their distance, which drawn "
-                "numbers do not keep: put it beside this method, in a Compose"
+                "numbers do not keep: put it beside this method in a Compose"
             )
         return inner if inner.does_nothing else RandomizedAttention(inner)
 
     def _draw(self, length: int) -> Tensor:
-        """Numbers for a string, increasing."""
+        """Increasing numbers for the tokens of a string."""
         capacity = self.method.capacity
         if length > capacity:
             raise UserError(
@@ -103,10 +103,10 @@ class _RandomizedModel(ModelPosition):
 
 
 class RandomizedAttention(nn.Module, AttentionPosition):
-    """`RandomizedPositions` in one site and layer: the inner method's hooks, told the drawn numbers.
+    """`RandomizedPositions` in one site and layer: the inner method's hooks with the drawn numbers.
 
     Args:
-        inner: The inner method's.
+        inner: The hooks of the inner method.
     """
 
     def __init__(self, inner: AttentionPosition) -> None:
@@ -138,7 +138,7 @@ class RandomizedAttention(nn.Module, AttentionPosition):
 
 
 class _Drawn(Mapping[str, Tensor]):
-    """Coordinates with the drawn numbers in place of the layout's own, looked up when they are asked for."""
+    """Coordinates with the drawn numbers in place of the layout's own; each is looked up when it is read."""
 
     def __init__(self, coordinates: Mapping[str, Tensor]) -> None:
         self._all = coordinates
@@ -154,7 +154,7 @@ class _Drawn(Mapping[str, Tensor]):
 
 
 def _drawn(positions: Positions) -> Positions:
-    """Positions as the inner method sees them."""
+    """Positions as the inner method reads them."""
     return Positions(positions.names, _Drawn(positions.coordinates))
 
 
@@ -165,7 +165,7 @@ def _numbered(positions: Positions, raw: Tensor) -> Positions:
 
 
 def _beside(positions: Positions, inner: Positions) -> Positions:
-    """Positions with their own numbers, for masks and windows, beside those that the inner method prepared."""
+    """Positions with their own numbers, which masks and windows read, and with those that the inner method prepared."""
     drawn = {name: inner.coordinates[counted] for counted, name in _DRAWN.items()}
     own = {name: positions.coordinates[name] for name in _DRAWN}
     return Positions(positions.names, dict(inner.coordinates) | drawn | own)

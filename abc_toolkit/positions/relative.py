@@ -1,4 +1,4 @@
-"""Methods that compare the query with a vector of its distance to the key."""
+"""Position methods that compare the query with a vector of its distance to the key."""
 
 import math
 from dataclasses import dataclass
@@ -26,18 +26,19 @@ class ShawRelative(PositionMethod):
     """A learned vector for each distance up to a window, added to the key.
 
     For a query at `i`, a key at `j` and the head width `D`: `q_i (k_j + a[clip(i - j, -window, window)]) / sqrt(D)`.
-    Source: Shaw et al. 2018 (arXiv 1803.02155), equation 4 and section 3.2; what they add to the values in the same
-    way is left out. Distances are the query's minus the key's; the paper counts the other way round, which only
-    numbers the vectors from the other end. Self-attention alone, unless `cross` is set: then distances are between the
-    coordinates of two strings, each counted from its own start. Any length: all distances beyond the window share a
-    vector on either side. Pointwise. Parameters: `a`, `[2 window + 1, D]`, from the standard normal distribution as in
-    the code named below; each layer has its own, which its heads share, as in the paper's large model.
+    Source: Shaw et al. 2018 (arXiv 1803.02155), equation 4 and section 3.2, without the vectors that the paper adds to
+    the values. A distance is the query's coordinate minus the key's; the paper has the opposite sign, which only
+    numbers the vectors from the other end. It acts in self-attention; with `cross` it acts in cross-attention too, on
+    distances between the coordinates of two strings, each counted from its own start. Any length: on each side all
+    distances beyond the window share a vector. Pointwise. Parameters: `a`, `[2 window + 1, D]`, from the standard
+    normal distribution as in the code named below; each layer has its own, which its heads share, as in the paper's
+    large model.
 
     Attributes:
         window: The largest distance with a vector of its own.
-        scaled: Whether `q_i a` is divided by `sqrt(D)`, as in the paper; if not, only `q_i k_j` is, as in the code
-            released with algebraic positional encodings (arXiv 2312.16045).
-        coordinate: Which coordinate of the layout.
+        scaled: Whether `q_i a` is divided by `sqrt(D)` as `q_i k_j` is, as in the paper and unlike in the code released
+            with algebraic positional encodings (arXiv 2312.16045).
+        coordinate: Coordinate of the layout.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -86,19 +87,19 @@ class ShawAttention(nn.Module, AttentionPosition):
 
 @dataclass(frozen=True)
 class TransformerXLBias(PositionMethod):
-    """Sinusoids of the distance, compared with the query, and what the query would ask on average.
+    """Sinusoids of the distance, compared with the query, and a learned bias of queries.
 
     For a query at `i`, a key at `j` and the head width `D`: `((q_i + u) k_j + (q_i + v) W r_{i-j}) / sqrt(D)`, where
     `r_p` holds, for the model width `d` and `w_m = base^(-2m/d)`, all `sin(p w_m)` and then all `cos(p w_m)`. Source:
-    Dai et al. 2019 (arXiv 1901.02860), section 3.3, there for keys up to the query; in the encoder a key after it has
-    a negative distance and the same sinusoids. Self-attention alone, unless `cross` is set: then distances are between
-    the coordinates of two strings, each counted from its own start. Defined at any length, though a model sees
-    distances beyond training that it never met. Pointwise. Parameters, all normal with deviation 0.02 at the start: `u`
-    and `v`, `[heads, D]`, which all layers share as in the paper; `W`, `[d, d]`, of each layer.
+    Dai et al. 2019 (arXiv 1901.02860), section 3.3, for keys up to the query; in the encoder a key after it has a
+    negative distance and the same sinusoids. It acts in self-attention; with `cross` it acts in cross-attention too, on
+    distances between the coordinates of two strings, each counted from its own start. Defined at any length, but beyond
+    the training length a model meets new distances. Pointwise. Parameters, all initialised from a normal distribution
+    of deviation 0.02: `u` and `v`, `[heads, D]`, which all layers share as in the paper; `W`, `[d, d]`, of each layer.
 
     Attributes:
         base: Slowest wavelength over 2 pi.
-        coordinate: Which coordinate of the layout.
+        coordinate: Coordinate of the layout.
         cross: Whether it acts in cross-attention too.
     """
 
@@ -161,14 +162,14 @@ class _TransformerXLAttention(AttentionPosition):
             _waves(positions.coordinate(method.coordinate), len(w), method.base, wide)
             for positions in (q_positions, k_positions)
         )
-        # `r_{i-j}` is `r_j` turned by `i`. What the query compares it with is turned instead, once for all keys: there
-        # is no vector then for each pair of a query and a key.
+        # `r_{i-j}` is `r_j` rotated by `i`. The vector with which the query compares it is rotated instead, once for
+        # all keys, so there is no vector for each pair of a query and a key.
         asked = torch.einsum("bhqd,hdm->bhqm", q + v[:, None], w.unflatten(0, u.shape))
         sines, cosines = asked[..., : q_sin.shape[-1]], asked[..., q_sin.shape[-1] :]
         cosines = functional.pad(cosines, (0, len(w) % 2))
         turned = torch.cat([cosines * q_sin - sines * q_cos, sines * q_sin + cosines * q_cos], dim=-1)
         waves = torch.cat([k_sin, k_cos], dim=-1)
-        if k.dim() == 5:  # each query's own keys
+        if k.dim() == 5:  # gathered keys
             added = torch.einsum("bhqm,hqsm->bhqs", turned, waves) + torch.einsum("bhqsd,hd->bhqs", k.to(wide), u)
         else:
             added = turned @ waves.T + torch.einsum("bhkd,hd->bhk", k.to(wide), u).unsqueeze(-2)
@@ -177,7 +178,7 @@ class _TransformerXLAttention(AttentionPosition):
 
 def _waves(p: Tensor, dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Sines and cosines of coordinates of any shape, for vectors of `dim` channels, `[..., wave]` each."""
-    # In double precision, so that a difference of two angles is exact enough wherever it is taken.
+    # Double precision keeps differences of large angles exact enough.
     channels = torch.arange(0, dim, 2, device=p.device, dtype=torch.float64)
     angles = p[..., None] * torch.exp(-math.log(base) * channels / dim)
     return angles.sin().to(dtype), angles.cos().to(dtype)

@@ -1,4 +1,4 @@
-"""Methods that turn pairs of channels of queries and keys by angles in proportion to their positions."""
+"""Position methods that rotate pairs of channels of queries and keys by angles in proportion to a coordinate."""
 
 import math
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from abc_toolkit.positions.base import AttentionPosition, PositionMethod, Site, 
 
 @dataclass(frozen=True)
 class RoPE(PositionMethod):
-    """Rotary positions: pairs of channels of queries and keys are turned, so that a logit knows differences alone.
+    """Rotary positions: pairs of channels of queries and keys are rotated, so that logits depend on distances alone.
 
-    Of `d` channels that turn, the pair `m` turns by `p w_m` at the coordinate `p`, with `w_m = base^(-2m/d)`:
-    `(a, b)` becomes `(a cos - b sin, b cos + a sin)`. The pair is the channels `m` and `m + d/2`, or, interleaved,
-    `2m` and `2m + 1`; these are the same model but for the order of its weights. Source: Su et al. 2021 (arXiv
-    2104.09864), whose pairs are interleaved; the halves are those of GPT-NeoX and Llama, and the default.
+    Of `d` channels that rotate, the pair `m` rotates by `p w_m` at the coordinate `p`, with `w_m = base^(-2m/d)`:
+    `(a, b)` becomes `(a cos - b sin, b cos + a sin)`. A pair is the channels `m` and `m + d/2`, or, interleaved, `2m`
+    and `2m + 1`; the two models differ only in the order of their weights. Source: Su et al. 2021 (arXiv 2104.09864),
+    where pairs are interleaved; halves, as in GPT-NeoX and Llama, are the default.
 
-    Defined at any length, though slow pairs meet angles beyond training that they never turned by. It acts in
-    self-attention; in cross-attention it does nothing unless `cross` is set, and then it takes the same coordinate of
-    both strings, each counted from its own start. Pointwise; the same in every layer; no parameters.
+    Defined at any length, but beyond the training length slow pairs meet new angles. It acts in self-attention; with
+    `cross` it acts in cross-attention too, on the same coordinate of both strings, each counted from its own start.
+    Pointwise; the same in every layer; no parameters.
 
     Attributes:
-        coordinate: Which coordinate of the layout, of queries and keys.
+        coordinate: Coordinate of the layout, for queries and keys.
         base: Slowest wavelength over 2 pi.
-        fraction: Part of a head's channels that turn, the first ones; the others know no positions.
-        interleaved: Whether neighbours make a pair.
-        cross: Whether it acts in cross-attention.
+        fraction: Share of a head's channels that rotate, the first ones; the others carry no position.
+        interleaved: Whether neighbouring channels are a pair.
+        cross: Whether it acts in cross-attention too.
     """
 
     coordinate: str = "raw"
@@ -47,7 +47,7 @@ class RoPE(PositionMethod):
         width = round(self.fraction * head_dim)
         if width % 2 or not width:
             raise UserError(
-                f"{type(self).__name__} needs an even number of channels to turn and has {width} of the head width "
+                f"{type(self).__name__} needs an even number of channels to rotate and has {width} of the head width "
                 f"{head_dim}: change model_dim, num_heads or fraction"
             )
         return AttentionPosition() if site == "cross" and not self.cross else RotaryAttention(self, width)
@@ -55,17 +55,16 @@ class RoPE(PositionMethod):
     def spectrum(
         self, width: int, dtype: torch.dtype, q_positions: Positions, k_positions: Positions
     ) -> tuple[Tensor, Tensor]:
-        """What turns the queries and keys of one attention.
+        """The frequencies of the rotation of queries and keys in one attention.
 
         Args:
-            width: Channels that turn.
+            width: Channels that rotate.
             dtype: Type of the numbers.
             q_positions: Positions of the queries.
             k_positions: Positions of the keys.
 
         Returns:
-            The angle from one position to the next of each pair, `[width / 2]`, and the number that the turned
-            channels are multiplied by.
+            The angle from one position to the next of each pair, `[width / 2]`, and the factor of the rotated channels.
         """
         device = q_positions.segment.device
         channels = torch.arange(0, width, 2, device=device, dtype=dtype)
@@ -74,30 +73,30 @@ class RoPE(PositionMethod):
 
 @dataclass(frozen=True)
 class YaRN(RoPE):
-    """RoPE for longer strings than those of training: slow pairs are slowed further, fast ones are left alone.
+    """RoPE for strings longer than in training: slow pairs are slowed further, fast pairs keep their frequency.
 
-    A pair that turns `r` times within the original length stands at `m(r) = d ln(original_length / (2 pi r)) /
+    A pair that rotates `r` times within the original length is `m(r) = d ln(original_length / (2 pi r)) /
     (2 ln base)`. With `low = max(floor m(beta_fast), 0)` and `high = min(ceil m(beta_slow), d - 1)`, pair `m` has the
-    frequency `w_m (1 - ramp + ramp / factor)` with `ramp = (m - low) / (high - low)` cut to 0 .. 1, a difference of
-    less than 0.001 taken as 0.001; the turned channels of queries and keys are multiplied by
+    frequency `w_m (1 - ramp + ramp / factor)` with `ramp = (m - low) / (high - low)` clipped to 0 .. 1; a difference
+    `high - low` of less than 0.001 counts as 0.001. The rotated channels of queries and keys are multiplied by
     `1 + mscale ln(factor)`, a temperature of the softmax. Source: Peng et al. 2023 (arXiv 2309.00071), section 3, with
-    its bounds as released code cuts them.
+    the bounds rounded and clipped as in released code.
 
-    It holds at every length, in training too: it is a choice for weights that are trained further at the factor, or
-    trained with it. Past `factor` times the original length slow pairs leave the angles of training, as in RoPE. Sites,
-    sharing and parameters are those of RoPE; pointwise.
+    The factor applies at every length and in training too, so it is for weights that are trained, or trained further,
+    with it. Past `factor` times the original length slow pairs meet new angles, as in RoPE. Sites and parameters are
+    those of RoPE; pointwise.
 
     Attributes:
-        coordinate: Which coordinate of the layout, of queries and keys.
+        coordinate: Coordinate of the layout, for queries and keys.
         base: Slowest wavelength over 2 pi, before it is stretched.
-        fraction: Part of a head's channels that turn, the first ones.
-        interleaved: Whether neighbours make a pair.
-        cross: Whether it acts in cross-attention.
+        fraction: Share of a head's channels that rotate, the first ones.
+        interleaved: Whether neighbouring channels are a pair.
+        cross: Whether it acts in cross-attention too.
         factor: How many times longer strings are to be.
         original_length: Tokens of the longest string that the frequencies `w_m` are for.
-        beta_fast: Pairs that turn more often than this within the original length keep their frequency.
-        beta_slow: Those that turn less often are slowed by the whole factor.
-        mscale: What the logarithm of the factor is multiplied by in the temperature; 0 for none.
+        beta_fast: Pairs that rotate more often than this within the original length keep their frequency.
+        beta_slow: Pairs that rotate less often are slowed by the whole factor.
+        mscale: Weight of the logarithm of the factor in the temperature; 0 for no temperature.
     """
 
     factor: float = 8.0
@@ -117,7 +116,7 @@ class YaRN(RoPE):
             )
 
     def stretch(self, dtype: torch.dtype, q_positions: Positions, k_positions: Positions) -> Tensor:
-        """How many times longer than the original the strings of one attention are taken to be, from 1."""
+        """The factor of one attention: how many times longer than the original its strings may be, at least 1."""
         return torch.tensor(self.factor, dtype=dtype, device=q_positions.segment.device)
 
     def spectrum(
@@ -132,35 +131,34 @@ class YaRN(RoPE):
         return frequencies * (1 - ramp + ramp / factor), one + self.mscale * factor.log()
 
     def _pair(self, turns: float, width: int) -> float:
-        """The pair that turns so many times within the original length; not a whole number."""
+        """The pair that rotates so many times within the original length, as a fraction of a pair's number."""
         return width * math.log(self.original_length / (2 * math.pi * turns)) / (2 * math.log(self.base))
 
 
 @dataclass(frozen=True)
 class DynamicYaRN(YaRN):
-    """YaRN whose factor follows the string: RoPE up to a length, and past it stretched as far as needed.
+    """YaRN with a factor that follows the length of the string: RoPE up to a length, and stretched beyond it.
 
-    For a string of `n` tokens the factor is `max(1, n / (factor original_length))`; all else is YaRN's, the bounds
-    from `original_length`. Source: Peng et al. 2023 (arXiv 2309.00071), section 3.3, whose `factor` is 1; in released
-    code it moves the length at which stretching starts, and so it does here.
+    For a string of `n` tokens the factor is `max(1, n / (factor original_length))`. The rest is that of YaRN, with
+    bounds from `original_length`. Source: Peng et al. 2023 (arXiv 2309.00071), section 3.3, where `factor` is 1; in
+    released code `factor` moves the length at which stretching begins, and so it does here.
 
-    `n` is the length of the whole string that a token belongs to, known from the layout and whatever the coordinate,
-    so that a step of decoding sees what the whole sees; in cross-attention the longer string counts. A released module
-    keeps the factor of the longest string that it met; here each string has its own. Defined at any length: slow pairs
-    never leave the angles of the first `factor original_length` positions. Sites, sharing and parameters are those of
-    RoPE; pointwise.
+    `n` is the length of the token's whole string, which the layout gives for any coordinate. So a step of decoding
+    gives the logits of the whole string. In cross-attention the longer string counts. A released module keeps the
+    factor of the longest string that it met; here each string has its own. Defined at any length: slow pairs never meet
+    angles beyond the first `factor original_length` positions. Sites and parameters are those of RoPE; pointwise.
 
     Attributes:
-        coordinate: Which coordinate of the layout, of queries and keys.
+        coordinate: Coordinate of the layout, for queries and keys.
         base: Slowest wavelength over 2 pi, before it is stretched.
-        fraction: Part of a head's channels that turn, the first ones.
-        interleaved: Whether neighbours make a pair.
-        cross: Whether it acts in cross-attention.
+        fraction: Share of a head's channels that rotate, the first ones.
+        interleaved: Whether neighbouring channels are a pair.
+        cross: Whether it acts in cross-attention too.
         factor: Times the original length up to which nothing is stretched.
         original_length: Tokens of the longest string that the frequencies `w_m` are for.
-        beta_fast: Pairs that turn more often than this within the original length keep their frequency.
-        beta_slow: Those that turn less often are slowed by the whole factor.
-        mscale: What the logarithm of the factor is multiplied by in the temperature; 0 for none.
+        beta_fast: Pairs that rotate more often than this within the original length keep their frequency.
+        beta_slow: Pairs that rotate less often are slowed by the whole factor.
+        mscale: Weight of the logarithm of the factor in the temperature; 0 for no temperature.
     """
 
     factor: float = 1.0
@@ -174,8 +172,8 @@ class RotaryAttention(AttentionPosition):
     """A rotary method in one attention.
 
     Args:
-        method: The method.
-        width: Channels of a head that turn.
+        method: The position method.
+        width: Channels of a head that rotate.
     """
 
     def __init__(self, method: RoPE, width: int) -> None:
@@ -186,9 +184,9 @@ class RotaryAttention(AttentionPosition):
         # Half precision cannot hold the angles of more than a few hundred positions.
         dtype = torch.promote_types(q.dtype, torch.float32)
         frequencies, size = self.method.spectrum(self.width, dtype, q_positions, k_positions)
-        return self._turned(q, q_positions, frequencies, size), self._turned(k, k_positions, frequencies, size)
+        return self._rotated(q, q_positions, frequencies, size), self._rotated(k, k_positions, frequencies, size)
 
-    def _turned(self, x: Tensor, positions: Positions, frequencies: Tensor, size: Tensor) -> Tensor:
+    def _rotated(self, x: Tensor, positions: Positions, frequencies: Tensor, size: Tensor) -> Tensor:
         angles = positions.coordinate(self.method.coordinate)[..., None] * frequencies
         cos, sin = (size * angles.cos()).to(x.dtype), (size * angles.sin()).to(x.dtype)
         pair = -1 if self.method.interleaved else -2  # the dimension of the two in a pair, once they have one

@@ -1,4 +1,4 @@
-"""Methods for tokens that are nodes of a tree."""
+"""A position method for tokens that are nodes of a tree."""
 
 from dataclasses import dataclass
 
@@ -15,20 +15,20 @@ from abc_toolkit.positions.base import ModelPosition, ModelSizes, PositionMethod
 class TreePE(PositionMethod):
     """The path from a node up to the root, step by step, added to the embeddings of both streams.
 
-    A node's path is a coordinate of the layout, `path`, `[length, steps]`: the number of the branch taken at each step
-    from the root down, with -1 after the last. The `s`-th step from the node upwards (from 0), through branch `b`, puts
-    into the channels `(s branching + b) n + i`, `i` = 0 .. `n - 1`, the numbers `t_i^s sqrt((1 - t_i^2) d / 2)`
-    with `t_i = tanh(w_i)`, `d` the model's width and `n = d // (depth branching)` learned weights `w`. All other
-    channels receive nothing, so that the root, at least, is told by zeros.
+    A node's path is the coordinate `path` of the layout, `[length, steps]`: the number of the branch at each step from
+    the root down, with -1 after the last step. The `s`-th step from the node upwards (from 0), through branch `b`, adds
+    to the channels `(s branching + b) n + i`, `i` = 0 .. `n - 1`, the numbers `t_i^s sqrt((1 - t_i^2) d / 2)`. Here
+    `t_i = tanh(w_i)`, `d` is the model's width, and `w` are `n = d // (depth branching)` learned weights. Other
+    channels receive nothing, so the root receives zeros.
 
     Source: Shiv and Quirk 2019, "Novel positional encodings to enable tree-based transformers", section 3, and its
-    code for the tanh. The steps nearest the root are left out of a path longer than `depth`, so that every tree is
-    encoded, though not every node by itself. Every site; pointwise. Parameters: `w` `[n]`, drawn evenly from 0.7 to
-    0.999 as in the released code below, shared by source and target.
+    code for the tanh. Of a path longer than `depth`, the steps nearest the root are left out, so nodes below the same
+    last steps are encoded alike. Every site; pointwise. Parameters: `w` `[n]`, drawn evenly from 0.7 .. 0.999 as in the
+    released code below, shared by source and target.
 
     Attributes:
-        depth: Most steps that are told.
-        branching: Most branches of a node.
+        depth: The most steps that are encoded.
+        branching: The most branches of a node.
         released: Whether to take the powers and the scale as in the code released with algebraic position encodings
             (arXiv 2312.16045), for two branches: the power `(2s + b) mod depth` in place of `s`, by which the two
             branches of a step differ in size and far steps are as large as near ones, and `n` in place of `d`.
@@ -66,8 +66,8 @@ class _TreeModel(ModelPosition):
         for positions in (layout.source, layout.target):
             if "path" not in positions.coordinates:
                 raise UserError(
-                    "TreePE needs the coordinate 'path' and this task's layout has none, its tokens being no tree: "
-                    "choose another position method"
+                    "TreePE needs the coordinate 'path', which the layout of this task does not have: choose another "
+                    "position method"
                 )
             path = positions.coordinates["path"]
             if path.numel() and (branch := int(path.max())) >= self.method.branching:
@@ -80,18 +80,18 @@ class _TreeModel(ModelPosition):
         return x + functional.pad(added, (0, x.shape[-1] - added.shape[-1])).to(x.dtype)
 
     def _steps(self, path: Tensor) -> Tensor:
-        """Which branch each step from the node upwards goes through, `[length, depth, branching]`, one or none."""
+        """The branch of each step from the node upwards, one-hot `[length, depth, branching]`; zeros past the root."""
         length = (path >= 0).sum(dim=1, keepdim=True)
         upwards = length - 1 - torch.arange(self.method.depth, device=path.device)
-        # One column more, so that there is one to read in a tree of nothing but its root.
+        # With one more column there is one to read in a tree that is only its root.
         branch = functional.pad(path, (0, 1), value=-1).gather(1, upwards.clamp(min=0))
         branch = branch.masked_fill(upwards < 0, -1)
         return branch[..., None] == torch.arange(self.method.branching, device=path.device)
 
     def _sizes_of_steps(self) -> Tensor:
-        """The numbers that a step is told by, `[depth, branching, n]`."""
+        """The numbers of each step, `[depth, branching, n]`."""
         depth, branching = self.method.depth, self.method.branching
-        # In single precision at least: powers of numbers near 1.
+        # Powers of numbers near 1 need single precision at least.
         t = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).tanh()
         powers = torch.arange(depth, device=t.device)[:, None].expand(-1, branching)
         width = self.sizes.model_dim

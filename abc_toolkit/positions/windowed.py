@@ -1,4 +1,4 @@
-"""A window that is given by hand, the same in every head and layer."""
+"""A window that is given by hand and is the same in every head and layer."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,24 +13,25 @@ from abc_toolkit.positions.base import AttentionPosition, OpenKeys, PositionMeth
 
 @dataclass(frozen=True)
 class WindowedBias(PositionMethod):
-    """Windowed attention biasing: only what an algorithm from digit to digit needs is open, and a few tokens around it.
+    """Windowed attention biasing: open are the tokens that a digit-by-digit algorithm needs, and a few around them.
 
-    With `w` for `width` and `i` for the target token that is predicted, the least significant digit being 0, the
-    decoder's self-attention opens the tokens `i - w .. i` of what is written so far (token `i` is the last one).
-    Cross-attention counts the source from its last token, 0, and opens `i - w .. i + w` (`step` 1: the digit of the
-    same place, and `w` to each side), or `2i - w .. 2i + 1 + w` (`step` 2: the pair of digits of the same place in a
-    source that is written in pairs). The bias is 0 where open and minus infinity elsewhere; a query with nothing open
-    attends to nothing. Source: arXiv 2310.11984, appendix A.4 and figure 11, whose window is a scaffold that
-    calibration makes unnecessary, and is used together with cyclic positions. Its source has a start and an end token,
-    ours has neither; counted from the last digit both are the same. The encoder is left alone, as in the released code.
+    Write `w` for `width` and `i` for the predicted target token, where 0 is the least significant digit. The decoder's
+    self-attention opens the tokens `i - w .. i` of those written so far; token `i` is the last one. Cross-attention
+    counts the source from its last token, 0. With `step` 1 it opens `i - w .. i + w`: the digit of the same place and
+    `w` tokens on each side. With `step` 2 it opens `2i - w .. 2i + 1 + w`: the pair of digits of the same place, in a
+    source that is written in pairs. The bias of an open key is 0; a query without an open key attends to nothing.
+
+    Source: arXiv 2310.11984, appendix A.4 and figure 11. There the window is a scaffold that calibration makes
+    unnecessary, and it is used together with cyclic positions. The paper's source has a start and an end token, and
+    ours has neither; counted from the last digit they are the same. The encoder has no window, as in the released code.
     Any length; pointwise; no parameters.
 
     Attributes:
         width: w.
         step: Source tokens for each target token: 1 for one operand, 2 for two in turn.
         released: Whether cross-attention opens `i - 1 .. i - 1 + w` instead, as the code of
-            github.com/shaoxiongduan/AttentionBiasCalibration does; for `step` 1 only. The token after the last digit,
-            which query 0 reads there, is the end token, and is missing here.
+            github.com/shaoxiongduan/AttentionBiasCalibration does; for `step` 1 only. Query 0 there reads the end
+            token after the last digit, which our source does not have.
     """
 
     width: int = 1
@@ -53,14 +54,14 @@ class WindowedBias(PositionMethod):
 
 
 class WindowedBiasAttention(AttentionPosition):
-    """Opens the keys whose coordinate is the query's `raw` times a step, plus a number from a range.
+    """The hooks of `WindowedBias`: open are the keys whose coordinate is `step * raw + n`, with `raw` of the query.
 
     Args:
         coordinate: Coordinate of the keys.
         step: The step.
-        first: The range's first number.
-        last: The range's last number.
-        num_heads: Number of heads, which all have the same.
+        first: The smallest n.
+        last: The largest n.
+        num_heads: Number of heads; all have the same window.
     """
 
     def __init__(self, coordinate: str, step: int, first: int, last: int, num_heads: int) -> None:
@@ -83,9 +84,9 @@ class WindowedBiasAttention(AttentionPosition):
         known, order = k_positions.coordinates[self.coordinate].sort()
         offsets = torch.arange(self.first, self.last + 1, device=known.device)
         wanted = self.step * q_positions.coordinates["raw"][:, None] + offsets
-        place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
-        bias = torch.zeros(wanted.shape, device=known.device).masked_fill(known[place] != wanted, -torch.inf)
-        return OpenKeys(order[place].expand(self.num_heads, -1, -1), bias.expand(self.num_heads, -1, -1))
+        found = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+        bias = torch.zeros(wanted.shape, device=known.device).masked_fill(known[found] != wanted, -torch.inf)
+        return OpenKeys(order[found].expand(self.num_heads, -1, -1), bias.expand(self.num_heads, -1, -1))
 
     def among_open_keys(self) -> AttentionPosition:
         return AttentionPosition()

@@ -1,4 +1,4 @@
-"""What a proof rests on: a task of digits, its local rule, a window, and positions of which all is known."""
+"""What a proof rests on: a task on digit strings, its local rule, a window, and periodic position methods."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from abc_toolkit.windows.rules import Window
 
 @dataclass(frozen=True)
 class Basis:
-    """What a proof is made for: a task of digits, its local rule, a window, and positions that repeat.
+    """A task on digit strings, its local rule, a window, and the periodic position methods beside it.
 
     Attributes:
         task: The task.
@@ -33,7 +33,7 @@ class Basis:
 
     @property
     def period(self) -> int:
-        """Places after which what positions add repeats."""
+        """The period of what the position methods add, in places."""
         return math.lcm(*(method.period for method in self.cyclic)) if self.cyclic else 1
 
 
@@ -68,7 +68,7 @@ def basis_of(task: Task, model: Model) -> Basis:
 
 
 def _cyclic(method: PositionMethod) -> Iterator[Cyclic]:
-    """The cyclic methods that a method is made of; subclasses may add what they like, so they do not count."""
+    """The cyclic methods that a method is made of. A subclass does not count: it may do something else."""
     if type(method) is Compose:
         for part in method.methods:
             yield from _cyclic(part)

@@ -1,4 +1,4 @@
-"""Up to which sizes layouts have to be gone through, so that longer ones bring nothing new: derived, not measured.
+"""The bound: sizes of layouts up to which a proof must look. Larger layouts bring no new prediction. It is derived.
 
 **Lemma.** Fix a case of the layout's description and a token of the target, the query. The symbols are the sizes and
 the variables of the query's repeats, all integers from 0. Which keys are open to the query, to the keys of these, and
@@ -80,7 +80,7 @@ def layout_cases(task: DigitTask) -> list[Case]:
 
 @dataclass(frozen=True)
 class Bound:
-    """Up to which sizes layouts are gone through.
+    """The bound of a window, a task and a rule.
 
     Attributes:
         sizes: The largest value of each size.
@@ -129,9 +129,9 @@ def bound_of(task: DigitTask, rule: TabledRule, window: Window, period: int) -> 
 
 
 def settles(rule: TabledRule) -> tuple[int, int]:
-    """Numbers of places `S` and `P` with `R^(g + P) = R^g` for all `g >= S`, for every relation `R` of the rule.
+    """Numbers of places `S` and `P` such that `R^(g + P) = R^g` for all `g >= S`, for every relation `R` of the rule.
 
-    Powers of a relation are taken until one repeats; from there on they go round.
+    Powers of a relation are taken until one repeats: from there on they are periodic.
 
     Args:
         rule: The rule.
@@ -157,7 +157,7 @@ def settles(rule: TabledRule) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Template:
-    """A token of a description, for all values of the variables around it.
+    """A token of a layout description, for all values of the variables of the repeats around it.
 
     Attributes:
         token: The token.
@@ -191,19 +191,19 @@ class _Symbolic:
         expression = self.template.coordinates.get(name)
         if expression is None:
             return None
-        return Linear.of(
+        return Linear.from_value(
             expression.at({own: value for (own, _), value in zip(self.template.loops, self.values, strict=True)})
         )
 
     @property
     def ranges(self) -> list[Linear]:
-        """What is at least 0 where there is such a token."""
+        """Expressions that are at least 0 where there is such a token."""
         pairs = zip(self.template.loops, self.values, strict=True)
         return [part for (_, count), value in pairs for part in (value, count - 1 - value)]
 
     @property
     def key(self) -> tuple:
-        """Tells it from others."""
+        """An identifier."""
         return self.template.path, tuple(tuple(sorted(value.plain().items())) for value in self.values)
 
 
@@ -231,12 +231,12 @@ class _Strings:
         return self.prefix if site == "decoder" else self.source
 
     def before(self, query: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
-        """The token of the prefix that is held where a token of the target is predicted: all that it may be."""
+        """All tokens of the prefix that may be held where a token of the target is predicted."""
         found = list(self._beside(query, last=True, facts=facts))
         return [token if token is not None else _Symbolic(self.prefix[0], ()) for token in found]
 
     def after(self, held: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
-        """The token of the target that is predicted where one is held: all that it may be."""
+        """All tokens of the target that may be predicted where a token of the prefix is held."""
         if held.template.path == (-1,):
             found = list(self._outermost(self._items, (), (), last=False, facts=facts))
         else:
@@ -244,9 +244,9 @@ class _Strings:
         return [token for token in found if token is not None]
 
     def _beside(self, token: _Symbolic, last: bool, facts: "_Facts") -> Iterator[_Symbolic | None]:
-        """What a token of the target may have beside it: before it, if `last`, or after; `None` for nothing.
+        """All neighbours that a token of the target may have: before it, if `last`, or after; `None` for none.
 
-        Facts are added on which it rests.
+        The facts that decide it are added.
         """
         lists, path = [self._items], token.template.path
         for number in path[:-1]:
@@ -289,13 +289,13 @@ class _Strings:
         facts: "_Facts",
         offset: int = 0,
     ) -> Iterator[_Symbolic | None]:
-        """The last token of some items, or the first: all that it may be; `None` if there may be none."""
+        """All tokens that may be the last, or the first, of some items; `None` if there may be none."""
         numbered = list(enumerate(items, offset))
         for number, item in reversed(numbered) if last else numbered:
             if isinstance(item, Token):
                 yield _Symbolic(self._by_path[(*path, number)], values)
                 return
-            count = Linear.of(item.count)
+            count = Linear.from_value(item.count)
             if _satisfiable([*facts.ranges, count - 1]):
                 facts.add(count - 1, "the layout")
                 end = count - 1 if last else Linear({})
@@ -311,21 +311,21 @@ class _Strings:
     def _templates(self, items: Sequence[Item], first: int) -> Iterator[_Template]:
         """The tokens of a string, whose first has number `first`."""
         total = _length(items)
-        offset: Linear | None = Linear.of(first)
+        offset: Linear | None = Linear.from_value(first)
         for number, item in enumerate(items):
             if isinstance(item, Token):
                 yield self._template(item, (), (number,), offset, total)
                 offset = None if offset is None else offset + 1
                 continue
             tokens = all(isinstance(part, Token) for part in item.items)
-            variable, count = symbol(item.variable), Linear.of(item.count)
+            variable, count = symbol(item.variable), Linear.from_value(item.count)
             for place, part in enumerate(item.items):
                 loop = (item.variable, count)
                 if isinstance(part, Token):
                     raw = offset + variable * len(item.items) + place if tokens and offset is not None else None
                     yield self._template(part, (loop,), (number, place), raw, total)
                     continue
-                inner = (part.variable, Linear.of(part.count))
+                inner = (part.variable, Linear.from_value(part.count))
                 for deepest, token in enumerate(part.items):
                     if not isinstance(token, Token):
                         raise CannotDecideError("the layout has repeats within repeats within repeats")
@@ -341,7 +341,7 @@ class _Strings:
         raw: Linear | None,
         total: Linear | None,
     ) -> _Template:
-        coordinates = {**token.coordinates, "segment": Linear.of(self.names.index(token.segment))}
+        coordinates = {**token.coordinates, "segment": Linear.from_value(self.names.index(token.segment))}
         if raw is not None:
             coordinates["raw"] = raw
             if total is not None:
@@ -350,7 +350,7 @@ class _Strings:
 
 
 def _check_variables(items: Sequence[Item], taken: set[str]) -> None:
-    """Refuses repeats that count by a symbol that stands for something else."""
+    """Refuses a repeat whose variable bears the name of another symbol."""
     for item in items:
         if isinstance(item, Repeat):
             if item.variable in taken or not item.variable.isalpha() or item.variable.startswith("q"):
@@ -362,7 +362,7 @@ def _length(items: Sequence[Item]) -> Linear | None:
     """Number of tokens of some items; `None` if it is not linear."""
     total: Linear = Linear({})
     for item in items:
-        own = Linear.of(1)
+        own = Linear.from_value(1)
         if isinstance(item, Repeat):
             inner = _length(item.items)
             if inner is None:
@@ -377,7 +377,7 @@ def _length(items: Sequence[Item]) -> Linear | None:
 
 @dataclass
 class _Facts:
-    """The comparisons with 0 that a prediction rests on.
+    """The facts, comparisons with 0, on which a prediction rests.
 
     Attributes:
         ranges: What is at least 0 in any case: of the case, the sizes, the query.
@@ -432,7 +432,7 @@ class _Facts:
         return largest
 
     def bounds(self, settling: int, period: int) -> dict[str, int]:
-        """Up to which value each symbol has to be gone through."""
+        """The largest value of each symbol that a proof must look at."""
         constants = self.constants()
         settled = {self._root(name) for name in self._of_rule}
         found = {}
@@ -496,12 +496,12 @@ class _Stream:
 
     @property
     def key(self) -> tuple:
-        """Tells it from others."""
+        """An identifier."""
         return self.held.key, self.asks.key
 
 
 def _follow(strings: _Strings, window: Window, query: _Symbolic, facts: _Facts) -> list[_Symbolic]:
-    """Adds the facts on which the kind of a prediction rests; returns the leaves of its receptive field."""
+    """Adds the facts that decide the kind of a prediction, and returns the leaves of its receptive field."""
     streams = [_Stream(held, query) for held in strings.before(query, facts)]
     sources: list[_Symbolic] = []
     for layer in reversed(range(window.num_decoder_layers)):
@@ -530,7 +530,7 @@ def _distinct(tokens: Sequence[T]) -> list[T]:
 def _opened(
     strings: _Strings, window: Window, site: Site, layer: int, queries: Sequence[_Symbolic], facts: _Facts
 ) -> list[_Symbolic]:
-    """The keys that the lines of a site and layer can open to some queries, and the facts on which this rests."""
+    """The keys that the lines of a site and layer can open to some queries; adds the facts that decide it."""
     found = []
     for rule, query, template in product(window.rules_at(site, layer), queries, strings.keys(site)):
         if rule.query_segment not in (None, query.template.token.segment):
@@ -550,8 +550,8 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
         if own is None or asked is None:
             raise CannotDecideError(f"{where} counts whole strings, which in tables is no linear function of rows")
         # The key's variables get names of their own: the query's are symbols.
-        mine = Linear.of(own.at({name: symbol(f"key {name}") for name, _ in template.loops}))
-        wanted = asked - condition.equals if condition.query is not None else Linear.of(condition.equals)
+        mine = Linear.from_value(own.at({name: symbol(f"key {name}") for name, _ in template.loops}))
+        wanted = asked - condition.equals if condition.query is not None else Linear.from_value(condition.equals)
         equations.append(wanted - mine)
     try:
         solved = _solved(equations, [f"key {name}" for name, _ in template.loops])
@@ -564,7 +564,7 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
     values, left_over = solved
     found = []
     for chosen in _expanded(template, values, where):
-        rest = [Linear.of(part.at(chosen)) for part in left_over]
+        rest = [Linear.from_value(part.at(chosen)) for part in left_over]
         token = _Symbolic(template, tuple(chosen[f"key {name}"] for name, _ in template.loops), where)
         needed = [*token.ranges, *rest, *(-part for part in rest), *(_before(token, query) if causal else [])]
         if not _satisfiable([*facts.ranges, *query.ranges, *needed]):
@@ -576,7 +576,7 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
 
 
 def _expanded(template: _Template, values: Mapping[str, Linear], where: str) -> Iterator[dict[str, Linear]]:
-    """Values of all variables, where those that a line leaves open have a fixed number of values."""
+    """Values of all variables; a variable that a line leaves free must have a fixed number of values."""
     ranges = {}
     for name, count in template.loops:
         if f"key {name}" not in values:
@@ -584,8 +584,8 @@ def _expanded(template: _Template, values: Mapping[str, Linear], where: str) -> 
                 raise CannotDecideError(f"{where} is open to more tokens, the longer the problem")
             ranges[f"key {name}"] = range(count.constant)
     for way in product(*ranges.values()):
-        chosen = {name: Linear.of(value) for name, value in zip(ranges, way, strict=True)}
-        yield chosen | {name: Linear.of(value.at(chosen)) for name, value in values.items()}
+        chosen = {name: Linear.from_value(value) for name, value in zip(ranges, way, strict=True)}
+        yield chosen | {name: Linear.from_value(value.at(chosen)) for name, value in values.items()}
 
 
 def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[str, Linear], list[Linear]] | None:
@@ -601,7 +601,7 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
     values: dict[str, Linear] = {}
     left = list(equations)
     while True:
-        left = [Linear.of(part.at(values)) for part in left]
+        left = [Linear.from_value(part.at(values)) for part in left]
         chosen = next((part for part in left if sum(name in part.terms for name in unknown) == 1), None)
         if chosen is None:
             break
@@ -613,7 +613,7 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
         if rest.constant % factor:
             return None
         own = Linear({other: value // factor for other, value in rest.terms.items()}, rest.constant // factor)
-        values = {other: Linear.of(value.at({name: own})) for other, value in values.items()} | {name: own}
+        values = {other: Linear.from_value(value.at({name: own})) for other, value in values.items()} | {name: own}
         left = [part for part in left if part is not chosen]
     if any(name in part.terms for name in unknown for part in left):
         raise NotLinearError("two unknowns in one equation")
@@ -623,19 +623,19 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
 
 
 def _before(key: _Symbolic, query: _Symbolic) -> list[Linear]:
-    """What is at least 0 where a token of the target comes before another."""
+    """Expressions that are at least 0 where one token of the target comes before another."""
     mine, other = key.template.path, query.template.path
     if mine[0] != other[0]:
-        return [Linear.of(other[0] - mine[0])]
+        return [Linear.from_value(other[0] - mine[0])]
     if not key.values:  # a single token does not come before itself
-        return [Linear.of(-1)]
+        return [Linear.from_value(-1)]
     ahead = query.values[0] - key.values[0]
     may_be_beside = len(mine) > 2 or len(other) > 2 or mine[1:] < other[1:]  # in the same turn, or the same row
     return [ahead if may_be_beside else ahead - 1]
 
 
 def _add_order(one: _Symbolic, other: _Symbolic, facts: _Facts) -> None:
-    """Adds the facts on which the order of two tokens of a string rests, and whether they are the same."""
+    """Adds the facts that decide the order of two tokens of a string, and whether they are one."""
     mine, theirs = one.template.path, other.template.path
     for depth, (value, against) in enumerate(zip(one.values, other.values, strict=False)):
         if mine[: depth + 1] != theirs[: depth + 1]:
@@ -647,7 +647,7 @@ def _add_order(one: _Symbolic, other: _Symbolic, facts: _Facts) -> None:
 
 
 def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequence[_Symbolic], facts: _Facts) -> None:
-    """Adds the facts on which the assignments of a prediction rest."""
+    """Adds the facts that decide the assignments of a prediction."""
     where = "the local rule"
     row = query.coordinate("row")
     assert row is not None
@@ -687,17 +687,19 @@ def _name_of(expression: Linear) -> tuple:
 
 
 def _blamed(blamed: Mapping[tuple, str], one: Linear, other: Linear, otherwise: str) -> str:
-    """What reads at one of two places, in words: a line, if there is one."""
+    """The line, or else the rule, that reads at one of two places, in words."""
     found = [blamed.get(_name_of(event), "the query") for event in (other, one)]
     return next((where for where in found if where != "the query"), otherwise)
 
 
 def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, facts: _Facts) -> list[Linear]:
-    """The places at both ends of the tokens of a template that are in a row, or in any."""
+    """The places of the first and the last token of a template, within a row or in all rows."""
     where = "the local rule"
     values: dict[str, Linear] = {}
     if row is not None:
-        mine = Linear.of(template.coordinates["row"].at({name: symbol(f"key {name}") for name, _ in template.loops}))
+        mine = Linear.from_value(
+            template.coordinates["row"].at({name: symbol(f"key {name}") for name, _ in template.loops})
+        )
         try:
             solved = _solved([row - mine], [f"key {name}" for name, _ in template.loops])
         except NotLinearError:
@@ -707,8 +709,10 @@ def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, fa
         values = solved[0]
         for expression in solved[1]:
             facts.add(expression, where)
-    place = Linear.of(template.coordinates[along].at({name: symbol(f"key {name}") for name, _ in template.loops}))
-    place = Linear.of(place.at(values))
+    place = Linear.from_value(
+        template.coordinates[along].at({name: symbol(f"key {name}") for name, _ in template.loops})
+    )
+    place = Linear.from_value(place.at(values))
     moving = [abs(place.terms.get(f"key {name}", 0)) for name, _ in template.loops]
     if sorted(moving)[:-1] != [0] * (len(moving) - 1) or max(moving, default=0) > 1:
         raise CannotDecideError(f"the digits of {template.token.segment} do not stand at one place after the other")
@@ -720,5 +724,5 @@ def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, fa
             facts.add(count - 1 - values[own], where)
             continue
         facts.add(count - 1, where)
-        ends = [Linear.of(end.at({own: value})) for end in ends for value in (Linear({}), count - 1)]
+        ends = [Linear.from_value(end.at({own: value})) for end in ends for value in (Linear({}), count - 1)]
     return ends

@@ -1,4 +1,4 @@
-"""What the certifier says of a model, and the document that states all that it rests on."""
+"""The certificate: the verdict on a model, and a document of everything that the verdict rests on."""
 
 import json
 import math
@@ -20,7 +20,7 @@ ARGUMENT = 1  # the version of the lemma and the bounds: a certificate by anothe
 
 @dataclass(frozen=True)
 class Part:
-    """One of the functions that the model is, on everything that its tokens can be.
+    """One function that the model computes, on all assignments of its receptive field.
 
     Attributes:
         receptive_field: A prediction that it makes, and the tokens that this depends on.
@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What the certifier says of a model.
+    """The verdict on a model.
 
     Attributes:
         verdict: `correct` at every length, `wrong`, or `undecided`.
@@ -133,7 +133,7 @@ def document(
     window: str,
     versions: Mapping[str, str],
 ) -> dict[str, Any]:
-    """All that a verdict rests on, as JSON.
+    """Everything that a verdict rests on, as JSON.
 
     Args:
         certificate: The verdict.
@@ -170,7 +170,7 @@ def _figures(certificate: Certificate) -> dict[str, Any]:
 
 
 def basis_facts(basis: Basis | None) -> dict[str, Any]:
-    """What a proof is made for, as JSON: tokens, positions, layout, rule, identities."""
+    """The basis of a proof as JSON: tokens, positions, layout, rule, identities."""
     if basis is None:
         return {}
     task = basis.task
@@ -194,7 +194,7 @@ def basis_facts(basis: Basis | None) -> dict[str, Any]:
 
 
 def _plain_layout(task: DigitTask) -> dict[str, Any]:
-    """The family of a task's layouts as JSON, with what can stand at each token."""
+    """The family of a task's layouts as JSON, with the values that each token can have."""
 
     def with_values(item: dict[str, Any]) -> dict[str, Any]:
         if "items" in item:
@@ -269,7 +269,7 @@ def _not_finite(value: Any) -> bool:
 
 
 def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """What of a certificate is not that of a model, in words; `None` if it is the model's.
+    """The first field of a certificate that belongs to another model, in words; `None` if all are the model's.
 
     Args:
         stated: The certificate.
@@ -287,7 +287,7 @@ def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
 
 
 def difference(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """Where a certificate does not state what is found, in words; `None` if every field agrees.
+    """The first field of a certificate that differs from what is found, in words; `None` if every field agrees.
 
     Measured deviations differ from machine to machine: they must be numbers within the bound of rounding.
     """

@@ -1,8 +1,8 @@
-"""Everything that the tokens of a receptive field can be, and which token is then required.
+"""All assignments of a receptive field, and the token that each requires.
 
-The values of a receptive field are an *assignment*. A local rule says from place to place what is written; running it
-over all digits gives all assignments. A range of places of which the receptive field shows nothing is passed through
-state by state, however long it is.
+The values of a receptive field are an *assignment*. The local rule says what is written from place to
+place: running it over all digits gives all assignments. Where the receptive field shows no token of a range of places,
+only the rule's states are followed, however long the range is.
 """
 
 import math
@@ -26,7 +26,7 @@ MOST_ASSIGNMENTS = 2 * 10**7
 
 
 class Reading:
-    """A layout as a local rule reads it.
+    """A layout, as a local rule reads it.
 
     Args:
         rule: The rule.
@@ -41,7 +41,7 @@ class Reading:
         self._present: dict[int, list[tuple[bool, ...]]] = {}
 
     def name_of(self, segment: str, token: Mapping[str, int], row: int) -> tuple[str, int] | None:
-        """By which name, and at which place, the rule knows a token; `None` if by none.
+        """The name and the place by which the rule knows a token; `None` if it does not know it.
 
         Args:
             segment: The token's segment.
@@ -56,12 +56,12 @@ class Reading:
         return None
 
     def written(self, segment: str, token: Mapping[str, int]) -> tuple[str, int] | None:
-        """Which of its answers, and at which place, a token of the target is; `None` if it is none."""
+        """The answer and the place of a token of the target; `None` if the rule does not write it."""
         named = self.name_of(segment, token, token["row"])
         return named if named is not None and named[0] in self.rule.answers else None
 
     def present(self, row: int) -> list[tuple[bool, ...]]:
-        """For each place through which the rule goes in a row, which of its operands have a digit there.
+        """For each place of a row, the operands that have a digit there.
 
         Raises:
             CannotDecideError: If two tokens are one to the rule.
@@ -94,7 +94,7 @@ class Reading:
 
 
 class Enumeration:
-    """Everything that can stand in a receptive field, place by place, and what is to be predicted.
+    """The assignments of one receptive field, each with the token that it requires.
 
     An assignment is one number: its leaves and then the required token, a digit each in a base that has room for them.
     A leaf that the rule does not name runs through all that its segment can hold.
@@ -179,7 +179,7 @@ class Enumeration:
         return self.known[key]
 
     def _whole(self, held: dict[Hashable, Tensor], every: Tensor) -> Tensor:
-        """Assignments of what is held of the leaves that the rule names, and all values of the others."""
+        """Assignments: the values of the leaves that the rule names, with all values of the other leaves."""
         required = held.get("required", self.required * every)
         count = len(every) * math.prod(map(len, self.free.values()))
         if count > self.most:
@@ -196,7 +196,7 @@ class Enumeration:
         return self._packed([*leaves, required[row]]).unique()
 
     def _ending(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Of what is held of the places below one, that from which the rule can end well."""
+        """The partial assignments up to a place from which the rule can end well."""
         if all(self.rule.ends):
             return held
         able = torch.tensor(self.rule.ends).expand(len(self.rule.choices), -1)
@@ -210,7 +210,7 @@ class Enumeration:
         return {name: values[kept] for name, values in held.items()}
 
     def _after(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """What is held of the places up to one: constants, state, the tokens that are shown or required."""
+        """The partial assignments up to a place: constants, state, and the tokens that are shown or required."""
         rule, base = self.rule, self.task.base
         digits = all_of([base if there else 1 for there in self.present[place]])
         # What can happen here follows from constants and state, so it is told apart once for all that share them.
@@ -416,7 +416,7 @@ Prediction = tuple[Reading, Shape, Shape | None, ReceptiveField]
 
 
 def kinds_of(task: DigitTask, predictions: Iterable[Prediction], most: int = MOST_ASSIGNMENTS) -> list[Kind]:
-    """The kinds of some predictions, with all assignments of each.
+    """The kinds of some predictions, each with all of its assignments.
 
     Args:
         task: The task.

@@ -31,7 +31,7 @@ class _Stream:
     values: Tensor
     which: Tensor
 
-    def of(self, assignments: Tensor) -> Tensor:
+    def rows(self, assignments: Tensor) -> Tensor:
         """Its values in some assignments."""
         return self.values[self.which[assignments]]
 
@@ -97,12 +97,12 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
                 is_open = {site: set(t.index[t.bias > -torch.inf].tolist()) for site, t in tables.items()}
                 columns = own.columns.union(*(reads[site][1][k].columns for site in reads for k in is_open[site]))
                 first, which = distinct(tokens, columns, radix)
-                fetched = {site: torch.cat([s.of(first) for s in parts], dim=1) for site, (_, parts) in reads.items()}
+                fetched = {site: torch.cat([s.rows(first) for s in parts], dim=1) for site, (_, parts) in reads.items()}
                 scope = Scope(keys[torch.tensor(needed[layer])], gather=Gather.from_table(tables[side]))
                 memory = None
                 if encoded:
                     memory = (fetched["cross"], Scope(sources, gather=Gather.from_table(tables["cross"])))
-                x = block(own.of(first), queries[torch.tensor([token])], scope, memory, whole=fetched[side])
+                x = block(own.rows(first), queries[torch.tensor([token])], scope, memory, whole=fetched[side])
                 after.append(_Stream(columns, x, which))
             streams = after
         return streams

@@ -35,7 +35,7 @@ _LONG_TOKENS = 1_000
 
 @dataclass(frozen=True)
 class Meaning:
-    """What is known of a local rule.
+    """What is proved of a local rule, and what it is held to.
 
     Attributes:
         proved: What follows, for every length, from identities that its steps keep.
@@ -72,7 +72,7 @@ def meaning_of(task: DigitTask, rule: TabledRule, readings: Sequence[Reading]) -
 
 
 def _check_constants(task: DigitTask, rule: TabledRule) -> None:
-    """Refuses a task that has problems with a constant below the least that its rule knows."""
+    """Refuses a task some of whose problems have a constant that its rule does not cover."""
     problems = task.sample(Generator().manual_seed(0), 1, task.training_shapes()[0])
     source = task.layout(problems.shape).source
     for name, value in product(rule.constants, range(rule.least_constant)):
@@ -108,7 +108,7 @@ def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int,
 
 
 def _shortened(rule: TabledRule, identity: Identity, readings: Iterable[Reading]) -> str | None:
-    """Which answer, of those whose number an identity speaks of, lacks a place that the rule goes through."""
+    """The answer of an identity that lacks a place which the rule visits; `None` if there is none."""
     names = [own.name for own in identity.gives] if isinstance(identity, SumIdentity) else []
     names += [identity.answer] if isinstance(identity, CopyIdentity) else []
     for reading, name in product(readings, names):
@@ -137,7 +137,7 @@ def _runs(rule: TabledRule) -> str:
 
 
 def broken(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int, ...], int]] = ()) -> str | None:
-    """Where a rule does not keep an identity, in words; `None` if it does.
+    """The step in which a rule breaks an identity, in words; `None` if every step keeps it.
 
     Args:
         rule: The rule.
@@ -229,7 +229,7 @@ class _Step:
 
 
 def held(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
-    """Holds a rule, `compute` and `solve` to each other; returns the number of problems, and digits of the longest.
+    """Compares a rule, `compute` and `solve` on problems; returns their number, and the digits of the longest.
 
     Problems are every one of short shapes, and those of the training mixture and of every evaluation set, at each
     training length and at multiples of the longest, as long as there is room.
@@ -323,7 +323,7 @@ def _columns(reading: Reading, problems: Problems, row: int) -> dict[tuple[str, 
 
 
 def _agree(task: DigitTask, rule: TabledRule, problems: Problems) -> int:
-    """The number of problems, on all of which the rule and `compute` say what `solve` says."""
+    """The number of problems, after checking that the rule and `compute` agree with `solve` on all of them."""
     written, target = written_by(task, rule, problems), problems.target[:, :-1]
     vocabulary, checked = task.vocabulary, 0
     for source, own, computed in zip(problems.source, written, target, strict=True):

@@ -1,4 +1,4 @@
-"""What a prediction inside a window depends on: its receptive field, the open keys within, the vectors added there."""
+"""Receptive fields: the tokens on which a prediction inside a window depends, and the open keys among them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ Keys = tuple[tuple[tuple[tuple[int, float], ...], ...], ...]  # open keys and bi
 
 
 class CannotDecideError(Exception):
-    """It cannot be said what a model does at every length; the message is one line that says what is to blame."""
+    """The certifier cannot decide; the message is one line that says what is to blame."""
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What one prediction of a layout depends on, layer by layer.
+    """The receptive field of one prediction, layer by layer.
 
     Attributes:
         layout: The layout.
@@ -65,7 +65,7 @@ class ReceptiveField:
 
     @cached_property
     def kind(self) -> tuple:
-        """What the model sees beside the values of the tokens: of one kind, it is one function of them."""
+        """Everything but the values of the tokens that the model computes from: equal kinds are one function."""
         inner = tuple(
             tuple(part[i].index(token) for token in part[i + 1])
             for part in (self.streams, self.sources)
@@ -126,7 +126,7 @@ class ReceptiveFields:
     def _read(self, site: Site, layer: int, queries: Sequence[int]) -> set[int]:
         return {key for head in self._open[site, layer] for query in queries for key, _ in head[query]}
 
-    def of(self, query: int) -> ReceptiveField:
+    def at(self, query: int) -> ReceptiveField:
         """The receptive field of one prediction."""
         streams: list[tuple[int, ...]] = [(query,)]
         read: set[int] = set()
@@ -146,7 +146,7 @@ class ReceptiveFields:
         return ReceptiveField(self.layout, query, tuple(streams), tuple(sources), keys, added)
 
     def _within(self, site: Site, layer: int, queries: Sequence[int], keys: Sequence[int]) -> Keys:
-        """The open keys of some queries, numbered among some."""
+        """The open keys of some queries, numbered within a set of tokens."""
         number = {key: place for place, key in enumerate(keys)}
         return tuple(
             tuple(tuple((number[key], bias) for key, bias in head[query]) for query in queries)

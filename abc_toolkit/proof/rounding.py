@@ -1,4 +1,4 @@
-"""What rounding can make of logits: a bound for float32 arithmetic in any order of summation.
+"""A bound of the rounding error of logits, for float32 arithmetic in any order of summation.
 
 Every stream is computed in float64, and beside each vector stands a bound of the 2-norm by which float32 arithmetic can
 miss it. With `u = 2^-24` and `g(n) = n u / (1 - n u)`, a sum of `n` products misses by at most `g(n)` times the sum of
@@ -46,7 +46,7 @@ def growth(n: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Bounded:
-    """Vectors and how far rounding can move them.
+    """Vectors, and bounds of their rounding errors.
 
     Attributes:
         value: In float64, `[row, dim]`.
@@ -90,7 +90,7 @@ class BoundedLinear:
         return self.absolute * size + self.offset
 
     def local(self, x: Bounded) -> Tensor:
-        """What the layer's own rounding adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`."""
+        """The rounding error that the layer itself adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`."""
         return growth(self.weight.shape[1] + 2) * (self.absolute * x.size + self.offset) + SMALLEST
 
     def local_each(self, x: Bounded) -> Tensor:
@@ -135,7 +135,7 @@ class BoundedNorm:
         return self.largest * normal + float(layer.bias.norm())
 
     def lipschitz(self, x: Bounded) -> Tensor:
-        """By how much it moves vectors apart between `x` and what rounding may make of it, `[row]`."""
+        """A Lipschitz constant on the segment between `x` and its rounded value, `[row]`."""
         return self.largest / self._scale(x)[2]
 
     def back(self, x: Bounded, outer: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class _BoundedAttention:
         return [query * key, query, key, value, self.output.largest_of(self.heads**0.5 * value)]
 
     def __call__(self, x: Bounded, keys: Sequence[tuple[Bounded, Bounded]], table: OpenKeys, row: int) -> Bounded:
-        """What one query attends to.
+        """The output of attention for one query.
 
         Args:
             x: The query's stream, normalised.
@@ -220,7 +220,7 @@ class _BoundedAttention:
     def _head(
         self, query: Bounded, keys: Sequence[tuple[Bounded, Bounded]], biases: Sequence[float], part: slice
     ) -> tuple[Tensor, Tensor]:
-        """What one head attends to, and the bound of its error.
+        """The output of one head, and the bound of its error.
 
         The weights of a softmax whose logits move by at most `E` move by at most `E` in sum, as their derivative moves
         the weights `a` by `a_k (E_k - mean)`, whose absolute values add up to no more than `E`.
@@ -323,7 +323,7 @@ class _Stream:
 
 @dataclass(frozen=True, eq=False)
 class Margins:
-    """How a model does on all assignments of a kind, `[assignment]` each.
+    """Margins of all assignments of a kind, `[assignment]` each.
 
     Attributes:
         margin: Logit of the required token less the largest other one.
@@ -387,7 +387,7 @@ class BoundedModel:
 
     @torch.no_grad()
     def margins(self, kind: Kind) -> "Margins":
-        """Margins of all assignments of a kind, and what rounding can take off them."""
+        """Margins of all assignments of a kind, with the bounds of their rounding errors."""
         enumeration = kind.enumeration
         found = []
         for part in kind.assignments.split(_AT_ONCE):
@@ -427,7 +427,7 @@ class BoundedModel:
         return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack
 
     def _refined(self, x: Bounded, required: Tensor, other: Tensor) -> Tensor:
-        """What errors up to the last normalisation can make of a difference of two logits, by its gradient, `[pair]`.
+        """The error that a difference of two logits inherits from before the last norm, by its gradient, `[pair]`.
 
         By the mean value theorem the difference moves by an averaged derivative times the error. The derivative is
         taken at the exact vectors, and how far it turns on the way to the rounded ones is bounded: of the

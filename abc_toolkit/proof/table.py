@@ -1,4 +1,4 @@
-"""A local rule as the table of its steps."""
+"""The table of a local rule: its steps, its reachable states, and their fixed point."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -117,7 +117,7 @@ class TabledRule(LocalRule):
 
     @cached_property
     def reachable(self) -> Mapping[tuple[int, ...], set[int]]:
-        """The states that runs can come to, for each choice of constants: to a fixed point, whatever the digits."""
+        """The reachable states, for each choice of constants: a fixed point over all digits."""
         found = {}
         for constants in product(range(self.least_constant, self.base), repeat=len(self.constants)):
             which = tuple(value - self.least_constant for value in constants)
@@ -136,7 +136,7 @@ class TabledRule(LocalRule):
         return list(product(range(self.least_constant, self.base), repeat=len(self.constants)))
 
     def leads(self, present: tuple[bool, ...]) -> Tensor:
-        """Which states lead to which at a place, boolean `[choice of constants, state, next state]`.
+        """The relation of states over one place, boolean `[choice of constants, state, next state]`.
 
         Args:
             present: Which operands have a digit there; others read 0.
@@ -150,7 +150,7 @@ class TabledRule(LocalRule):
         return self._leads[present]
 
     def reached(self, places: tuple[tuple[bool, ...], ...]) -> Tensor:
-        """The states in which a run may be after some places, boolean `[choice of constants, state]`.
+        """The states that are reachable after some places, boolean `[choice of constants, state]`.
 
         Args:
             places: For each, which operands have a digit there.

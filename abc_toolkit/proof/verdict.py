@@ -1,8 +1,8 @@
 """Proof that a model inside a window is right at every length, or a problem on which it fails.
 
-The steps, each of which stops with what is to blame if it does not hold: what the model is made of (`basis`), up to
-which sizes layouts have to be gone through (`bound`), what the local rule means (`meaning`), all assignments of all
-receptive fields up to there (`enumeration`), and the margin of each against what rounding can make of it (`rounding`).
+The steps are: what the model is made of (`basis`), the sizes of layouts to look at (`bound`), what the local rule means
+(`meaning`), all assignments of all receptive fields of those layouts (`enumeration`), and the margin of each assignment
+against its rounding error (`rounding`). A step that fails names what is to blame.
 """
 
 import copy
@@ -45,7 +45,7 @@ _PIECES = 256  # of the problems that are measured in long pieces
 
 
 def silent(items: Sequence, title: str) -> Iterable:
-    """Progress that nobody sees."""
+    """Progress that is not shown."""
     return items
 
 
@@ -133,7 +133,7 @@ def _certified(basis: Basis, model: EncoderDecoder, progress: Progress) -> Certi
 
 @dataclass(frozen=True, eq=False)
 class Sized:
-    """A layout that is gone through.
+    """A layout that the proof looks at.
 
     Attributes:
         sizes: Its sizes.
@@ -174,7 +174,7 @@ def _layouts(task: DigitTask, bound: Bound) -> list[Sized]:
 
 
 def _estimate(case: Case, bound: Bound) -> int:
-    """About how many predictions the layouts of a case hold, up to a bound."""
+    """An estimate of the predictions in the layouts of a case, up to a bound."""
     largest = dict(bound.sizes)
     count = math.prod(largest[name] for name in case.description.symbols)
     if count > MOST_PREDICTIONS:
@@ -184,7 +184,7 @@ def _estimate(case: Case, bound: Bound) -> int:
 
 
 def _sizes(case: Case, names: Sequence[str], least: Shape, bound: Bound) -> Iterator[Shape]:
-    """Sizes up to a bound for every layout of a case; those that it does not follow from are any that fit."""
+    """Sizes, up to a bound, of every layout of a case; a size that the layout does not depend on has any value."""
     fixed = [name for name in names if name in case.description.symbols]
     others = [name for name in names if name not in fixed]
     lowest = dict(zip(names, least, strict=True))
@@ -218,7 +218,7 @@ def _predictions(
     for own, reading in progress(list(zip(layouts, readings, strict=True)), "finding receptive fields"):
         fields = ReceptiveFields(basis.window, own.layout, model.positioning if basis.cyclic else None)
         for query in range(len(own.layout.target)):
-            yield reading, own.sizes, own.shape, fields.of(query)
+            yield reading, own.sizes, own.shape, fields.at(query)
 
 
 def _part(kind: Kind, found: Margins) -> Part:
@@ -247,9 +247,9 @@ def _beyond_training(trained: set[Shape], kind: Kind) -> Tensor:
 def alike(
     model: EncoderDecoder, kinds: Sequence[Kind]
 ) -> tuple[tuple[Enumeration, Tensor], tuple[Enumeration, Tensor]] | None:
-    """Two assignments that need different tokens and that no model inside the window can tell apart, if there are such.
+    """Two assignments that require different tokens and that the window does not tell apart; `None` if there are none.
 
-    What a window does not tell apart gets equal logits whatever the weights, and from random ones nothing else does.
+    A model with random weights gives two assignments equal logits only if every model inside the window does.
 
     Args:
         model: A model inside the window; its weights do not matter.
@@ -312,7 +312,7 @@ def _refuted(
 
 
 def _ends_of(met: Sequence[Enumeration]) -> list[Enumeration]:
-    """The first and the last, the shortest and the longest of those in which an assignment occurs."""
+    """Of the predictions in which an assignment occurs: the first, the last, the shortest and the longest."""
     return [met[0], met[-1]] if len(met) > 1 else [met[0]]
 
 
@@ -325,7 +325,7 @@ def _text(task: DigitTask, own: Enumeration, assignment: Tensor) -> str | None:
 
 @torch.no_grad()
 def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shape: Shape) -> dict[str, float]:
-    """For each way of computing logits the largest difference from float64: paths, pieces, batches, orders.
+    """The largest difference from float64 of each way to compute logits: paths, pieces, batches, orders.
 
     Raises:
         CannotDecideError: If the model, in float64, is not what the proof took it to be.
@@ -368,7 +368,7 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
             found[f"{own}, {name}"] = float((compute() - exact[id(which)]).abs().max())
     model.attend(path)
     every = ReceptiveFields(basis.window, layout, model.positioning)
-    fields = [every.of(query) for query in range(len(layout.target))]
+    fields = [every.at(query) for query in range(len(layout.target))]
     prefix = prefix_of(problems.target)
     leaves = [torch.cat([problems.source[:, list(f.sources[0])], prefix[:, list(f.streams[0])]], dim=1) for f in fields]
     taken = torch.stack([bounded.logits(f, tokens) for f, tokens in zip(fields, leaves, strict=True)], dim=1)
@@ -381,7 +381,7 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
 
 
 def _long_problems(task: DigitTask) -> Problems | None:
-    """A few problems whose targets are longer than a piece, if there are such."""
+    """A few problems whose targets are longer than one piece."""
     generator, length = torch.Generator().manual_seed(0), task.max_length
     with suppress(ProblemError):
         while True:
@@ -395,14 +395,14 @@ def _long_problems(task: DigitTask) -> Problems | None:
 
 @torch.no_grad()
 def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
-    """Largest change of a logit where all tokens outside of what a prediction depends on are others."""
+    """Largest change of a logit when all tokens outside the receptive field are replaced."""
     task = basis.task
     layout = task.layout(shape)
     generator = torch.Generator().manual_seed(1)
     one, other = (task.sample(generator, 64, shape) for _ in range(2))
     fields, most = ReceptiveFields(basis.window, layout), 0.0
     for query in range(len(layout.target)):
-        field = fields.of(query)
+        field = fields.at(query)
         mixed = Problems(shape, other.source.clone(), other.target.clone())
         mixed.source[:, list(field.sources[0])] = one.source[:, list(field.sources[0])]
         held = [number - 1 for number in field.streams[0] if number]  # the token before a target token

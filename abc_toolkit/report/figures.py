@@ -11,6 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+from abc_toolkit.runs.trust import in_the_packages_folder
+
+with in_the_packages_folder():  # before seaborn imports it
+    import matplotlib  # noqa: F401
+
 import numpy as np
 import seaborn as sns
 from matplotlib.artist import Artist

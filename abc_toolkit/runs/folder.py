@@ -82,7 +82,7 @@ class Run:
     path: Path
 
     @classmethod
-    def of(cls, path: Path | str | None, task: Task) -> "Run":
+    def named(cls, path: Path | str | None, task: Task) -> "Run":
         """The named run, or `runs/TASK`."""
         return cls(Path(path) if path is not None else RUNS / task.name)
 

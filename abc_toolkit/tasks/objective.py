@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 from torch.nn import functional
 
+from abc_toolkit.errors import check_numbers
+
 if TYPE_CHECKING:
     from abc_toolkit.tasks.base import Batch
-    from abc_toolkit.training.loop import Stopping
 
 _QUANTILE = 1.959963984540054  # of the standard normal distribution, at the upper end of a 95 % interval
 
@@ -62,6 +63,27 @@ class Metric:
 EXACT_MATCH = Metric("exact_match", higher_is_better=True, is_share=True)
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """When training has reached its end, by validation on training lengths alone.
+
+    Attributes:
+        exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
+        loss: Loss on held-out problems that must be reached as well, for each token or number; if not given, 1 for
+            tokens, none for numbers.
+        decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends, in
+            which a model settles that reached them by chance; 0 ends it at once.
+    """
+
+    exact_match: float = 0.999
+    loss: float | None = None
+    decay_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "stopping", ("exact_match",), at_most=1)
+        check_numbers(self, "stopping", ("decay_steps",) if self.loss is None else ("loss", "decay_steps"))
+
+
 class Objective(abc.ABC):
     """The loss of a task, its metrics, and when a training may stop.
 
@@ -88,7 +110,7 @@ class Objective(abc.ABC):
         """Each metric, by name, of each problem: `[batch]`."""
 
     @abc.abstractmethod
-    def reached(self, values: Mapping[str, float], loss: float, stopping: "Stopping") -> bool:
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
         """Whether a training may stop.
 
         Args:
@@ -97,7 +119,7 @@ class Objective(abc.ABC):
             stopping: The thresholds asked for.
         """
 
-    def loss_limit(self, stopping: "Stopping") -> float | None:
+    def loss_limit(self, stopping: Stopping) -> float | None:
         """The validation loss that ends a training, if one does."""
         return self.default_loss if stopping.loss is None else stopping.loss
 
@@ -123,7 +145,7 @@ class TokenCrossEntropy(Objective):
     def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
         return {"exact_match": self.solved(outputs, batch)}
 
-    def reached(self, values: Mapping[str, float], loss: float, stopping: "Stopping") -> bool:
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
         limit = self.loss_limit(stopping)
         return values["exact_match"] >= stopping.exact_match and (limit is None or loss <= limit)
 
@@ -161,7 +183,7 @@ class SquaredError(Objective):
         mean = errors.sum(dim=1) / batch.counted.sum(dim=1)
         return {"squared_error": mean, "last_squared_error": errors.gather(1, last)[:, 0]}
 
-    def reached(self, values: Mapping[str, float], loss: float, stopping: "Stopping") -> bool:
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
         limit = self.loss_limit(stopping)
         return limit is not None and loss <= limit
 

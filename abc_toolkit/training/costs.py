@@ -33,6 +33,7 @@ def check_training_memory(task: Task, architecture: Architecture, data: Data, ac
     Raises:
         UserError: With the estimate.
     """
+    architecture = architecture.for_task(task.interface.decoded)
     layers = architecture.num_encoder_layers + architecture.num_decoder_layers
     if layers > _LAYERS:
         raise UserError(f"--model.num_decoder_layers: a model has at most {_LAYERS:,} layers, and this has {layers:,}")
@@ -121,5 +122,7 @@ def _batch(task: Task, sizes: Architecture, data: Data) -> float:
         cells, width = 0, 2 * _STATES * sizes.model_dim
     logits = (target or source) * task.interface.num_outputs
     return data.batch_size * (
-        8 * (source + target) + _FLOAT * (cells * sizes.num_heads + (encoded + decoded) * width + logits)
+        8 * (source + target)
+        + _FLOAT * source * task.interface.input_dim
+        + _FLOAT * (cells * sizes.num_heads + (encoded + decoded) * width + logits)
     )

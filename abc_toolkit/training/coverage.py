@@ -67,10 +67,10 @@ class Coverage:
             layout = task.layout(shape)
             reading, fields = Reading(basis.rule, layout), ReceptiveFields(basis.window, layout, positioning)
             sizes = basis.task.sizes(shape)
-            predictions += [(reading, sizes, shape, fields.of(query)) for query in range(len(layout.target))]
+            predictions += [(reading, sizes, shape, fields.at(query)) for query in range(len(layout.target))]
         self.kinds = kinds_of(basis.task, predictions, most)
 
-    def of(self, model: EncoderDecoder, generator: Generator) -> Covered:
+    def examine(self, model: EncoderDecoder, generator: Generator) -> Covered:
         """Tries a model on a sample of the assignments, and on all if there it is weak in too few for hard examples.
 
         Args:

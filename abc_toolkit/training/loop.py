@@ -1,38 +1,45 @@
 """The training that `fit` and `retrain` share: Lightning's Trainer, and what runs beside it."""
 
-import copy
 import hashlib
 import io
 import logging
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.utils.data import DataLoader
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.models.base import Architecture, Model
-from abc_toolkit.models.transformer import EncoderDecoder
-from abc_toolkit.report import terminal
 from abc_toolkit.runs.description import describe, differences
 from abc_toolkit.runs.files import canonical_hash, read_bytes, replacing, save_json
 from abc_toolkit.runs.folder import PROGRESS
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks import Problems, Task
+from abc_toolkit.tasks import Batch, Task
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training import processes
+from abc_toolkit.training.callbacks import (
+    EpochSeeds,
+    HardExamples,
+    History,
+    Progress,
+    SaveProgress,
+    Signals,
+    Silent,
+    StepClock,
+    StopByCoverage,
+    StopByValidation,
+    Threads,
+)
 from abc_toolkit.training.coverage import Coverage
 from abc_toolkit.training.data import Data, TrainingBatches, validation_problems
 from abc_toolkit.training.module import Optimizer, TrainingModule
@@ -43,6 +50,7 @@ HISTORY = "training.json"
 LAST_RATE = 0.05
 # Settings that the weights at a step do not follow from: they may differ when a training is resumed.
 MAY_DIFFER = ("trainer.max_steps", "trainer.log_every", "trainer.logger", "trainer.progress_bar")
+_COPYING = ("spawn", "fork", "notebook", "xla")  # strategies that train in copies of this process
 HEADER = b"abc progress 1\n"  # before the hash of what follows
 
 
@@ -85,27 +93,6 @@ class TrainerSettings:
 
 
 @dataclass(frozen=True)
-class Stopping:
-    """When training has reached its end, by validation on training lengths alone.
-
-    Attributes:
-        exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
-        loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, that must be reached
-            as well; if not given, 1 for a task of tokens, and none for one of numbers.
-        decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends, in
-            which a model settles that reached them by chance; 0 ends it at once.
-    """
-
-    exact_match: float = 0.999
-    loss: float | None = None
-    decay_steps: int = 0
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "stopping", ("exact_match",), at_most=1)
-        check_numbers(self, "stopping", ("decay_steps",) if self.loss is None else ("loss", "decay_steps"))
-
-
-@dataclass(frozen=True)
 class Trained:
     """How a training ended.
 
@@ -130,147 +117,6 @@ class Trained:
     reached: bool
     step_seconds: float
     seconds: float
-
-
-class Watch(Callback):
-    """Stops by validation, keeps the history, saves progress and seeds every epoch.
-
-    Each epoch, from one validation to the next, starts from a seed of its own, so that a training that is resumed
-    at its last saved epoch takes the same steps as one that was not interrupted.
-
-    Args:
-        stopping: The stopping rule.
-        folder: Receives the progress.
-        trainer: Lightning's settings.
-        seed: The run's seed.
-        settings: What the weights follow from besides the code, for whoever resumes the training.
-        bar: Shows the progress.
-        coverage: Tries the model on all assignments, which it must pass in place of the rule's loss and decay.
-
-    Attributes:
-        batches: What is trained on; is given hard examples, of the assignments in which the model is weak.
-    """
-
-    batches: TrainingBatches
-
-    def __init__(
-        self,
-        stopping: Stopping,
-        folder: Path,
-        trainer: TrainerSettings,
-        seed: int,
-        settings: Mapping[str, Any],
-        bar: terminal.TrainingBar,
-        coverage: Coverage | None,
-    ) -> None:
-        self.stopping = stopping
-        self.folder = folder
-        self.log_every = trainer.log_every
-        self.epoch_steps = trainer.validate_every
-        self.threads = trainer.threads
-        self.seed = seed
-        self.settings = settings
-        self.bar = bar
-        self.coverage = coverage
-        self.began = False
-        self.ended = False
-        self.reached = False
-        self.step_seconds = 0.0
-        self._terminated = signal.getsignal(signal.SIGTERM)
-        self._steps_began = time.perf_counter()
-        self.train: list[dict[str, float]] = []
-        self.validation: list[dict[str, float]] = []
-
-    def setup(self, trainer: Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if self.threads:  # here, as Lightning sets them to its own liking when it starts several processes
-            torch.set_num_threads(self.threads)
-
-    def on_train_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
-        self.began = True
-        if threading.current_thread() is threading.main_thread():
-            # In place of Lightning's, which lets processes wait for one another in the middle of a step.
-            signal.signal(signal.SIGTERM, self._terminated)
-        trainer.should_stop = self.ended  # it had only to be written down when it was interrupted
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
-        torch.manual_seed(seeded(self.seed, trainer.global_step, trainer.global_rank).initial_seed())
-        self._steps_began = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
-        self.step_seconds += time.perf_counter() - self._steps_began
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        step = trainer.global_step
-        if step % self.log_every == 0:
-            loss = pl_module.last_loss.item()
-            self.train.append({"step": step, "loss": loss})
-            self.bar.update(step, loss=loss)
-            if trainer.logger is not None:
-                trainer.logger.log_metrics({"loss": loss}, step)
-        decay_from = pl_module.decay_from if self.coverage is None else None
-        if decay_from is not None and step >= decay_from + self.stopping.decay_steps:
-            trainer.should_stop = True
-
-    def on_validation_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, TrainingModule)
-        objective = pl_module.objective
-        values = {metric.name: float(trainer.callback_metrics[metric.name]) for metric in objective.metrics}
-        loss = float(trainer.callback_metrics["validation_loss"])
-        self.validation.append({"step": trainer.global_step, **values, "loss": loss})
-        judged = objective.metrics[0]
-        self.bar.update(trainer.global_step, judged=judged.told(values[judged.name]))
-        # What coverage asks for takes the place of a limit on the loss.
-        met = objective.reached(values, loss if self.coverage is None else 0.0, self.stopping)
-        validated = self.reached = met
-        if self.coverage is not None:
-            self.reached = False
-            if met or pl_module.decay_from is not None:  # before that it is weak in many, and needs no hard examples
-                self.reached = self._passes(self.coverage, pl_module.averaged, trainer) and met
-        if validated and pl_module.decay_from is None:
-            pl_module.decay_from = trainer.global_step
-        at_once = self.coverage is not None or self.stopping.decay_steps == 0
-        trainer.should_stop = trainer.should_stop or (self.reached and at_once)
-
-    def _passes(self, coverage: Coverage, model: Model, trainer: Trainer) -> bool:
-        """Whether the model is weak in no assignment; of those in which it is, hard examples are made."""
-        assert isinstance(model, EncoderDecoder)  # as everything inside a window is
-        covered = None
-        if trainer.is_global_zero:
-            covered = coverage.of(
-                copy.deepcopy(model).cpu().eval(), seeded(self.seed, Stream.COVERAGE, trainer.global_step)
-            )
-        covered = trainer.strategy.broadcast(covered)
-        assert covered is not None
-        self.batches.hard_examples = covered.hard_examples
-        self.validation[-1] |= {"weak": covered.weak, "smallest_margin": covered.smallest_margin}
-        self.bar.update(trainer.global_step, weak=covered.weak)
-        return not covered.weak
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: lightning.LightningModule) -> None:
-        # Lightning validates before it ends an epoch, so what is saved holds this epoch's validation.
-        self.ended = trainer.should_stop
-        # An epoch that was cut short by the number of steps is not saved: with more steps it is gone through anew.
-        if self.ended or trainer.global_step % self.epoch_steps == 0:
-            trainer.save_checkpoint(self.folder / PROGRESS)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "train": self.train,
-            "validation": self.validation,
-            "reached": self.reached,
-            "ended": self.ended,
-            "settings": self.settings,
-            "hard_examples": [(list(part.shape), part.source, part.target) for part in self.batches.hard_examples],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
-        self.reached, self.ended = bool(state_dict["reached"]), bool(state_dict["ended"])
-        hard = [Problems(tuple(shape), source, target) for shape, source, target in state_dict["hard_examples"]]
-        self.batches.hard_examples = tuple(hard)
 
 
 class ProgressFile(CheckpointIO):
@@ -310,7 +156,7 @@ def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> 
 
     Args:
         path: The progress.
-        settings: What the training is to go on under, as `Watch` saves it.
+        settings: What the training is to go on under, as `SaveProgress` saves it.
         max_steps: The steps that it may take.
 
     Raises:
@@ -318,7 +164,7 @@ def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> 
     """
     progress = ProgressFile().load_checkpoint(path)
     try:
-        steps, state = int(progress["global_step"]), progress["callbacks"][Watch.__qualname__]
+        steps, state = int(progress["global_step"]), progress["callbacks"][SaveProgress.__qualname__]
         before, ended = state["settings"], bool(state["ended"])
         different = list(differences(before, settings, MAY_DIFFER))
         most = before["trainer"]["max_steps"]
@@ -344,40 +190,67 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a training is asked for.
+
+    Attributes:
+        phase: Whose training it is.
+        task: What is learned.
+        architecture: What the model is built from.
+        data: Batches and held-out problems.
+        optimizer: Optimiser.
+        stopping: When it has reached its end.
+        trainer: Lightning's settings.
+        seed: The run's seed, which messages name.
+    """
+
+    phase: Literal["fit", "retrain"]
+    task: Task
+    architecture: Architecture
+    data: Data
+    optimizer: Optimizer
+    stopping: Stopping
+    trainer: TrainerSettings
+    seed: int
+
+    @property
+    def stream(self) -> int:
+        """The phase's own seed, from which everything random in it follows."""
+        return seeded(self.seed, Stream[self.phase.upper()]).initial_seed()
+
+    def described(self, network: Model, runner: Trainer, certified: bool) -> dict[str, Any]:
+        """What the weights follow from besides the code, as plain data, for whoever resumes the training."""
+        settings = {"seed": self.seed, "task": self.task, "model": self.architecture, "data": self.data}
+        settings |= {"optimizer": self.optimizer, "stopping": self.stopping, "trainer": self.trainer}
+        settings |= {"processes": runner.world_size, "device": runner.strategy.root_device.type}
+        settings |= {"until": "certified" if certified else "validated"}
+        described = describe(settings)
+        if isinstance(network.position, Windowed):  # too long to be shown
+            described |= {"window": canonical_hash(describe(network.position.window))[:16]}
+        return described
+
+
 def train(
-    task: Task,
+    training: Training,
     network: Model,
     *,
-    model: Architecture,
-    data: Data,
-    optimizer: Optimizer,
-    trainer: TrainerSettings,
-    stopping: Stopping,
-    coverage: Coverage | None = None,
-    seed: int,
-    draws: int,
     folder: Path,
-    resume: bool,
-    title: Literal["fit", "retrain"],
     runner: Trainer,
+    coverage: Coverage | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> Trained:
     """Trains a model in place until the stopping rule is met; the averaged weights become its weights.
 
     Args:
-        task: What it learns.
+        training: What is asked for.
         network: The model, fresh.
-        model: What it was built from.
-        data: Batches and validation.
-        optimizer: Optimiser.
-        trainer: Lightning's settings.
-        stopping: The stopping rule.
-        coverage: Assignments in all of which the model must do well, in place of the rule's loss and decay.
-        seed: The run's seed, which messages name.
-        draws: The phase's own seed, from which everything random follows.
         folder: Receives the progress and the history (`training.json`).
-        resume: Whether to go on from the progress in the folder.
-        title: The phase's name, which heads the progress bar.
         runner: Lightning's trainer of these settings.
+        coverage: Assignments in all of which the model must do well, in place of the rule's loss and decay.
+        resume: Whether to go on from the progress in the folder.
+        progress: Shows how it goes on.
 
     Raises:
         UserError: If the loss is not finite, the progress cannot be loaded or is of other settings, or a batch has too
@@ -385,58 +258,34 @@ def train(
     """
     start = time.perf_counter()
     rank, size = runner.global_rank, runner.world_size
+    task, data, stopping = training.task, training.data, training.stopping
     if data.batch_size < size:
         raise UserError(f"--data.batch_size {data.batch_size}: give at least 1 for each of {size} processes")
-    settings = {"seed": seed, "task": task, "model": model, "data": data, "optimizer": optimizer, "stopping": stopping}
-    settings |= {"trainer": trainer, "processes": size, "device": runner.strategy.root_device.type}
-    settings |= {"until": "certified" if coverage else "validated"}
-    described = describe(settings)
-    if isinstance(network.position, Windowed):  # too long to be shown
-        described |= {"window": canonical_hash(describe(network.position.window))[:16]}
+    described = training.described(network, runner, coverage is not None)
     if resume:
-        check_resumable(folder / PROGRESS, described, trainer.max_steps)
-    held_out = validation_problems(task, draws, data.validation_problems)
+        check_resumable(folder / PROGRESS, described, training.trainer.max_steps)
+    held_out = validation_problems(task, training.stream, data.validation_problems)
     decay_to = 0.0 if coverage is None else LAST_RATE
-    module = TrainingModule(task, network, optimizer, stopping.decay_steps, decay_to, seed, rank, size)
-    validating = DataLoader(held_out, batch_size=None)  # type: ignore[arg-type]
-    with (
-        terminal.training_bar(title, trainer.max_steps, trainer.progress_bar) as bar,
-        _quiet(),
-        processes.together(runner, title, resume),
-    ):
-        watch = Watch(stopping, folder, trainer, draws, described, bar, coverage)
-        batches = TrainingBatches(task, data, draws, lambda: runner.global_step)
-        watch.batches = batches
-        runner.callbacks.append(watch)  # type: ignore[attr-defined]
-        try:
-            runner.fit(
-                module,
-                DataLoader(batches, batch_size=None),
-                validating,
-                ckpt_path=str(folder / PROGRESS) if resume else None,
-                weights_only=True,
-            )
-            processes.started(runner)
-            if not watch.validation or watch.validation[-1]["step"] != runner.global_step:
-                # The last steps were too few for a validation of their own.
-                runner.validate(module, validating, verbose=False)
-        except SystemExit:  # Lightning's answer to Ctrl-C
-            raise KeyboardInterrupt from None
-        except UserError:
-            raise
-        except Exception as error:  # a file that nobody's training wrote makes the loader raise almost anything
-            if not resume or watch.began:
-                raise
-            raise UserError(
-                f"{folder / PROGRESS} cannot be resumed ({_first_line(error)}): start afresh with --overwrite"
-            ) from error
+    module = TrainingModule(
+        task, network, training.optimizer, stopping.decay_steps, decay_to, training.seed, rank, size
+    )
+    batches = TrainingBatches(task, data, training.stream, lambda: runner.global_step)
+    history = History(task.objective, training.trainer.log_every, progress or Silent())
+    clock, saving = StepClock(), SaveProgress(folder / PROGRESS, training.trainer.validate_every, described)
+    if coverage is None:
+        stop: StopByValidation | StopByCoverage = StopByValidation(stopping, history)
+    else:
+        stop = StopByCoverage(stopping, coverage, training.stream, history, batches)
+    beside = [Threads(training.trainer.threads), Signals(), EpochSeeds(training.stream), clock, history]
+    runner.callbacks += [*beside, HardExamples(batches), stop, saving]  # type: ignore[attr-defined]
+    with _quiet(), processes.together(runner, training.phase, resume):
+        _run(runner, module, batches, held_out, history, saving, resume)
     network.load_state_dict(module.averaged.state_dict())
     network.cpu().eval()
-    last = watch.validation[-1]
-    history = {"train": watch.train, "validation": watch.validation, "threshold": stopping.exact_match}
-    history |= {"metric": task.objective.metrics[0].name}
     if not rank:
-        save_json(folder / HISTORY, history)
+        shown = {"threshold": stopping.exact_match, "metric": task.objective.metrics[0].name}
+        save_json(folder / HISTORY, {"train": history.train, "validation": history.validation} | shown)
+    last = history.validation[-1]
     return Trained(
         steps=runner.global_step,
         metrics={metric.name: last[metric.name] for metric in task.objective.metrics},
@@ -444,10 +293,46 @@ def train(
         validated_on=sum(len(problems) for problems in held_out),
         weak=int(last["weak"]) if "weak" in last else None,
         smallest_margin=last.get("smallest_margin"),
-        reached=watch.reached,
-        step_seconds=watch.step_seconds,
+        reached=stop.reached,
+        step_seconds=clock.seconds,
         seconds=time.perf_counter() - start,
     )
+
+
+def _run(
+    runner: Trainer,
+    module: TrainingModule,
+    batches: TrainingBatches,
+    held_out: Sequence[Batch],
+    history: History,
+    saving: SaveProgress,
+    resume: bool,
+) -> None:
+    """Takes the steps, and validates after the last."""
+    validating = DataLoader(held_out, batch_size=None)  # type: ignore[arg-type]
+    progress = saving.path
+    try:
+        runner.fit(
+            module,
+            DataLoader(batches, batch_size=None),
+            validating,
+            ckpt_path=str(progress) if resume else None,
+            weights_only=True,
+        )
+        processes.started(runner)
+        if not history.validation or history.validation[-1]["step"] != runner.global_step:
+            # The last steps were too few for a validation of their own.
+            runner.validate(module, validating, verbose=False)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    except UserError:
+        raise
+    except Exception as error:  # a file that nobody's training wrote makes the loader raise almost anything
+        if not resume or saving.began:
+            raise
+        raise UserError(
+            f"{progress} cannot be resumed ({_first_line(error)}): start afresh with --overwrite"
+        ) from error
 
 
 def lightning_trainer(settings: TrainerSettings) -> Trainer:
@@ -479,7 +364,7 @@ def lightning_trainer(settings: TrainerSettings) -> Trainer:
             )
     except (TypeError, ValueError, KeyError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from None
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if any(kind in settings.strategy for kind in _COPYING):
         raise UserError(
             f"--trainer.strategy {settings.strategy} trains copies that this process gets nothing back from: take ddp"
         )

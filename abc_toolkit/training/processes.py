@@ -29,10 +29,8 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.report import console
 
 _MARK = "ATTENTION_BIAS_TRAINING"  # an environment variable: what the process that set it is training
 _PATIENCE = 60  # seconds that helpers have to end after a training
@@ -134,26 +132,6 @@ def _is_one(devices: Any) -> bool:
 
 
 @contextmanager
-def only_first(rank: int) -> Iterator[None]:
-    """What every process of a training does, and what the first alone goes on from: the others end at the end.
-
-    Raises:
-        SystemExit: In the others, silently; what went wrong is said by the first.
-    """
-    if not rank:
-        yield
-        return
-    with console.silent():
-        try:
-            yield
-        except UserError:
-            raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        raise SystemExit(0)
-
-
-@contextmanager
 def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Iterator[None]:
     """Keeps the processes of a training together: they begin with what this one is at, and end with it.
 
@@ -163,8 +141,7 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
     if trainer.world_size == 1:
         yield
         return
-    launcher = trainer.strategy.launcher
-    helpers = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+    helpers: list[Any] = getattr(trainer.strategy.launcher, "procs", [])
     before = dict(os.environ)
     os.environ[_MARK] = json.dumps(asdict(Help(phase, resume, os.getpid())))
     ended = False

@@ -19,8 +19,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import Addition
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.data import Data, TrainingBatches
-from abc_toolkit.training.loop import Stopping, TrainerSettings, lightning_trainer, train
+from abc_toolkit.training.loop import TrainerSettings, Training, lightning_trainer, train
 from abc_toolkit.training.module import Optimizer
 
 
@@ -56,21 +57,10 @@ def toolkit(steps: int) -> float:
     model = build_model(task, Architecture(), None)
     settings = TrainerSettings(max_steps=steps, validate_every=100, accelerator="cpu", progress_bar=False)
     with tempfile.TemporaryDirectory() as folder:
-        trained = train(
-            task,
-            model,
-            model=Architecture(),
-            data=Data(),
-            optimizer=Optimizer(),
-            trainer=settings,
-            stopping=Stopping(exact_match=1.0, loss=0.0),
-            seed=0,
-            draws=0,
-            folder=Path(folder),
-            resume=False,
-            title="fit",
-            runner=lightning_trainer(settings),
+        asked = Training(
+            "fit", task, Architecture(), Data(), Optimizer(), Stopping(exact_match=1.0, loss=0.0), settings, 0
         )
+        trained = train(asked, model, folder=Path(folder), runner=lightning_trainer(settings))
     return trained.step_seconds / trained.steps
 
 

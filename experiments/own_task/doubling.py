@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from abc_toolkit.tasks import Shape
-from abc_toolkit.tasks.base import quoted
-from abc_toolkit.tasks.digits.base import CARRY, ZEROS, DigitTask
-from abc_toolkit.tasks.digits.rule import LocalRule
-from abc_toolkit.tasks.digits.sampling import carried, uniform_digits, with_zeros
+from abc_toolkit.tasks.digits import CARRY, ZEROS, DigitTask, LocalRule, carried, quoted, uniform_digits, with_zeros
 
 
 class DoublingRule(LocalRule):

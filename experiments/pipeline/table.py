@@ -64,9 +64,7 @@ def summary(results: list[dict], multiple: int = 10) -> str:
         for result in (result for result in own if result["rows"]):
             for weights, values in worst.items():
                 at = [
-                    r["value"]
-                    for r in result["rows"]
-                    if (r["weights"], size_of(r)) == (weights, str(multiple * base))
+                    r["value"] for r in result["rows"] if (r["weights"], size_of(r)) == (weights, str(multiple * base))
                 ]
                 values.append(min(at))
         right = sum(result.get("verdict") == "correct" for result in own)
@@ -174,7 +172,7 @@ def main() -> None:
         seeds.setdefault(result["task"], []).append(result["seed"])
     which = "; ".join(f"{task} {min(own)} to {max(own)}" for task, own in seeds.items())
     text = (
-        "Exact match in % on the worst of the four suites: the median over the seeds and, in brackets, the worst seed.\n\n"
+        "Exact match in % on the worst of the four suites: the median over seeds and, in brackets, the worst seed.\n\n"
         f"{summary(results)}"
     )
     if failed:

@@ -49,7 +49,7 @@ INTERRUPTED: Mapping[str, tuple[str, ...]] = {
 
 def quick_figures() -> None:
     """Figures are empty files."""
-    for name in ("training", "attention_maps", "windows", "accuracy", "digit_accuracy"):
+    for name in ("training", "attention_maps", "windows", "metric_curve", "digit_accuracy"):
         setattr(figures, name, lambda path, *_, **__: Path(path).write_bytes(b"figure"))
 
 

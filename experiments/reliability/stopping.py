@@ -31,7 +31,7 @@ from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Task
-from abc_toolkit.training import loop
+from abc_toolkit.training import callbacks, loop
 from abc_toolkit.training.data import validation_problems
 from abc_toolkit.windows import Window
 
@@ -42,7 +42,7 @@ CALIBRATE = 101  # what `abc calibrate` draws its problems for
 RULES = {"once": (1, 1), "twice": (2, 1), "three times": (3, 1), "two draws": (1, 2), "two draws twice": (2, 2)}
 
 
-class Recorder(loop.Watch):
+class Recorder(callbacks.StopByValidation):
     """Keeps every validation and the weights at those that a rule may end with; ends when all rules have been met."""
 
     rules: dict[str, int]
@@ -51,18 +51,20 @@ class Recorder(loop.Watch):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         type(self).made = self
-        self.history: list[tuple[float, float]] = []
+        self.shares: list[tuple[float, float]] = []
         self.rules, self.weights = {}, {}
         # Another draw of held-out problems, which no rule of today looks at.
-        self.others = validation_problems(pl_module.task, seeded(self.seed, 999).initial_seed(), 2560)
+        self.others = validation_problems(pl_module.task, seeded(pl_module.seed, 999).initial_seed(), 2560)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_validation_end(trainer, pl_module)
         trainer.should_stop, pl_module.decay_from = False, None
         model = copy.deepcopy(pl_module.averaged).cpu().eval()
-        self.history.append((self.validation[-1]["exact_match"], exact_match(model, pl_module.task, self.others)))
+        self.shares.append(
+            (self.history.validation[-1]["exact_match"], exact_match(model, pl_module.task, self.others))
+        )
         for name, (times, draws) in RULES.items():
-            lately = self.history[-times:]
+            lately = self.shares[-times:]
             reached = len(lately) == times and all(
                 share >= self.stopping.exact_match for shares in lately for share in shares[:draws]
             )
@@ -136,10 +138,10 @@ def compared(config: str, seed: int, decays: list[int], draws: int, alone: bool)
         folder, start = Path(place) / "run", time.perf_counter()
         run = Run(folder)
         if not alone:
-            with mock.patch.object(loop, "Watch", Recorder):
+            with mock.patch.object(loop, "StopByValidation", Recorder):
                 fitted(config, seed, folder, "--stopping.decay_steps=0")
             watch, task, model = Recorder.made, run.task("fit"), run.load_model("fit")
-            result["history"] = watch.history
+            result["history"] = watch.shares
             done: dict[int, dict] = {}
             for name, steps in watch.rules.items():
                 if steps not in done:

@@ -327,8 +327,9 @@ def test_a_window_that_lacks_a_line_is_not_narrowed() -> None:
     assert found.conflict is not None
 
 
-@pytest.mark.parametrize("task", [Addition(max_length=3), Successor(max_length=4), Parity(max_length=5)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("task", "seed"), [(Addition(max_length=3), 0), (Successor(max_length=4), 1), (Parity(max_length=5), 2)]
+)
 def test_narrowing_keeps_a_window_sufficient_and_its_receptive_fields_within(task: Task, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     operands = [name for name in task.layout(task.training_shapes()[0]).source.names if name.startswith("operand ")]
@@ -407,7 +408,7 @@ def test_a_window_that_lacks_a_line_is_not_spread() -> None:
 
 
 @pytest.mark.parametrize("task", [Addition(max_length=3, base=2), Successor(max_length=4), Parity(max_length=5)])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_spreading_loses_no_line_and_adds_none(task: Task, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     operands = [name for name in task.layout(task.training_shapes()[0]).source.names if name.startswith("operand ")]

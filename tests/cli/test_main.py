@@ -112,7 +112,7 @@ def test_help_names_every_command(abc: Abc) -> None:
     status, out, _ = abc("--help")
     assert status == 0
     assert "ABC_FIT__SEED" in out
-    assert all(re.search(rf"^    {command} ", out, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^ +{command} ", out, re.MULTILINE) for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -274,7 +274,7 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
     kept = {name: (place / phase / name).read_bytes() for name in os.listdir(place / phase)}
     config = _leaves(yaml.safe_load(kept["config.yaml"]))
     assert config.keys() == settings.keys()
-    plain = {"trainer.devices": 1, "sets": ["carry", "zeros"]}
+    plain = {"trainer.devices": 1}
     for name, value in settings.items():
         if not isinstance(value, dict):
             assert config[name] == plain.get(name, value), name
@@ -306,7 +306,7 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ("nosuch", "no command 'nosuch'; choose from 'run', 'fit'"),
+        ("nosuch", "no command 'nosuch'; choose from run, fit"),
         ("fit --task Additon", "--task Additon does not exist.*Parity.*did you mean Addition"),
         ("fit --task addition", "did you mean Addition"),
         ("fit --task abc_toolkit.tasks.Nosuch", "--task abc_toolkit.tasks.Nosuch does not exist"),

@@ -442,7 +442,7 @@ def open_cells(own: Window, layout: Layout) -> list[set[tuple[int, int]]]:
 def stored(own: Window, layout: Layout, ahead: int) -> Storage:
     table = open_keys(own, "decoder", 0, *site_positions("decoder", layout))
     assert table is not None
-    return Storage.of(table, len(layout.prefix), ahead)
+    return Storage.for_table(table, len(layout.prefix), ahead)
 
 
 def most_alive(read: Sequence[set[tuple[int, int]]], ahead: int) -> int:
@@ -677,7 +677,7 @@ class WholeMethod(NoPE):
 
 
 WITHOUT_WINDOW = "it has no window, so that every key is open to every query"
-NOT_POINTWISE = "Whole is not pointwise: a logit of it depends on more than its query and key"
+NOT_POINTWISE = "Whole is not pointwise: a logit depends on more than its query and key"
 
 
 @torch.no_grad()

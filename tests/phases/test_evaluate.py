@@ -47,6 +47,7 @@ from abc_toolkit.tasks.objective import wilson_interval
 from abc_toolkit.training.data import draw, held_out
 from abc_toolkit.vocabulary import BOS, EOS
 from abc_toolkit.windows import Condition, Rule, Window, Windowed
+from tests.grids import covering
 
 CPU = torch.device("cpu")
 TASKS = {
@@ -329,12 +330,11 @@ def test_problems_that_fit_one_piece_are_drawn_at_once(task: Task, set_name: str
             assert torch.equal(piece.target, expected.target)
 
 
-@ALL
-@pytest.mark.parametrize("set_name", SETS)
-@pytest.mark.parametrize("tokens", [1, 97, 10**9])
+@pytest.mark.parametrize(("name", "set_name", "tokens"), covering([*TASKS], SETS, [1, 97, 10**9]))
 def test_problems_come_in_pieces_of_bounded_size(
-    task: Task, set_name: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+    name: str, set_name: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    task = TASKS[name]
     monkeypatch.setattr(measure, "_TOKENS_DRAWN", tokens)
     for length, samples in itertools.product((1, 3, 20), (1, 11, 50)):
         pieces = list(evaluation_problems(task, length, set_name, samples, 0))
@@ -375,7 +375,7 @@ def test_parallel_and_stepwise_solve_the_same_problems(task: Task) -> None:
     solved = total = ended_early = 0
     shapes = task.training_shapes()[-2:]
     problems = [task.sample(torch.Generator().manual_seed(1), 40, shape) for shape in shapes]
-    for num_encoder_layers, norm, windowed in itertools.product((0, 1), ("pre", "post"), (False, True)):
+    for num_encoder_layers, norm, windowed in covering((0, 1), ("pre", "post"), (False, True)):
         model = taught(task, make(task, num_encoder_layers, norm, windowed), 25)
         for number, variant in enumerate(variants(task, model)):
             for batch in problems:
@@ -398,7 +398,7 @@ def test_parallel_and_stepwise_solve_the_same_problems(task: Task) -> None:
                 solved += int(right.sum())
                 total += len(batch)
                 ended_early += int((steps[:, -2] == EOS).sum())
-    assert 20 < solved < 0.9 * total
+    assert 10 < solved < 0.9 * total
     assert 0 < ended_early < total
 
 

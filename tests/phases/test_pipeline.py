@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import abc_toolkit
+from abc_toolkit.calibration import Places
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
@@ -20,8 +21,9 @@ from abc_toolkit.phases.training import ArchitectureChanges
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.runs.folder import PIPELINE, PROGRESS, WEIGHTS, Phase, Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import Stopping, TrainerSettings
+from abc_toolkit.training.loop import TrainerSettings
 from abc_toolkit.training.module import Optimizer
 from abc_toolkit.windows import Window, matrices
 from tests.small_runs import fill, finish, resealed
@@ -29,10 +31,10 @@ from tests.small_runs import fill, finish, resealed
 
 def test_retraining_changes_what_it_is_told_to_alone() -> None:
     vanilla = Architecture(num_heads=2, dropout=0.2, position=Sinusoidal(("place",)))
-    assert ArchitectureChanges().of(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
-    assert ArchitectureChanges(model_dim=32, norm="post").of(vanilla).model_dim == 32
+    assert ArchitectureChanges().applied_to(vanilla) == Architecture(num_heads=2, dropout=0.2, position=NoPE())
+    assert ArchitectureChanges(model_dim=32, norm="post").applied_to(vanilla).model_dim == 32
     with pytest.raises(UserError, match="num_heads 2 does not divide"):
-        ArchitectureChanges(model_dim=33).of(vanilla)
+        ArchitectureChanges(model_dim=33).applied_to(vanilla)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, path: Path, text: str = "new") -> list[tuple[str, bool, bool]]:
@@ -49,9 +51,10 @@ def _count(monkeypatch: pytest.MonkeyPatch, path: Path, text: str = "new") -> li
 
         return run
 
-    monkeypatch.setattr(phase_module, "COMMANDS", {name: phase(name) for name in PIPELINE})
+    monkeypatch.setattr(phase_module, "PHASES", {name: phase(name) for name in PIPELINE})
     monkeypatch.setattr(phase_module, "check_task", lambda *_: None)
     monkeypatch.setattr(phase_module, "_check_asked", lambda *_: None)
+    monkeypatch.setattr(phase_module, "_certified", lambda result, *_: result)
     return done
 
 
@@ -136,7 +139,7 @@ def test_a_run_is_resumed_under_the_same_settings_alone(pipeline: Path) -> None:
     }
 
     def resume(**changes: Any) -> EvaluationResult:
-        return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, **(same | changes))
+        return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, certify=False, **(same | changes))
 
     before = {path: path.read_bytes() for path in sorted(pipeline.rglob("*.*")) if path.parent != pipeline}
     rows = resume().rows
@@ -170,7 +173,17 @@ def test_a_model_that_does_not_interpolate_is_not_calibrated(pipeline: Path) -> 
         abc_toolkit.retrain(run=pipeline, overwrite=True)
 
 
-@pytest.mark.parametrize("size", [None, "4x3", "5x9", "2x3"])
+def test_a_window_that_is_not_sufficient_is_refused_with_both_remedies(pipeline: Path) -> None:
+    before = (pipeline / "calibrate" / "window.json").read_text()
+    method = Places(min_attention=1, complete=False)
+    remedies = r"lower --method.min_attention, .*, or raise it where .*, or go on all the same with --force$"
+    with pytest.raises(UserError, match=remedies) as raised:
+        abc_toolkit.calibrate(run=pipeline, method=method, overwrite=True)
+    assert "\n" not in str(raised.value)
+    assert (pipeline / "calibrate" / "window.json").read_text() == before
+
+
+@pytest.mark.parametrize("size", [None, "5x9", "2x3"])
 def test_the_window_is_exported_as_matrices(size: str | None, pipeline: Path) -> None:
     result = abc_toolkit.calibrate(run=pipeline, problems=64, overwrite=True, export=Path("m.safetensors"), size=size)
     exported = load_file("m.safetensors")

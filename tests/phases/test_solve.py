@@ -263,14 +263,17 @@ def test_answers_appear_as_problems_come(started: Callable[..., "subprocess.Pope
     assert (process.returncode, out, len(err.splitlines())) == (2, b"", 1)
 
 
-def test_closed_streams_are_no_traceback(
-    started: Callable[..., "subprocess.Popen[bytes]"], abc: Abc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow
+def test_streams_that_are_closed_are_named(started: Callable[..., "subprocess.Popen[bytes]"]) -> None:
     for words, closed in ((("--file", "-"), 0), (("101",), 1)):
         process = started(*words, stdin=None, preexec_fn=lambda closed=closed: os.close(closed))
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, len(err.splitlines())) == (2, b"", 1), err
         assert b"closed" in err
+
+
+@pytest.mark.usefixtures("pipeline")
+def test_a_closed_standard_input_is_no_traceback(abc: Abc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)  # as Python sets it then
     assert abc("solve", "101") == (0, "0\n", "")
     status, out, err = abc("solve")

@@ -114,7 +114,7 @@ def fit(abc: Abc) -> Callable[..., tuple[int, str, str]]:
             (),
             ("Import path abc_toolkit.tasks.Parity", "PositionMethod (see abc fit"),
         ),
-        ("abc_toolkit.positions.PositionMethod", (), ("PositionMethod is no dataclass", "@dataclass(frozen=True)")),
+        ("abc_toolkit.positions.PositionMethod", (), ("PositionMethod is not a dataclass", "@dataclass(frozen=True)")),
         (named("Compose", methods=["Rope"]), (), ("Compose: --methods Rope does not exist", "did you mean RoPE?")),
         (named("DAPE", base="Rope"), (), ("DAPE: --base Rope does not exist", "did you mean RoPE?")),
         (named("RandomizedPositions", inner="Rope"), (), ("--inner Rope does not exist", "did you mean RoPE?")),
@@ -156,15 +156,15 @@ def fit(abc: Abc) -> Callable[..., tuple[int, str, str]]:
         (
             named("RandomizedPositions", inner="Learned"),
             (),
-            ("RandomizedPositions draws from 2048 numbers and Learned has a capacity of 1024: raise that",),
+            ("RandomizedPositions draws from 2048 numbers and Learned has a capacity of 1024: raise the capacity",),
         ),
         (named("T5RelativeBias", max_distance=16), (), ("16 buckets of one distance each", "give more than 16")),
         # methods together
-        (named("Compose", methods=[]), (), ("Compose has no tuple of methods: give at least one method",)),
+        (named("Compose", methods=[]), (), ("Compose has no methods: give a tuple of at least one position method",)),
         (
             named("Compose", methods=["RoPE", "AlgebraicPE"]),
             (),
-            ("Compose: RoPE and AlgebraicPE both rotate queries and keys: leave one of them",),
+            ("Compose: RoPE and AlgebraicPE both rotate queries and keys: keep one of them",),
         ),
         (
             named("Compose", methods=[named("DAPE", base="RoPE"), named("RandomizedPositions", inner="YaRN")]),
@@ -174,7 +174,7 @@ def fit(abc: Abc) -> Callable[..., tuple[int, str, str]]:
         (
             named("Compose", methods=["Abacus", named("DAPE", base="Abacus")]),
             (),
-            ("Abacus and Abacus in one model would overwrite each other's positions: leave one of them",),
+            ("Abacus and Abacus in one model would overwrite each other's positions: keep one of them",),
         ),
         (
             named("Compose", methods=[named("RandomizedPositions", inner=name) for name in ("ALiBi", "Sinusoidal")]),
@@ -211,7 +211,7 @@ def test_a_method_that_a_run_could_not_record_is_not_trained(
     folder = tmp_path_factory.mktemp("mine")
     (folder / "my_plain.py").write_text(OUTSIDE)
     monkeypatch.syspath_prepend(str(folder))
-    refused(fit(named("my_plain.Plain")), "Plain is no dataclass", "put @dataclass(frozen=True) before the class")
+    refused(fit(named("my_plain.Plain")), "Plain is not a dataclass", "put @dataclass(frozen=True) before the class")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_several_coordinates_are_a_tuple_of_some(value: Any) -> None:
 @pytest.mark.parametrize("made", [RandomizedPositions, DAPE, DAPEv2, lambda method: Compose((method,))])
 @pytest.mark.parametrize("method", ["ALiBi", ALiBi, 3], ids=str)
 def test_a_method_is_made_of_methods(made: Callable[[Any], PositionMethod], method: Any) -> None:
-    with pytest.raises(UserError, match=r"^\w+: .+ is no position method: give only such$"):
+    with pytest.raises(UserError, match=r"^\w+: .+ is not a position method: give position methods$"):
         made(method)
 
 

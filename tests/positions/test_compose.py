@@ -237,7 +237,7 @@ def test_two_that_rotate_are_refused() -> None:
         (Around(turning), turning),
         (Around(turning, "base"), turning),
     ):
-        with pytest.raises(UserError, match=r"^Compose: .+ and .+ both rotate queries and keys: leave one of them$"):
+        with pytest.raises(UserError, match=r"^Compose: .+ and .+ both rotate queries and keys: keep one of them$"):
             Compose(methods).build(SIZES).at("decoder", 0)
     for methods in (
         (turning, Around(ALiBi())),
@@ -251,10 +251,10 @@ def test_two_that_rotate_are_refused() -> None:
     ("methods", "words"),
     [
         ((), "at least one"),
-        ([ALiBi()], "no tuple"),
-        (ALiBi(), "no tuple"),
-        ((ALiBi(), "ALiBi"), "'ALiBi' is no position method"),
-        ((ALiBi,), "is no position method"),
+        ([ALiBi()], "has no methods"),
+        (ALiBi(), "has no methods"),
+        ((ALiBi(), "ALiBi"), "'ALiBi' is not a position method"),
+        ((ALiBi,), "is not a position method"),
     ],
 )
 def test_what_is_no_composition(methods: Any, words: str) -> None:

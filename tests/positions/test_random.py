@@ -229,7 +229,7 @@ def test_inner_methods_draw_and_refuse_too() -> None:
     torch.manual_seed(0)
     rows = {tuple(built.prepare(SUM).source.coordinates["abacus"].tolist()) for _ in range(60)}
     assert rows == {(2 + b, 1 + b, b, -1, 1 + b, b) for b in range(5)}
-    with pytest.raises(UserError, match="draws from 6 numbers and Learned has a capacity of 5: raise that"):
+    with pytest.raises(UserError, match="draws from 6 numbers and Learned has a capacity of 5: raise the capacity"):
         RandomizedPositions(Compose((NoPE(), Learned(capacity=5))), capacity=6).build(SIZES)
     RandomizedPositions(Learned("place", capacity=5), capacity=6).build(SIZES)
 

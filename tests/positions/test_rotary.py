@@ -249,7 +249,10 @@ def test_a_long_string_leaves_no_trace() -> None:
         ),
         (lambda: RoPE().at("cross", 0, 1, 5), "even number"),
         (lambda: RoPE(fraction=0.5).at("decoder", 0, 1, 6), "has 3 of the head width 6"),
-        (lambda: YaRN(fraction=0.0).at("decoder", 0, 1, 6), "YaRN needs an even number of channels to turn and has 0"),
+        (
+            lambda: YaRN(fraction=0.0).at("decoder", 0, 1, 6),
+            "YaRN needs an even number of channels to rotate and has 0",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(settings: Callable[[], object], words: str) -> None:

@@ -179,7 +179,9 @@ def test_a_layout_without_paths_is_refused(missing: str) -> None:
     model = EncoderDecoder(12, Architecture(1, 1, 8, 2, 16, position=TreePE(depth=2)))
     source, prefix = (torch.zeros(1, len(p), dtype=torch.long) for p in (plain.source, plain.target))
     assert model(source, prefix, SUM).isfinite().all()
-    with pytest.raises(UserError, match="TreePE needs the coordinate 'path' and this task's layout has none") as raised:
+    with pytest.raises(
+        UserError, match="TreePE needs the coordinate 'path', which the layout of this task does not have"
+    ) as raised:
         model(source, prefix, Layout(**strings))
     assert "\n" not in str(raised.value)
 

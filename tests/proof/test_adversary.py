@@ -6,7 +6,7 @@ import torch
 from abc_toolkit.proof import certify
 from tests.proof.adversary import Outcome, case, failing, judged, proof_alone, shapes_to, solves
 
-CHUNKS, FAST, SIZE = 10, 2, 30
+CHUNKS, FAST, SIZE = 15, 2, 20
 SEEN: dict[int, Outcome] = {}
 BUDGET = 600  # predictions that a certificate goes through
 

@@ -118,7 +118,7 @@ def walked(
         if isinstance(item, Token):
             yield (*path, number), values
             continue
-        count = Linear.of(item.count)
+        count = Linear.from_value(item.count)
         own = count.constant + sum(factor * sizes[name] for name, factor in count.terms.items())
         for value in range(own):
             yield from walked(item.items, sizes, (*path, number), (*values, value))
@@ -170,7 +170,7 @@ class Builder:
         known = dict(zip(size_symbols(self.task), sizes, strict=True))
         # Cases of a description may differ in the number of items: the path is that of the case's.
         number = list(walked(description.target, known)).index((path, values))
-        field = fields.of(number)
+        field = fields.at(number)
         return Built(field.kind, Enumeration(self.task, reading, sizes, None, field, most=MOST).assignments())
 
 
@@ -305,7 +305,7 @@ def test_what_is_found_beyond_the_bound_is_found_up_to_it(name: str) -> None:
         reading, fields = Reading(rule, layout), ReceptiveFields(window, layout, positioning)
         found = set()
         for query in range(len(layout.target)):
-            field = fields.of(query)
+            field = fields.at(query)
             assignments = Enumeration(task, reading, (length,), None, field).assignments()
             found.add((field.kind, assignments.numpy().tobytes()))
         assert length <= limit or found <= seen, length
@@ -533,7 +533,7 @@ def written(items: Sequence[Item], values: Mapping[str, int]) -> list[tuple]:
             found.append((item.segment, *(at(own, values) for own in item.coordinates.values())))
             continue
         assert isinstance(item, Repeat)
-        for value in range(at(Linear.of(item.count), values)):
+        for value in range(at(Linear.from_value(item.count), values)):
             found += written(item.items, {**values, item.variable: value})
     return found
 

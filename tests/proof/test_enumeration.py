@@ -66,7 +66,7 @@ def enumerations(task: DigitTask, rules: Sequence[Rule], shape: Shape) -> Iterat
     reading = Reading(rule_of(task), task.layout(shape))
     fields = ReceptiveFields(window(task, rules), reading.layout)
     for query in range(len(reading.layout.target)):
-        yield Enumeration(task, reading, task.sizes(shape), shape, fields.of(query))
+        yield Enumeration(task, reading, task.sizes(shape), shape, fields.at(query))
 
 
 def again(own: Enumeration, **others: Any) -> Enumeration:
@@ -88,7 +88,7 @@ def test_tokens_outside_a_receptive_field_do_not_matter_and_those_inside_do(name
     layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(1), 1, shape)
     prefix = prefix_of(problems.target)
-    fields = [ReceptiveFields(window(task, own, encoder), layout).of(query) for query in range(len(layout.target))]
+    fields = [ReceptiveFields(window(task, own, encoder), layout).at(query) for query in range(len(layout.target))]
     before = model(problems.source, prefix, layout)[0]
     for string, tokens in (("source", problems.source), ("prefix", prefix)):
         for number in range(tokens.shape[1]):
@@ -119,7 +119,7 @@ def test_a_receptive_field_alone_gives_the_models_logits(
         whole = predict(model, problems, layout)
         fields = ReceptiveFields(window(task, own, encoder), layout, model.positioning)
         for query in range(len(layout.target)):
-            field = fields.of(query)
+            field = fields.at(query)
             logits = receptive_field_logits(model, field, leaves_of(field, problems))
             assert logits.dtype == whole.dtype
             torch.testing.assert_close(logits, whole[:, query], **near)
@@ -134,7 +134,7 @@ def test_assignments_that_differ_in_some_leaves_are_not_mixed_up(name: str, enco
     own = (*rules, decoder(1, TWO_BELOW, layer=0), *ENCODER[: 2 * encoder])
     model = make(task, own, encoder=encoder).double()
     shape = task.training_shapes()[-1]
-    field = ReceptiveFields(window(task, own, encoder), task.layout(shape)).of(2)
+    field = ReceptiveFields(window(task, own, encoder), task.layout(shape)).at(2)
     base = leaves_of(field, task.sample(torch.Generator().manual_seed(1), 1, shape))
     pairs = itertools.product(range(base.shape[1]), (4, 7), range(base.shape[1]), (5, 7))
     rows = []
@@ -354,8 +354,8 @@ def test_a_rule_that_does_not_say_what_to_predict_or_where_it_reads_is_refused()
     fields = ReceptiveFields(window(task, rules), task.layout((2,)))
     reading = Reading(TabledRule(task, Silent(("nothing",))), fields.layout)
     with pytest.raises(CannotDecideError, match="the local rule of successor does not say what stands in answer"):
-        Enumeration(task, reading, (2,), (2,), fields.of(0))
-    assert Enumeration(task, reading, (2,), (2,), fields.of(3)).required == EOS
+        Enumeration(task, reading, (2,), (2,), fields.at(0))
+    assert Enumeration(task, reading, (2,), (2,), fields.at(3)).required == EOS
     table = MultiOperandAddition(max_length=2)
     twofold = Reading(TabledRule(table, Twofold(("sum",))), table.layout((1, 2)))
     with pytest.raises(CannotDecideError, match="knows several tokens of operand by one name and place"):
@@ -449,7 +449,7 @@ def test_predictions_that_differ_in_biases_alone_are_of_two_kinds() -> None:
     rules = (cross(0), cross(0, FIRST), replace(cross(0, (*OWN, Condition("place", 2))), bias=2.0))
     model = make(task, rules).double()
     fields = ReceptiveFields(window(task, rules), task.layout((6,)))
-    second, third, fourth = (fields.of(query) for query in (2, 3, 4))
+    second, third, fourth = (fields.at(query) for query in (2, 3, 4))
     tokens = torch.tensor([[4, 6, 7]])
     logits = [receptive_field_logits(model, own, tokens) for own in (second, third, fourth)]
     assert not torch.allclose(*logits[:2])
@@ -643,12 +643,12 @@ def test_positions_that_repeat_are_found_in_compositions() -> None:
 
 def test_a_receptive_field_knows_its_tokens() -> None:
     task, rules = RULES["addition"]
-    field: ReceptiveField = ReceptiveFields(window(task, rules), task.layout((2, 2))).of(2)
+    field: ReceptiveField = ReceptiveFields(window(task, rules), task.layout((2, 2))).at(2)
     assert set(zip(field.leaves, places_of(field), strict=True)) == {
         (("source", 0), ("operand 1", 1)),
         (("source", 3), ("operand 2", 1)),
         (("prefix", 1), ("answer", 0)),
         (("prefix", 2), ("answer", 1)),
     }
-    empty = ReceptiveFields(Window("Addition", 0, 1, 1, (), {}), task.layout((2, 2))).of(0)
+    empty = ReceptiveFields(Window("Addition", 0, 1, 1, (), {}), task.layout((2, 2))).at(0)
     assert (empty.leaves, places_of(empty)) == ((("prefix", 0),), [("start", 0)])

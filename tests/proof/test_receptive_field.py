@@ -207,7 +207,7 @@ def test_receptive_fields_are_those_of_nested_loops(made: tuple[str, Window]) ->
     fields = ReceptiveFields(window, layout)
     forms: dict[Any, Any] = {}
     for query in range(len(layout.target)):
-        field = fields.of(query)
+        field = fields.at(query)
         own = check(window, layout, field)
         assert field.added == (b"",) * len(field.leaves)
         form = repr(own.form())
@@ -241,7 +241,7 @@ def test_kinds_are_functions_of_leaves_over_several_layouts() -> None:
             fields = ReceptiveFields(window, layout)
             for query in range(len(layout.target)):
                 form = repr(expected(window, layout, query).form())
-                assert forms.setdefault(fields.of(query).kind, form) == form
+                assert forms.setdefault(fields.at(query).kind, form) == form
         assert len(set(forms.values())) == len(forms)
 
 
@@ -257,7 +257,7 @@ def test_kinds_tell_which_streams_go_on() -> None:
     kinds = []
     for width in (5, 6):
         layout = Addition().layout((width, width))
-        field = ReceptiveFields(window, layout).of(width + 1)
+        field = ReceptiveFields(window, layout).at(width + 1)
         check(window, layout, field)
         kinds.append((field, expected(window, layout, width + 1).form()))
     (one, form), (other, other_form) = kinds
@@ -308,7 +308,7 @@ def test_vectors_are_those_of_the_built_positions(methods: list[Cyclic]) -> None
         bare = ReceptiveFields(window, layout)
         groups: dict[Any, Any] = {}
         for query in range(len(layout.target)):
-            field = fields.of(query)
+            field = fields.at(query)
             assert len(field.added) == len(field.leaves)
             vectors = []
             for added, (string, number) in zip(field.added, field.leaves, strict=True):
@@ -318,6 +318,6 @@ def test_vectors_are_those_of_the_built_positions(methods: list[Cyclic]) -> None
                 found = memoryview(added).cast("f").tolist() if added else [0.0] * dim
                 assert found == pytest.approx(wanted, abs=1e-5)
                 vectors.append(tuple(round(value, 3) + 0.0 for value in wanted))
-            form = repr((bare.of(query).kind, vectors))
+            form = repr((bare.at(query).kind, vectors))
             assert groups.setdefault(field.kind, form) == form
         assert len(set(groups.values())) == len(groups)

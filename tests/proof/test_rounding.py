@@ -206,7 +206,7 @@ def built(setting: Setting, seed: int = 0) -> tuple[EncoderDecoder, list[Kind]]:
     layout = TASK.layout(SHAPE)
     reading = Reading(rule, layout)
     fields = ReceptiveFields(window, layout, None if type(setting.inner) is NoPE else model.positioning)
-    predictions = [(reading, SHAPE, SHAPE, fields.of(query)) for query in range(len(layout.target))]
+    predictions = [(reading, SHAPE, SHAPE, fields.at(query)) for query in range(len(layout.target))]
     return model, kinds_of(TASK, predictions)
 
 

@@ -558,6 +558,7 @@ def test_what_cannot_be_decided_is_said_with_the_reason(case: str) -> None:
     assert (certificate.problem, certificate.parts, certificate.assignments) == (None, (), 0)
 
 
+@pytest.mark.slow
 def test_a_rule_that_swings_is_decided() -> None:
     """Its states repeat after two places, up to which more is gone through."""
     task, model = learnt("addition without a decoder")

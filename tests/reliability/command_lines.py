@@ -184,8 +184,9 @@ class Outcome:
 def made(path: Path) -> Path:
     """A folder with a small finished run and files of several kinds."""
     from abc_toolkit.models.base import Architecture
+    from abc_toolkit.tasks.objective import Stopping
     from abc_toolkit.training.data import Data
-    from abc_toolkit.training.loop import Stopping, TrainerSettings
+    from abc_toolkit.training.loop import TrainerSettings
     from abc_toolkit.training.module import Optimizer
 
     run = path / "runs" / "parity"
@@ -441,12 +442,12 @@ def _cut_short() -> Iterator[None]:
         few = min(settings.max_steps, SMALL)
         return trainer(dataclasses.replace(settings, max_steps=few, **({"devices": 1} if several else {})))
 
-    def trained(task: Any, network: Any, **settings: Any) -> Any:
-        data, stopping = settings["data"], settings["stopping"]
+    def trained(asked: Any, network: Any, **settings: Any) -> Any:
+        data, stopping = asked.data, asked.stopping
         fewer = {"batch_size": min(data.batch_size, 64), "validation_problems": min(data.validation_problems, 64)}
-        settings["data"] = dataclasses.replace(data, **fewer)
-        settings["stopping"] = dataclasses.replace(stopping, decay_steps=min(stopping.decay_steps, SMALL))
-        return train(task, network, **settings)
+        data = dataclasses.replace(data, **fewer)
+        stopping = dataclasses.replace(stopping, decay_steps=min(stopping.decay_steps, SMALL))
+        return train(dataclasses.replace(asked, data=data, stopping=stopping), network, **settings)
 
     def evaluated(task: Any, models: Any, sizes: Any, sets: Any, samples: int, *others: Any) -> Any:
         few = [size for size in sizes if max(size if isinstance(size, tuple) else (size,)) < 500][:SMALL] or [1]

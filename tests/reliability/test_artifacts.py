@@ -32,7 +32,7 @@ Fresh = Callable[[], Path]
 def fresh(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fresh:
     """Copies the run into the current folder, in which nothing else is."""
     base, here = pipeline.resolve(), tmp_path / "here"
-    for name in ("attention_maps", "windows", "accuracy", "digit_accuracy"):
+    for name in ("attention_maps", "windows", "metric_curve", "digit_accuracy"):
         monkeypatch.setattr(figures, name, lambda path, *_, **__: Path(path).write_bytes(b"figure"))
 
     def copy() -> Path:

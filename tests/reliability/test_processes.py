@@ -21,9 +21,10 @@ from abc_toolkit.models.base import Architecture
 from abc_toolkit.phases.training import fit
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training import processes
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import ProgressFile, Stopping, TrainerSettings, lightning_trainer
+from abc_toolkit.training.loop import ProgressFile, TrainerSettings, lightning_trainer
 from abc_toolkit.training.module import Optimizer, TrainingModule
 
 Abc = Callable[..., tuple[int, str, str]]
@@ -73,9 +74,14 @@ def run_settings(devices: int) -> dict[str, Any]:
     if devices > 1:
         trainer |= {"devices": devices, "strategy": "ddp"}
     own = {f"{phase}.trainer.{name}": value for phase in STEPS for name, value in trainer.items()}
-    return SMALL | own | {"fit.trainer.max_steps": 200, "retrain.trainer.max_steps": 40, "run": str(devices)}
+    return (
+        SMALL
+        | own
+        | {"fit.trainer.max_steps": 200, "retrain.trainer.max_steps": 40, "run": str(devices), "certify": "false"}
+    )
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_and_the_first_goes_on(
     abc: Abc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,10 +17,10 @@ from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder, EncoderO
 from abc_toolkit.positions import Sinusoidal
 from abc_toolkit.tasks.base import TRAINING, Batch, Interface, Task
 from abc_toolkit.tasks.lengths import Shape
-from abc_toolkit.tasks.objective import Objective, TokenCrossEntropy
+from abc_toolkit.tasks.objective import Objective, Stopping, TokenCrossEntropy
 from abc_toolkit.testing.task_contract import TaskContract
 from abc_toolkit.training.data import Data
-from abc_toolkit.training.loop import Stopping, TrainerSettings
+from abc_toolkit.training.loop import TrainerSettings
 from abc_toolkit.training.module import Optimizer
 
 

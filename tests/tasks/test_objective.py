@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from abc_toolkit.tasks.base import Batch
-from abc_toolkit.tasks.objective import EXACT_MATCH, Metric, SquaredError, TokenCrossEntropy, wilson_interval
-from abc_toolkit.training.loop import Stopping
+from abc_toolkit.tasks.objective import EXACT_MATCH, Metric, SquaredError, Stopping, TokenCrossEntropy, wilson_interval
 
 ERROR = Metric("error", higher_is_better=False)
 

@@ -3,6 +3,7 @@
 import re
 import time
 from contextlib import nullcontext
+from inspect import isabstract
 from types import SimpleNamespace
 
 import psutil
@@ -18,7 +19,7 @@ from abc_toolkit.training.costs import check_fits, check_held_out, check_trainin
 from abc_toolkit.training.data import Data
 
 KINDS = [getattr(tasks, name) for name in tasks.__all__]
-TASKS = [kind for kind in KINDS if isinstance(kind, type) and issubclass(kind, Task) and kind is not Task]
+TASKS = [kind for kind in KINDS if isinstance(kind, type) and issubclass(kind, Task) and not isabstract(kind)]
 
 
 @pytest.fixture(autouse=True)

@@ -24,18 +24,11 @@ from abc_toolkit.phases.training import ArchitectureChanges, Until, fit, retrain
 from abc_toolkit.positions import ALiBi
 from abc_toolkit.runs.folder import PROGRESS, WEIGHTS, Run
 from abc_toolkit.tasks import Parity
+from abc_toolkit.tasks.objective import Stopping
+from abc_toolkit.training.callbacks import SaveProgress
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.data import Data, TrainingBatches
-from abc_toolkit.training.loop import (
-    HEADER,
-    LAST_RATE,
-    MAY_DIFFER,
-    ProgressFile,
-    Stopping,
-    Trained,
-    TrainerSettings,
-    Watch,
-)
+from abc_toolkit.training.loop import HEADER, LAST_RATE, MAY_DIFFER, ProgressFile, Trained, TrainerSettings
 from abc_toolkit.training.module import Optimizer, TrainingModule
 from abc_toolkit.windows import Rule, Window
 
@@ -128,14 +121,14 @@ def test_an_interrupted_retrain_ends_with_the_same_weights(epochs: int, until: U
     retrain(**settings, overwrite=True)
     expected = _weights(pipeline, "retrain")
     history = (pipeline / "retrain" / "training.json").read_bytes()
-    own, ended = Watch.on_train_epoch_end, itertools.count(1)
+    own, ended = SaveProgress.on_train_epoch_end, itertools.count(1)
 
     def interrupted(*arguments: Any) -> None:
         own(*arguments)
         if next(ended) == epochs:
             raise KeyboardInterrupt
 
-    _interrupted(retrain, Watch, "on_train_epoch_end", interrupted, **settings, overwrite=True)
+    _interrupted(retrain, SaveProgress, "on_train_epoch_end", interrupted, **settings, overwrite=True)
     assert _weights(pipeline, "retrain") == expected
     (pipeline / "retrain" / WEIGHTS).write_bytes(b"old")
     with pytest.raises(UserError, match=r"model\.dropout was 0\.1 and is 0\.0;"):
@@ -194,7 +187,7 @@ def test_a_model_is_tried_on_every_assignment_until_it_is_weak_in_none(
     assert module.decay_to == LAST_RATE
     # What is saved is what was tried.
     saved = Run(pipeline).load_model("retrain")
-    found = Coverage(TASK, saved).of(saved, torch.Generator().manual_seed(0))
+    found = Coverage(TASK, saved).examine(saved, torch.Generator().manual_seed(0))
     assert (found.weak, found.smallest_margin) == (0, pytest.approx(trained.smallest_margin, abs=1e-4))
 
 
@@ -210,7 +203,7 @@ def test_a_training_that_stays_weak_goes_on_and_says_so(
     assert trained.smallest_margin is not None
     assert trained.smallest_margin < THIN
     saved = Run(pipeline).load_model("retrain")
-    found = Coverage(TASK, saved).of(saved, torch.Generator().manual_seed(0))
+    found = Coverage(TASK, saved).examine(saved, torch.Generator().manual_seed(0))
     assert (found.weak, found.smallest_margin) == (trained.weak, pytest.approx(trained.smallest_margin, abs=1e-4))
     words = f"In {trained.weak} assignments it is wrong or leads by less than 1: train longer"
     assert words in capsys.readouterr().err
@@ -222,7 +215,7 @@ def test_a_training_that_stays_weak_goes_on_and_says_so(
 
 def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SETTINGS | {"model": ArchitectureChanges(), "run": pipeline, "overwrite": True, "until": "certified"}
-    own_of, own_batch, hard, served = Coverage.of, TrainingBatches.batch, [()], []
+    own_of, own_batch, hard, served = Coverage.examine, TrainingBatches.batch, [()], []
 
     def cover(*arguments: Any) -> Any:
         found = own_of(*arguments)
@@ -234,7 +227,7 @@ def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pyte
         return own_batch(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Coverage, "of", cover)
+        patch.setattr(Coverage, "examine", cover)
         patch.setattr(TrainingBatches, "batch", batch)
         retrain(**settings)
     taught = _weights(pipeline, "retrain")
@@ -244,7 +237,7 @@ def test_what_a_model_is_weak_in_is_trained_on(pipeline: Path, monkeypatch: pyte
     for step, held in dict(served).items():
         if step < 30:
             assert held is hard[step // 10], step
-    monkeypatch.setattr(Coverage, "of", lambda *arguments: replace(own_of(*arguments), hard_examples=()))
+    monkeypatch.setattr(Coverage, "examine", lambda *arguments: replace(own_of(*arguments), hard_examples=()))
     retrain(**settings)
     assert _weights(pipeline, "retrain") != taught
 
@@ -288,7 +281,7 @@ def test_auto_is_certified_where_that_can_be(pipeline: Path) -> None:
 @pytest.fixture(scope="module")
 def progress(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("progress")
-    _interrupted(_fit, Watch, "on_train_epoch_end", _interrupt_after(Watch.on_train_epoch_end), path=path)
+    _interrupted(_fit, SaveProgress, "on_train_epoch_end", _interrupt_after(SaveProgress.on_train_epoch_end), path=path)
     return (path / ".fit.partial" / PROGRESS).read_bytes()
 
 
@@ -376,7 +369,7 @@ def test_what_weights_do_not_follow_from_may_differ_when_a_training_is_resumed(
 
 
 # An end by steps is within an epoch, at its end, and before the first.
-@pytest.mark.parametrize("steps", [[14, 30], [10, 30], [10, 20, 23, 29, 30], [19, 24]])
+@pytest.mark.parametrize("steps", [[10, 20, 23, 29, 30], [19, 24]])
 def test_a_finished_training_goes_on_with_more_steps_as_if_it_had_never_ended(steps: list[int], tmp_path: Path) -> None:
     never = Stopping(exact_match=1.0, loss=0.0)
     _fit(tmp_path / "whole", stopping=never, **_trainer(max_steps=steps[-1]))

@@ -752,5 +752,5 @@ def test_what_is_not_pointwise_cannot_be_gathered() -> None:
 
     windowed, other = (Windowed(WINDOW, inner).build(SIZES).at("cross", 0) for inner in (NoPE(), Method()))
     assert windowed.why_not_gathered() is None
-    assert other.why_not_gathered() == ("Inner is not pointwise: a logit of it depends on more than its query and key")
+    assert other.why_not_gathered() == ("Inner is not pointwise: a logit depends on more than its query and key")
     assert type(other.among_open_keys()) is Inner
