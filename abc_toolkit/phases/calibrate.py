@@ -16,6 +16,7 @@ from abc_toolkit.calibration.method import Found, find_window
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.models.base import Architecture, Model
+from abc_toolkit.models.memory import check_fits, check_held_out
 from abc_toolkit.phases.base import check_backbone, next_command, run_with
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, rebuild
@@ -32,7 +33,6 @@ from abc_toolkit.tasks import Calibratable, ProblemError, Task
 from abc_toolkit.tasks.base import UNIFORM, require
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.tasks.objective import Stopping
-from abc_toolkit.training.costs import check_fits, check_held_out
 from abc_toolkit.training.data import validation_problems
 from abc_toolkit.windows import Rule, Window
 from abc_toolkit.windows.lowering import matrices

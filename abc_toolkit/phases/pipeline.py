@@ -9,6 +9,7 @@ from typing import Any
 
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.memory import check_training_memory
 from abc_toolkit.phases.base import check_backbone, check_task, next_command
 from abc_toolkit.phases.calibrate import calibrate, check_calibrating
 from abc_toolkit.phases.certify import certify as prove
@@ -22,7 +23,6 @@ from abc_toolkit.runs.description import describe, differences
 from abc_toolkit.runs.folder import PIPELINE, Phase, Run
 from abc_toolkit.tasks import Addition, Calibratable, Certifiable, Task
 from abc_toolkit.tasks.base import require
-from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.loop import MAY_DIFFER, TrainerSettings, lightning_trainer
 from abc_toolkit.training.processes import starts_processes, undisturbed, wanted_help
 from abc_toolkit.windows import Window
@@ -174,7 +174,8 @@ def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> Non
     fitted, retrained = asked("fit"), asked("retrain")
     architecture = retrained["model"].applied_to(fitted["model"])
     for model, phase in ((fitted["model"], fitted), (architecture, retrained)):
-        check_training_memory(task, model, phase["data"], phase["trainer"].accelerator)
+        data, accelerator = phase["data"], phase["trainer"].accelerator
+        check_training_memory(task, model, data.batch_size, data.validation_problems, accelerator)
     with undisturbed():
         lightning_trainer(replace(retrained["trainer"], logger=False))
     if retrained["window"] is not None:

@@ -10,6 +10,7 @@ import torch
 
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture, Backbone, Model
+from abc_toolkit.models.memory import check_training_memory
 from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof import CannotDecideError
@@ -25,7 +26,6 @@ from abc_toolkit.runs.folder import (
 )
 from abc_toolkit.tasks import Addition, Calibratable, Task
 from abc_toolkit.tasks.objective import Objective, Stopping
-from abc_toolkit.training.costs import check_training_memory
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.data import Data
 from abc_toolkit.training.loop import HISTORY, Trained, TrainerSettings, Training, lightning_trainer, train
@@ -236,7 +236,8 @@ class _Order:
 def _train(training: Training, order: _Order, window: Window | None, until: Until) -> TrainingResult:
     """Trains a fresh model and writes the phase's folder."""
     phase, run = training.phase, order.run
-    check_training_memory(training.task, training.architecture, training.data, training.trainer.accelerator)
+    data, accelerator = training.data, training.trainer.accelerator
+    check_training_memory(training.task, training.architecture, data.batch_size, data.validation_problems, accelerator)
     with undisturbed():
         runner = lightning_trainer(training.trainer)
         rank = runner.global_rank

@@ -1,4 +1,4 @@
-"""What a training takes is told before it is taken."""
+"""What takes too much memory is refused before any of it is taken."""
 
 import re
 import time
@@ -13,10 +13,9 @@ import torch
 from abc_toolkit import tasks
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
+from abc_toolkit.models.memory import check_fits, check_held_out, check_training_memory
 from abc_toolkit.positions import Abacus, Compose, Cyclic, Learned
 from abc_toolkit.tasks import Task
-from abc_toolkit.training.costs import check_fits, check_held_out, check_training_memory
-from abc_toolkit.training.data import Data
 
 KINDS = [getattr(tasks, name) for name in tasks.__all__]
 TASKS = [kind for kind in KINDS if isinstance(kind, type) and issubclass(kind, Task) and not isabstract(kind)]
@@ -29,16 +28,16 @@ def _sixteen_gib(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.__name__)
 def test_any_task_of_a_billion_digits_is_refused_at_once(kind: type[Task]) -> None:
-    check_training_memory(kind(), Architecture(), Data(), "cpu")
+    check_training_memory(kind(), Architecture(), 64, 2560, "cpu")
     for length in (10**5, 10**9, 10**15):
         start = time.perf_counter()
         with pytest.raises(UserError, match=r"would take about .* GiB and there are 16\.0 GiB"):
-            check_training_memory(kind(max_length=length), Architecture(), Data(), "cpu")  # type: ignore[call-arg]
+            check_training_memory(kind(max_length=length), Architecture(), 64, 2560, "cpu")  # type: ignore[call-arg]
         assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(
-    ("sizes", "data", "reason"),
+    ("sizes", "numbers", "reason"),
     [
         ({"model_dim": 10**6}, {}, "the model"),
         ({"feedforward_dim": 10**9}, {}, "the model"),
@@ -49,12 +48,14 @@ def test_any_task_of_a_billion_digits_is_refused_at_once(kind: type[Task]) -> No
         ({"position": Learned(capacity=10**9)}, {}, "the model"),
         ({"position": Compose((Cyclic(), Abacus(capacity=10**12)))}, {}, "the model"),
         ({}, {"batch_size": 10**9}, "a batch of the longest problems"),
-        ({}, {"validation_problems": 10**10}, "10,000,000,000 held-out problems .--data.validation_problems"),
+        ({}, {"held_out": 10**10}, "10,000,000,000 held-out problems .--data.validation_problems"),
     ],
 )
-def test_large_settings_are_refused(sizes: dict[str, object], data: dict[str, int], reason: str) -> None:
+def test_large_settings_are_refused(sizes: dict[str, object], numbers: dict[str, int], reason: str) -> None:
+    architecture = Architecture(**sizes)  # type: ignore[arg-type]
+    asked = {"batch_size": 64, "held_out": 2560} | numbers
     with pytest.raises(UserError) as refused:
-        check_training_memory(tasks.Addition(), Architecture(**sizes), Data(**data), "cpu")  # type: ignore[arg-type]
+        check_training_memory(tasks.Addition(), architecture, **asked, accelerator="cpu")
     assert re.search(reason, str(refused.value))
 
 
@@ -80,9 +81,8 @@ def test_the_estimate_of_a_model_is_near_its_parameters(
     architecture = Architecture(model_dim=96, feedforward_dim=200, **sizes)  # type: ignore[arg-type]
     model = build_model(tasks.Addition(), architecture, None)
     parameters = 20 * sum(parameter.numel() for parameter in model.parameters())
-    small = Data(batch_size=1, validation_problems=1)
     for factor, outcome in ((0.7, pytest.raises(UserError)), (1.3, nullcontext())):
         limit = int(factor * parameters)
         monkeypatch.setattr(psutil, "virtual_memory", lambda limit=limit: SimpleNamespace(total=limit))
         with outcome:
-            check_training_memory(tasks.Addition(max_length=1), architecture, small, "cpu")
+            check_training_memory(tasks.Addition(max_length=1), architecture, 1, 1, "cpu")
