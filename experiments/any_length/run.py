@@ -1,7 +1,7 @@
 """Evaluates the models of `experiments/pipeline` at 100, 1,000 and 10,000 times the training length.
 
-What is not trained yet is trained first: `abc run --config configs/TASK.yaml --seed SEED`. A run that is in the
-results already is skipped, so that an interrupted sweep goes on where it was.
+A run that does not exist is trained first, with `abc run --config TASK --seed SEED`. A run that is in the results is
+skipped, so an interrupted sweep goes on.
 
     python experiments/any_length/run.py --seeds 0 1 2 3 4 --jobs 2
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from abc_toolkit.phases.measure import evaluate_models, parse_sizes
+from abc_toolkit.phases.measure import evaluate_models
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks.digits.base import SETS
@@ -31,19 +31,19 @@ def evaluate(task: str, seed: int, folder: Path) -> dict:
     """Exact match of the two models of a run on every set, and how long each length took."""
     torch.set_num_threads(1)
     if not Run(folder).has("retrain"):
-        config = ROOT / "configs" / f"{task}.yaml"
-        command = [Path(sys.executable).parent / "abc", "run", "--config", config, "--seed", str(seed), "--run", folder]
+        command = [Path(sys.executable).parent / "abc", "run", "--config", task, "--seed", str(seed), "--run", folder]
         subprocess.run([*map(str, command), *(["--resume"] if folder.exists() else [])], check=True)
-    place = Run(folder)
-    kind = place.task("fit")
-    models = {phase: place.load_model(phase) for phase in ("fit", "retrain")}
-    record = place.record("retrain")
+    run_folder = Run(folder)
+    trained_on = run_folder.task("fit")
+    models = {phase: run_folder.load_model(phase) for phase in ("fit", "retrain")}
+    record = run_folder.record("retrain")
     result: dict = {"task": task, "seed": seed, "versions": record["versions"], "commit": record["commit"]}
     result |= {"rows": [], "seconds": {}}
     for spec, samples in SAMPLES.items():
         start = time.perf_counter()
-        lengths = parse_sizes(spec, kind)
-        rows, _ = evaluate_models(kind, models, lengths, SETS, samples, "parallel", seed, torch.device("cpu"))
+        rows, _ = evaluate_models(
+            trained_on, models, trained_on.lengths(spec), SETS, samples, "parallel", seed, torch.device("cpu")
+        )
         result["rows"] += [row.plain() for row in rows]
         result["seconds"][spec] = time.perf_counter() - start
     return result
