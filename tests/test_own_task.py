@@ -15,6 +15,7 @@ from tests.test_outside import OWN_POSITION, lines_of_code
 OWN_TASK = OWN_POSITION.parent / "own_task"
 
 
+@pytest.mark.slow  # .ci/run does so with the wheel
 @pytest.mark.parametrize("folder", [OWN_TASK, OWN_POSITION], ids=lambda folder: folder.name)
 def test_the_contract_tests_run_from_outside(folder: Path, tmp_path: Path) -> None:
     """As a user runs them: `pytest` in a folder that holds nothing of the toolkit, and none of its settings."""

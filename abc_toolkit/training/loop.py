@@ -69,7 +69,7 @@ class TrainerSettings:
         gradient_clip: Largest norm of the gradient; 0 for no limit.
         logger: A logger by class path, such as `lightning.pytorch.loggers.CSVLogger`; `false` for none.
         log_every: Steps between the losses that are logged and drawn.
-        threads: CPU threads; 0 leaves it to PyTorch. Models as small as the default gain little from a second one.
+        threads: CPU threads; 0 leaves it to PyTorch. Small models gain little from a second one.
         progress_bar: Whether to show one.
     """
 

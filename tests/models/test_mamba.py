@@ -14,6 +14,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.models import mamba
 from abc_toolkit.models.base import Architecture, predict, prefix_of
 from abc_toolkit.models.mamba import Mamba, MambaLanguageModel, SelectiveScan
+from abc_toolkit.models.transformer import AttentionModel
 from abc_toolkit.positions import ALiBi, Compose, PositionMethod, RoPE, Sinusoidal
 from abc_toolkit.tasks import Addition
 
@@ -329,7 +330,4 @@ def test_there_is_no_attention_to_act_in() -> None:
         message = f"mamba has no attention for {type(position).__name__} to act in: leave it out, or choose a method"
         with pytest.raises(UserError, match=message):
             language_model(position)
-    model = language_model()
-    model.attend("auto")
-    with pytest.raises(UserError, match="there is no attention in this model"):
-        model.attend("gathered")
+    assert not isinstance(language_model(), AttentionModel)
