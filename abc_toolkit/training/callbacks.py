@@ -1,6 +1,6 @@
 """What runs beside the steps of a training: Lightning callbacks, one job each.
 
-Their order counts: what one writes down at the end of a validation the next ones read.
+Their order counts: later ones read what earlier ones recorded at the end of a validation.
 """
 
 import copy
@@ -274,15 +274,15 @@ class StopByCoverage(Callback):
 
 
 class SaveProgress(Callback):
-    """Saves the progress at the end of each epoch. It comes last: what it saves holds what the others wrote down.
+    """Saves the progress at the end of each epoch. It comes last, so that what the others recorded is saved too.
 
     Args:
-        path: The file.
+        path: The progress file.
         epoch_steps: Steps of an epoch.
-        settings: What the weights follow from besides the code, for whoever resumes the training.
+        settings: The settings on which the weights depend; they must be the same when the training is resumed.
 
     Attributes:
-        began: Whether a step could be taken.
+        began: Whether the training began, and so the progress could be loaded.
     """
 
     def __init__(self, path: Path, epoch_steps: int, settings: Mapping[str, Any]) -> None:

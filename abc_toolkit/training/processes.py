@@ -1,9 +1,9 @@
 """Several processes that train together: who starts them, which one this is, and what they leave behind.
 
-Lightning starts the command that trains once more for each further device. Such a process, a *helper*, does the
-training that its parent is at and nothing else: it writes no file, says nothing, and ends. Under `torchrun`, `srun` and
-the like the processes are started from outside, and those after the first do the same. What the environment says of
-ranks counts for helpers and for processes started from outside alone: elsewhere such variables are another program's.
+For each further device Lightning starts the command once more. Such a process is a *helper*: it takes part in the
+training of its parent, writes no file, prints nothing, and ends with the training. `torchrun`, `srun` and the like
+start all processes from outside; those after the first act as helpers. Ranks in the environment count in helpers and in
+processes started from outside only: elsewhere they belong to another program.
 """
 
 import json
@@ -32,19 +32,19 @@ from lightning.pytorch import Trainer
 
 from abc_toolkit.errors import UserError
 
-_MARK = "ATTENTION_BIAS_TRAINING"  # an environment variable: what the process that set it is training
-_PATIENCE = 60  # seconds that helpers have to end after a training
+_MARK = "ATTENTION_BIAS_TRAINING"  # an environment variable that describes the training to helpers
+_PATIENCE = 60  # seconds in which helpers must end after a training
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
 class Help:
-    """What a helper was started for.
+    """The training that a helper was started for.
 
     Attributes:
-        phase: The training.
-        resume: Whether it goes on from progress.
-        pid: The process that started it.
+        phase: The phase that trains.
+        resume: Whether the training is resumed.
+        pid: Id of the process that started the helper.
     """
 
     phase: Literal["fit", "retrain"]
@@ -53,7 +53,7 @@ class Help:
 
 
 def wanted_help() -> Help | None:
-    """What this process was started to help with; `None` in a process that nobody's training started."""
+    """The training that this process was started to help with; `None` if it is not a helper."""
     try:
         found = Help(**json.loads(os.environ[_MARK]))
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -64,14 +64,14 @@ def wanted_help() -> Help | None:
 
 
 class _OwnProcesses(LightningEnvironment):
-    """Processes that Lightning starts from the first one on this machine, whatever else the environment says.
+    """Processes that Lightning starts from the first one on this machine; other ranks in the environment do not count.
 
     Args:
-        num_nodes: Number of machines; on each somebody starts the command, with `NODE_RANK`, `MASTER_ADDR` and
-            `MASTER_PORT` in the environment.
+        num_nodes: Number of machines. The user starts the command on each of several machines, with `NODE_RANK`,
+            `MASTER_ADDR` and `MASTER_PORT` in the environment.
 
     Attributes:
-        started: Whether the other processes were started.
+        started: Whether the helpers were started.
     """
 
     def __init__(self, num_nodes: int) -> None:
@@ -91,31 +91,35 @@ class _OwnProcesses(LightningEnvironment):
         return super().node_rank() if self._num_nodes > 1 else 0
 
 
-# Each of several machines needs these variables if no launcher starts their processes.
-_PLACES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+# Variables that each of several machines needs if no launcher starts the processes.
+_ADDRESSES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
 def environment(devices: Any, num_nodes: int) -> ClusterEnvironment:
-    """Who starts the processes of a training on some devices, as Lightning wants to be told.
+    """Who starts the processes of a training, in Lightning's terms.
+
+    Args:
+        devices: Number of devices, or which, as Lightning takes them.
+        num_nodes: Number of machines.
 
     Raises:
-        ValueError: If variables of the environment contradict one another, or do not say where the other machines are.
+        ValueError: If environment variables contradict one another, or lack the addresses of the other machines.
     """
     outside = None if num_nodes == 1 and _is_one(devices) else _outside()
     if outside is None:
-        missing = [name for name in _PLACES if name not in os.environ] if num_nodes > 1 else []
-        if missing:  # it would wait for them for half an hour
+        missing = [name for name in _ADDRESSES if name not in os.environ] if num_nodes > 1 else []
+        if missing:  # Lightning would wait half an hour for the other machines
             raise ValueError(
                 f"--trainer.num_nodes {num_nodes}: on each machine set {', '.join(missing)}, or start the processes "
                 "with torchrun or srun"
             )
         return _OwnProcesses(num_nodes)
-    # The interrupted training of a job that SLURM ends is resumed by the user, with --resume.
+    # The user resumes the training of an interrupted SLURM job, with --resume.
     return SLURMEnvironment(auto_requeue=False) if outside is SLURMEnvironment else outside()
 
 
 def _outside() -> type[ClusterEnvironment] | None:
-    """What started this process together with others, if anything that Lightning knows did."""
+    """The kind of launcher that started this process together with others, if Lightning knows it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
@@ -123,7 +127,7 @@ def _outside() -> type[ClusterEnvironment] | None:
 
 
 def starts_processes(devices: Any, num_nodes: int) -> bool:
-    """Whether a command starts the processes of a training itself, and goes on alone when they have ended."""
+    """Whether a command starts all processes of a training itself, so that it goes on alone after the training."""
     return num_nodes == 1 and (_is_one(devices) or _outside() is None)
 
 
@@ -133,10 +137,15 @@ def _is_one(devices: Any) -> bool:
 
 @contextmanager
 def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Iterator[None]:
-    """Keeps the processes of a training together: they begin with what this one is at, and end with it.
+    """Keeps the processes of a training together: helpers learn which training it is, and end with it.
+
+    Args:
+        trainer: Lightning's trainer.
+        phase: The phase that trains.
+        resume: Whether the training is resumed.
 
     Raises:
-        UserError: If another process ended before its time.
+        UserError: If a helper failed.
     """
     if trainer.world_size == 1:
         yield
@@ -157,14 +166,14 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
         raise
     finally:
         if ended and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # a next training has other processes
+            torch.distributed.destroy_process_group()  # the next training starts other processes
         for helper in helpers:
             with suppress(subprocess.TimeoutExpired):
                 if ended:
                     helper.wait(_PATIENCE)
             helper.kill()
             helper.wait()
-        helpers.clear()  # or Lightning's watcher would end this process too, for those that were killed
+        helpers.clear()  # else Lightning's watcher would end this process because helpers were killed
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name in os.environ.keys() - before.keys():
@@ -172,21 +181,21 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
         os.environ.update(before)
 
 
-def started(trainer: Trainer) -> None:
-    """Notes that the other processes of a training are there: Lightning is not to start them once more."""
+def mark_started(trainer: Trainer) -> None:
+    """Notes that the helpers of a training run, so that Lightning does not start them again."""
     own = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(own, _OwnProcesses):
         own.started = True
 
 
-def goes_by(rank: int) -> None:
-    """Tells Lightning which process this is; it had read that from the environment."""
+def set_rank(rank: int) -> None:
+    """Tells Lightning the rank of this process, in place of the one that it read from the environment."""
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Leaves threads, random numbers, signal handlers and Lightning's rank to the caller as they were."""
+    """Restores the caller's threads, random states, signal handlers and Lightning's rank when the block ends."""
     threads, rank = torch.get_num_threads(), getattr(rank_zero_only, "rank", 0)
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in _SIGNALS} if main else {}
@@ -196,12 +205,12 @@ def undisturbed() -> Iterator[None]:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        if not devices:  # seeds are kept for GPUs that are not in use yet: the caller's last one, and not ours
+        if not devices:  # PyTorch keeps the last seed for GPUs that are not in use yet
             torch.cuda.manual_seed_all(torch.initial_seed())
         random.setstate(drawn)
         np.random.set_state(numbers)
         torch.set_num_threads(threads)
-        goes_by(rank)
+        set_rank(rank)
         for number, handler in handlers.items():
-            if handler is not None:  # else it is none of Python's
+            if handler is not None:  # `None`: set by other code than Python's, and not to be restored
                 signal.signal(number, handler)
