@@ -1,4 +1,4 @@
-"""A model's weights as the tensors of a file: each once, whoever shares it."""
+"""A model's weights as named tensors of a file; a shared tensor is stored once."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ def check_savable(model: Model) -> None:
     """Checks that a file can hold a model.
 
     Raises:
-        UserError: If part of its state is no tensor of the usual kind.
+        UserError: If part of its state is not a dense tensor of real numbers.
     """
     for name, part in model.state_dict(keep_vars=True).items():
         if not isinstance(part, Tensor) or part.layout != torch.strided or part.is_quantized or part.is_complex():
@@ -21,15 +21,15 @@ def check_savable(model: Model) -> None:
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
-    """The weights by name, on the CPU; a tensor that several modules share stands under its first name alone."""
+    """The weights by name, on the CPU; a tensor that several modules share has its first name only."""
     return {names[0]: tensor.detach().to("cpu", copy=True) for tensor, names in _named(model)}
 
 
 def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a model the weights that `tensors_of` took of one like it.
+    """Gives a model the weights that `tensors_of` took from a model of the same kind.
 
     Raises:
-        ValueError: If they are not of such a model; the message names what differs.
+        ValueError: If they are of another kind of model; the message names the differences.
     """
     named = _named(model)
     own = {names[0]: tensor for tensor, names in named}
@@ -41,14 +41,14 @@ def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
     for name in own:
         if name in tensors and (tensors[name].shape, tensors[name].dtype) != (own[name].shape, own[name].dtype):
             faults.append(f"{name} is {_form(tensors[name])} and must be {_form(own[name])}")
-            break  # mostly all differ likewise
+            break  # the others mostly differ in the same way
     if faults:
         raise ValueError("; ".join(faults))
     model.load_state_dict({name: tensors[names[0]] for _, names in named for name in names})
 
 
 def _named(model: Model) -> list[tuple[Tensor, list[str]]]:
-    """Each tensor of a model's state, and the names that it has."""
+    """Each tensor of a model's state, with all its names."""
     found: dict[int, tuple[Tensor, list[str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         found.setdefault(id(tensor), (tensor, []))[1].append(name)
