@@ -1,7 +1,7 @@
 """`fit` and `retrain`: the two phases that train a model."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -279,7 +279,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _only_first(rank: int) -> Iterator[None]:
+def _only_first(rank: int) -> Generator[None, None, None]:
     """Lets the first process of a training go on after the block, and ends the others there.
 
     Raises:
@@ -299,7 +299,7 @@ def _only_first(rank: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(run: Run, phase: Phase) -> Iterator[None]:
+def _told(run: Run, phase: Phase) -> Generator[None, None, None]:
     """Says in the interruption whether the training can be resumed from its progress."""
     try:
         yield

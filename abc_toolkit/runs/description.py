@@ -73,7 +73,7 @@ def _shown(value: Any) -> str:
 
 
 def rebuild(described: Any, kind: type, source: str | Path = "the description", whole: bool = False) -> Any:
-    """The value that a description of `describe` stands for. Anyone may have written it: `trust` tells what it may name.
+    """The value that `describe` described. Anyone may have written the description: `trust` says what it may name.
 
     Args:
         described: The plain data.

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _DEPTH = 64
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path, None, None]:
     """A temporary path beside `path`. It is renamed to `path` when the block ends, and removed when the block fails.
 
     Its name holds the id of this process. Temporary files that killed processes left behind are removed.

@@ -12,14 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from socket import gethostname
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 import yaml
@@ -148,7 +148,7 @@ class Run:
     # Writing.
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None, None, None]:
         """Keeps other processes from writing to the run; first repairs what a killed writer left behind.
 
         The system releases the lock when the process ends, however it ends. Blocks may be nested.
@@ -162,7 +162,7 @@ class Run:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            lock.acquire()  # pyright: ignore[reportUnknownMemberType]
         except Timeout:
             raise UserError(
                 f"{self.path} is being written by {self._writer()}: wait for it, or name another --run"
@@ -221,7 +221,7 @@ class Run:
         *,
         inputs: Mapping[str, str] | None = None,
         rank: int = 0,
-    ) -> Iterator[Path]:
+    ) -> Generator[Path, None, None]:
         """The folder to write a phase in; it becomes the finished phase when the block ends.
 
         If the block fails, the folder is kept for `--resume` if it holds the progress of a training, else removed.
@@ -337,9 +337,10 @@ class Run:
 
     def _record(self, phase: Phase) -> dict[str, Any]:
         path = self.folder(phase) / RECORD
-        record = load_json(path)
+        found = load_json(path)
+        record = cast(dict[str, Any], found) if isinstance(found, dict) else {}
         again = f"do 'abc {phase} --overwrite' again"
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("phase") != phase:
+        if record.get("schema") != SCHEMA or record.get("phase") != phase:
             raise UserError(f"{path} is not a record of '{phase}' of this version: {again}")
         if record.pop("hash", None) != canonical_hash(record):
             raise UserError(f"{path} was changed after '{phase}' wrote it, as its hash is another: {again}")
@@ -431,7 +432,7 @@ class Run:
 
     def warnings(self, *phases: Phase) -> list[str]:
         """Warnings about those of the phases that are stale, or whose damaged record leaves that open."""
-        found = []
+        found: list[str] = []
         for phase in phases:
             what = "the certificate" if phase == "certify" else f"'{phase}'"
             try:
@@ -600,8 +601,10 @@ def _commit() -> str | None:
             raise FileNotFoundError("git")
         # This starts no monitor that the repository configures, and does not write the repository's index.
         command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
-        options = {"capture_output": True, "text": True, "encoding": "utf-8", "env": environment}
-        return subprocess.run(command, check=True, timeout=10, **options).stdout.strip()
+        done = subprocess.run(
+            command, check=True, timeout=10, capture_output=True, text=True, encoding="utf-8", env=environment
+        )
+        return done.stdout.strip()
 
     try:
         if f'name = "{package.name}"' not in (root / "pyproject.toml").read_text(encoding="utf-8"):

@@ -9,12 +9,13 @@ import importlib
 import os
 import sys
 from argparse import Action
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from inspect import currentframe
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -32,7 +33,7 @@ class OtherKindError(UserError):
 
 
 @contextmanager
-def trusting(*names: str) -> Iterator[None]:
+def trusting(*names: str) -> Generator[None, None, None]:
     """Trusts modules in the block: runs that are read there may name their classes.
 
     Args:
@@ -62,7 +63,7 @@ class TrustOption(Action):
 
 def comma_list(names: Any) -> str:
     """Names as the option takes them, from a text or, in a file of settings, from a list."""
-    return ",".join(map(str, names)) if isinstance(names, list) else str(names)
+    return ",".join(map(str, cast(list[Any], names))) if isinstance(names, list) else str(names)
 
 
 def find_class(class_path: Any, kind: type, source: str) -> type:
@@ -164,7 +165,8 @@ class CurrentFolder(MetaPathFinder):
 
 def _importer() -> str:
     """Name of the module that is importing another."""
-    frame: Any = sys._getframe(2)
+    frame: Any = currentframe()
+    frame = frame.f_back.f_back  # past this function and the finder
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         if name.partition(".")[0] not in _IMPORT_SYSTEM:
@@ -177,7 +179,7 @@ _IMPORT_SYSTEM = ("importlib", "_frozen_importlib", "_frozen_importlib_external"
 
 
 @contextmanager
-def searching_current_folder() -> Iterator[None]:
+def searching_current_folder() -> Generator[None, None, None]:
     """Finds classes that the user names in the current folder too, after all other places, while in the block."""
     try:
         finder = CurrentFolder(os.getcwd())
@@ -192,7 +194,7 @@ def searching_current_folder() -> Iterator[None]:
 
 
 @contextmanager
-def in_the_packages_folder() -> Iterator[None]:
+def in_the_packages_folder() -> Generator[None, None, None]:
     """Changes to the package's folder in the block, if the current one holds a file that Matplotlib would obey.
 
     A `matplotlibrc` chooses programs to call (TeX), and versions before 3.11 evaluate a part of it as Python.

@@ -33,7 +33,7 @@ def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """
     named = _named(model)
     own = {names[0]: tensor for tensor, names in named}
-    faults = []
+    faults: list[str] = []
     if missing := [name for name in own if name not in tensors]:
         faults.append(f"it lacks {_listed(missing)}")
     if others := [name for name in tensors if name not in own]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -136,7 +136,7 @@ def _is_one(devices: Any) -> bool:
 
 
 @contextmanager
-def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Iterator[None]:
+def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Generator[None, None, None]:
     """Keeps the processes of a training together: helpers learn which training it is, and end with it.
 
     Args:
@@ -194,7 +194,7 @@ def set_rank(rank: int) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Generator[None, None, None]:
     """Restores the caller's threads, random states, signal handlers and Lightning's rank when the block ends."""
     threads, rank = torch.get_num_threads(), getattr(rank_zero_only, "rank", 0)
     main = threading.current_thread() is threading.main_thread()
