@@ -1,4 +1,4 @@
-"""Settings from files and from the environment, as they would stand on the command line.
+"""Settings from files and from the environment, in the form of the command line.
 
 A file is YAML, but its plain scalars are texts, which the option that they are for reads as on the command line: `6:12`
 is a range of lengths and no number of seconds. The environment becomes options of the command line.
@@ -32,7 +32,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class SettingsError(UserError):
-    """A text of settings is none; the message goes on from its name."""
+    """A text does not hold settings; the message continues after the name of the text."""
 
 
 def check_words(words: Iterable[str]) -> None:
@@ -54,7 +54,7 @@ def check_words(words: Iterable[str]) -> None:
 
 
 def check_limits(text: str) -> None:
-    """Refuses a YAML text that is nested too deep or says too much, before it is built. Others may still be no YAML.
+    """Refuses a YAML text that is nested too deep or holds too many values, before it is built.
 
     Raises:
         SettingsError: If it is.
@@ -146,7 +146,7 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 
 def _plain(node: yaml.Node) -> Any:
-    """What a node says, its scalars as texts."""
+    """The plain value of a node; scalars are texts."""
     if not node.tag.startswith(_STANDARD) or ":python/" in node.tag:
         raise SettingsError(f"holds the tag {node.tag} in line {_line(node)}: write a plain value")
     if isinstance(node, yaml.ScalarNode):
@@ -183,7 +183,7 @@ def _line(node: yaml.Node) -> int:
 
 
 def merged(below: Any, above: Any) -> Any:
-    """Two values of a setting as one: what the upper one does not say is the lower one's.
+    """Two values of a setting merged: the upper one wins where both set something.
 
     A class that is named anew takes nothing from the settings of another.
     """
@@ -203,7 +203,7 @@ def own_settings(
     shared: Sequence[str],
     phases: Sequence[str],
 ) -> dict[str, Any]:
-    """What a command takes of an experiment's settings.
+    """The settings of an experiment that a command takes.
 
     What stands on top is for every command that has such an option, what stands in a command's section for it alone. To
     `run`, which does all phases, their sections are settings of its own.
@@ -250,7 +250,7 @@ def own_settings(
 def _known(
     settings: Mapping[str, Any], options: Mapping[str, bool], shown: str = "", below: str = ""
 ) -> dict[str, Any]:
-    """Settings all of which a command has an option for, without groups in which nothing is set.
+    """Checks that a command has an option for each setting; groups in which nothing is set are left out.
 
     Raises:
         SettingsError: If there is another. Settings of a class only the class can judge.

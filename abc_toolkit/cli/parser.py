@@ -1,6 +1,6 @@
-"""The parser of a command: its options, its configuration files, the environment, and what a user reads of it.
+"""The parser of a command: options, configuration files, the environment, help and errors.
 
-What is private in jsonargparse is used in this module alone: its own actions, of which files of settings are a kind.
+Private names of jsonargparse are used in this module alone: its actions for files of settings have no public ones.
 """
 
 import inspect
@@ -205,7 +205,7 @@ class Parser(ArgumentParser):
 
     @contextmanager
     def _shown_to_users(self) -> Iterator[None]:
-        """Leaves out of the help what follows from the rest: groups given as files.
+        """Leaves options out of the help that follow from others: groups that are given as files.
 
         Only while it is printed: what is hidden for good is also missing from `--print_config`.
         """
@@ -276,7 +276,7 @@ def parser_of(command: str, kind: type[Parser] = Parser, **keywords: Any) -> Par
 
 
 def parse(parser: ArgumentParser, own: Parser, command: str, words: Sequence[str], before: Sequence[str]) -> Namespace:
-    """What words of the command line, after those that the environment stands for, set.
+    """Parses the words of the command line, after those that variables of the environment stand for.
 
     Args:
         parser: Parses them.
@@ -313,7 +313,7 @@ def _trusted(names: Any) -> str | None:
 
 
 def told(error: Exception) -> str:
-    """What is told of an error that may be of any kind."""
+    """The message of an error of any class."""
     text = " ".join(str(error).split())
     reason = re.search(r"Errors: - (.*?)(?: - Expected a | Given value type:|$)", text)
     kind = "" if isinstance(error, TypeError | ValueError | ImportError) else f"{type(error).__name__}: "

@@ -1,4 +1,4 @@
-"""What a user reads in place of what jsonargparse says."""
+"""Messages of jsonargparse, reworded for a user."""
 
 import re
 

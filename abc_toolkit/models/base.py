@@ -1,4 +1,4 @@
-"""What every model is and does, whatever its backbone: architecture, outputs, decoding piece by piece.
+"""The contract of a model, for every backbone: architecture, outputs, decoding piece by piece.
 
 Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` of source.
 """
@@ -23,7 +23,7 @@ Maps = dict[tuple[str, int], Tensor]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model is made of: its backbone, its sizes, and how it knows of positions.
+    """The architecture of a model: its backbone, its sizes, its position method.
 
     Attributes:
         num_encoder_layers: Encoder depth; with 0, cross-attention reads the source's embeddings.
@@ -118,7 +118,7 @@ class DecoderState(abc.ABC):
 
     @abc.abstractmethod
     def go_back(self, step: int) -> None:
-        """Forgets the target's tokens from a step on, which must be one of the last piece: it is decoded again."""
+        """Goes back to a step of the last piece: the target's tokens from there on are decoded again."""
 
 
 class Model(nn.Module, abc.ABC):
@@ -153,7 +153,7 @@ class Model(nn.Module, abc.ABC):
 
     @staticmethod
     def _input_adapter(interface: Interface, dim: int) -> tuple[nn.Module, float]:
-        """What turns inputs into a stream, and what its result is multiplied by: token embedding or linear read-in."""
+        """The module that turns inputs into a stream, token embedding or linear read-in, and its scale."""
         if interface.num_tokens:
             return nn.Embedding(interface.num_tokens, dim), dim**0.5
         return linear(interface.input_dim, dim), 1.0
@@ -228,7 +228,7 @@ class DecodingModel(Model):
 
 
 def predict(model: Model, batch: Batch, layout: Layout, maps: Maps | None = None) -> Tensor:
-    """A model's outputs for a batch: of a target that is decoded, each under the true tokens before it.
+    """A model's outputs for a batch. Outputs of a decoded target are computed under the true tokens before them.
 
     Args:
         model: The model.
@@ -247,7 +247,7 @@ def predict(model: Model, batch: Batch, layout: Layout, maps: Maps | None = None
 
 
 def answering(x: Tensor, num_inputs: int, interface: Interface) -> Tensor:
-    """What a causal model's outputs are read from, of its stream over inputs and prefix."""
+    """The part of a causal model's stream, over inputs and prefix, from which outputs are read."""
     if interface.decoded:
         return x[:, num_inputs:]
     return x[:, -1:] if interface.pooled else x

@@ -29,9 +29,10 @@ _TOKENS_COUNTED = 50  # of each problem that are decoded before the bar moves
 def planned(
     model: DecodingModel, problems: Problems, layout: Layout, decode: Decode
 ) -> Iterator[tuple[Problems, DecodingPlan]]:
-    """Problems of one shape in batches whose keys and values fit into memory, with how they are decoded.
+    """Problems of one shape in batches whose keys and values fit into memory, each with its decoding plan.
 
-    Where positions are drawn at random, batches are small and each has its own, as one draw is no measure of a model.
+    Where positions are drawn at random, batches are small and each has a draw of its own: one draw does not measure a
+    model.
     """
     size = min(len(problems), max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target))))
     draws = _draws(model)
@@ -62,8 +63,8 @@ def _draws(model: Model) -> bool:
 def solves(model: DecodingModel, problems: Problems, plan: DecodingPlan) -> Tensor:
     """Which problems greedy decoding solves whole, boolean `[batch]`.
 
-    It does if and only if every token is right under the true tokens before it, which are judged piece by piece, as
-    far as a problem is left without an error.
+    A problem is solved if and only if every token is right under the true tokens before it. Tokens are judged piece by
+    piece, until every problem has an error.
 
     Args:
         model: The model, in evaluation mode.

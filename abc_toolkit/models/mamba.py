@@ -24,7 +24,7 @@ _DT_RANGE = 0.001, 0.1  # of the step sizes to start with
 
 @dataclass
 class LayerState:
-    """Where one layer stands.
+    """The state of one layer.
 
     Attributes:
         recent: The last inputs of its convolution, `[conv_dim - 1, batch, inner]`; zeros before the first token.
@@ -37,7 +37,7 @@ class LayerState:
 
 @dataclass
 class MambaState:
-    """Where a stack stands in a batch of strings; its size does not grow with their length.
+    """The state of a stack for a batch of strings. Its size does not depend on their length.
 
     Attributes:
         layers: Where each layer stands.
@@ -306,7 +306,7 @@ class MambaPlan(DecodingPlan):
 
 @dataclass
 class MambaDecoding(DecoderState):
-    """Where decoding a batch of problems stands.
+    """The state of decoding a batch of problems.
 
     Attributes:
         plan: How it is decoded.

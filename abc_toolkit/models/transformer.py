@@ -250,7 +250,7 @@ class Storage:
 
     @classmethod
     def for_table(cls, open_keys: OpenKeys, num_keys: int, ahead: int) -> "Storage":
-        """As few rows as a table of open keys allows.
+        """The storage with the fewest rows that a table of open keys allows.
 
         A row is free for key `w` once nobody from query `w - ahead + 1` on reads the key in it. Rows are taken in the
         order in which they become free: of `m` rows, the i-th key takes that of the (i - m)-th key to be given up.
@@ -328,7 +328,7 @@ class TransformerPlan(DecodingPlan):
 
 @dataclass
 class TransformerState(DecoderState):
-    """Where decoding a batch of problems stands.
+    """The state of decoding a batch of problems.
 
     Attributes:
         plan: How it is decoded.
@@ -483,7 +483,7 @@ class EncoderDecoder(TransformerModel):
 class DecoderOnly(TransformerModel):
     """A causal language model of source and target as one string; only the target's tokens are predicted.
 
-    Without a target there are outputs at every input, each of the inputs up to it.
+    Without a target there is an output at every input, computed from the inputs up to it.
     """
 
     def add_layers(self) -> None:

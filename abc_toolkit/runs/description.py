@@ -47,7 +47,7 @@ def remember(value: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: str = "") -> Iterator[str]:
-    """The settings that differ between two values as plain data, each by its name and with both values.
+    """The settings in which two values differ, each by its name with both values.
 
     Args:
         before: The earlier value.
@@ -65,7 +65,7 @@ def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: s
 
 
 def _shown(value: Any) -> str:
-    """A value as messages show it; an instance of a class by the class's name and the settings."""
+    """A value as a message shows it: a class by its name and settings."""
     if not isinstance(value, Mapping) or "class_path" not in value:
         return str(value)
     own = ", ".join(f"{name}={_shown(setting)}" for name, setting in value.get("init_args", {}).items())
@@ -73,7 +73,7 @@ def _shown(value: Any) -> str:
 
 
 def rebuild(described: Any, kind: type, source: str | Path = "the description", whole: bool = False) -> Any:
-    """The value that `describe` described. Anyone may have written the description: `trust` says what it may name.
+    """The value that a description stands for. Descriptions are not trusted: `trust` says which classes they may name.
 
     Args:
         described: The plain data.
@@ -89,7 +89,7 @@ def rebuild(described: Any, kind: type, source: str | Path = "the description", 
 
 @dataclass(frozen=True)
 class _Rebuilder:
-    """Builds values from plain data by the type annotations of their fields."""
+    """Makes values from plain data, guided by the annotations of the fields."""
 
     source: str
     whole: bool
@@ -140,7 +140,7 @@ class _Rebuilder:
         return made if (get_origin(hint) or hint) is list else tuple(made)
 
     def _any(self, described: Any, name: str) -> Any:
-        """A value of a field that may hold anything."""
+        """The value of a field without an annotation."""
         if isinstance(described, list):
             return tuple(self._any(item, name) for item in described)
         if isinstance(described, dict):

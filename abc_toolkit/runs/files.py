@@ -26,7 +26,7 @@ _DEPTH = 64
 def replacing(path: Path) -> Generator[Path, None, None]:
     """A temporary path beside `path`. It is renamed to `path` when the block ends, and removed when the block fails.
 
-    Its name holds the id of this process. Temporary files that killed processes left behind are removed.
+    The name holds this process's number. Temporary files of killed processes are removed.
 
     Raises:
         UserError: If the file cannot be written.
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Generator[Path, None, None]:
 
 
 def _remove_left_behind(path: Path) -> None:
-    """Removes temporary files of processes that have ended."""
+    """Removes the temporary files of processes that have ended."""
     for other in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
         number = re.fullmatch(r"\.([0-9]{1,18})\.tmp", other.name[len(path.name) + 1 :])
         if number and not psutil.pid_exists(int(number[1])):
@@ -60,7 +60,7 @@ def _escaped(name: str) -> str:
 
 
 def flush(path: Path) -> None:
-    """Waits until the content of a file or folder is on the disk, where the system supports it."""
+    """Waits until the content of a file or a folder is on the disk, where the system supports it."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -189,7 +189,7 @@ class Run:
                 RUNS.rmdir()
 
     def _writer(self) -> str:
-        """The process that holds the lock, by its own account."""
+        """The process that holds the lock, as it describes itself."""
         try:
             told = load_json(self.path / _WRITER)
             return f"process {told['pid']} on {told['host']} ('{told['command']}', since {told['since']})"
@@ -197,7 +197,7 @@ class Run:
             return "another process"
 
     def _repair(self) -> None:
-        """Completes or undoes what a killed writer had begun."""
+        """Finishes or undoes what a killed writer had begun."""
         for phase in PHASES:
             own, old, partial = self._named(phase), self._old(phase), self.partial(phase)
             if old.exists() and not own.exists():
@@ -291,7 +291,7 @@ class Run:
             raise UserError(f"the {what} of '{source}' in {self.path} was replaced while '{phase}' began: start again")
 
     def _changed_input(self, inputs: Mapping[str, str]) -> tuple[Phase, str] | None:
-        """The first hash that no longer holds: the phase that it is from, and what it is a hash of."""
+        """The first input that has changed: the phase that it is of, and its name; `None` if all are as they were."""
         for name, value in inputs.items():
             source, _, what = name.partition(": ")
             for phase in PHASES:
@@ -300,7 +300,7 @@ class Run:
         return None
 
     def _finish(self, phase: Phase) -> None:
-        """Renames the folder of a complete phase to the phase's name."""
+        """Renames a finished phase from its temporary name to its own."""
         partial, own, old = self.partial(phase), self._named(phase), self._old(phase)
         for file in (*partial.rglob("*"), partial):
             flush(file)
@@ -313,7 +313,7 @@ class Run:
             (own / PROGRESS).unlink(missing_ok=True)
 
     def _as_finished(self, phase: Phase) -> bool:
-        """Whether a finished training was to be extended but took no further step."""
+        """Whether a training that was to be extended has taken no further step."""
         return (self._named(phase) / PROGRESS).is_file() and filecmp.cmp(
             self._named(phase) / PROGRESS, self.partial(phase) / PROGRESS, shallow=False
         )
@@ -349,7 +349,7 @@ class Run:
         return record
 
     def _reread(self, phase: Phase, read: Callable[[], T]) -> T:
-        """What is read from a phase; if that fails because a writer replaced the phase meanwhile, it is read again."""
+        """The result of reading a phase; it is read again if a writer replaced the phase meanwhile."""
         for pause in (0.0, 0.01, 0.1, 0.5):
             before = self._state(phase)
             try:
@@ -409,7 +409,7 @@ class Run:
         self._reread(phase, read)
 
     def produced(self, phase: Phase) -> dict[str, str]:
-        """Hashes of what later phases read from a finished phase."""
+        """Hashes of the parts of a finished phase that later phases read."""
         record = self.record(phase)
         files = {"weights": record["files"].get(WEIGHTS), "window": record["files"].get(WINDOW)}
         found = {name: value for name, value in files.items() if value is not None}
@@ -418,7 +418,7 @@ class Run:
         return {f"{phase}: {name}": value for name, value in found.items()}
 
     def stale(self, phase: Phase) -> str | None:
-        """Why a finished phase does not belong to what earlier phases hold now, in words; `None` if it does."""
+        """Why a finished phase is stale, in words: one of its inputs has changed since. `None` if none has."""
         inputs = self.record(phase)["inputs"]
         changed = self._changed_input(inputs)
         if changed is not None:
@@ -431,7 +431,7 @@ class Run:
         return None
 
     def warnings(self, *phases: Phase) -> list[str]:
-        """Warnings about those of the phases that are stale, or whose damaged record leaves that open."""
+        """A warning for each phase that is stale, or whose damaged record leaves that open."""
         found: list[str] = []
         for phase in phases:
             what = "the certificate" if phase == "certify" else f"'{phase}'"
@@ -501,7 +501,7 @@ class Run:
 
 
 def _has_its_parts(record: Mapping[str, Any], phase: Phase) -> bool:
-    """Whether a record has the parts that are read, of the right types; its hash alone says nothing about a sender."""
+    """Whether a record has the parts that are read of it. A right hash does not show that: a sender can compute it."""
     kinds = {"seed": int, "arguments": dict, "results": dict, "inputs": dict, "files": dict, "finished": str}
     if any(type(record.get(name)) is not kind for name, kind in kinds.items()):
         return False
@@ -550,7 +550,7 @@ def save_record(
     inputs: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes the record of a phase, with the hashes of its files, which must all be there, and its configuration.
+    """Writes the record of a phase: what it was asked, what it did, and the hashes of its files.
 
     Args:
         folder: The folder of the phase.
@@ -581,7 +581,7 @@ def save_record(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages on which results depend."""
+    """Versions of the packages that a result depends on."""
     packages = {name: version(name) for name in ("abc_toolkit", "torch", "lightning")}
     return packages | {"python": platform.python_version()}
 

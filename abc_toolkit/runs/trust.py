@@ -29,12 +29,12 @@ _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset()
 
 
 class OtherKindError(UserError):
-    """A value in a description is not of the kind that is needed."""
+    """A value of a description has the wrong type."""
 
 
 @contextmanager
 def trusting(*names: str) -> Generator[None, None, None]:
-    """Trusts modules in the block: runs that are read there may name their classes.
+    """Trusts modules in the block: runs that are read may name their classes.
 
     Args:
         names: Modules, or packages with all that is in them; several in one text are separated by commas.
@@ -54,7 +54,7 @@ def trusting(*names: str) -> Generator[None, None, None]:
 
 
 class TrustOption(Action):
-    """An option with names to trust, separated by commas; given again, it adds to them."""
+    """The option `--trust`: names separated by commas, which add to those given before."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         before = getattr(namespace, self.dest, None)
@@ -62,7 +62,7 @@ class TrustOption(Action):
 
 
 def comma_list(names: Any) -> str:
-    """Names as the option takes them, from a text or, in a file of settings, from a list."""
+    """The names of `--trust` as one text, of a text or, in a file of settings, a list."""
     return ",".join(map(str, cast(list[Any], names))) if isinstance(names, list) else str(names)
 
 
@@ -118,7 +118,7 @@ def _is_trusted(module: str) -> bool:
 
 
 def _is_the_toolkits(module: str) -> bool:
-    """Whether a module is the toolkit's by its name and lies in the toolkit's folder."""
+    """Whether a module belongs to the toolkit: by its name, and by a file in its folder."""
     top, *parts = module.split(".")
     path = PACKAGE.joinpath(*parts)
     return top == PACKAGE.name and (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file())

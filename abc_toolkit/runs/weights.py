@@ -1,4 +1,4 @@
-"""A model's weights as named tensors of a file; a shared tensor is stored once."""
+"""A model's weights as the tensors of a file. A shared tensor is stored once."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,12 +21,12 @@ def check_savable(model: Model) -> None:
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
-    """The weights by name, on the CPU; a tensor that several modules share has its first name only."""
+    """The weights by name, on the CPU. A tensor that several modules share has its first name only."""
     return {names[0]: tensor.detach().to("cpu", copy=True) for tensor, names in _named(model)}
 
 
 def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a model the weights that `tensors_of` took from a model of the same kind.
+    """Loads weights that `tensors_of` returned for a model of the same architecture.
 
     Raises:
         ValueError: If they are of another kind of model; the message names the differences.

@@ -53,7 +53,7 @@ class Metric:
 
     def shown(self, value: float) -> str:
         """A value as tables show it: a share in per cent."""
-        return f"{100 * value:.1f}" if self.is_share else f"{value:.3g}"
+        return f"{100 * value:.1f}" if self.is_share else f"{value:.2g}"
 
     def told(self, value: float) -> str:
         """A value in a sentence or beside a bar, with its name."""

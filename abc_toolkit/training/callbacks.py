@@ -1,6 +1,6 @@
-"""What runs beside the steps of a training: Lightning callbacks, one job each.
+"""Lightning callbacks of a training, one job each.
 
-Their order counts: later ones read what earlier ones recorded at the end of a validation.
+Their order matters: `History` records a validation before the others read it, and `SaveProgress` comes last.
 """
 
 import copy
@@ -145,7 +145,7 @@ class History(Callback):
         self.progress.update(trainer.global_step, judged=judged.told(values[judged.name]))
 
     def add_covered(self, covered: Covered) -> None:
-        """Adds to the last validation how the model does on assignments."""
+        """Adds the result of a coverage check to the last validation."""
         self.validation[-1] |= {"weak": covered.weak, "smallest_margin": covered.smallest_margin}
         self.progress.update(int(self.validation[-1]["step"]), weak=covered.weak)
 
@@ -256,7 +256,7 @@ class StopByCoverage(Callback):
             trainer.should_stop = True
 
     def _examined(self, trainer: Trainer, module: TrainingModule) -> Covered:
-        """How the averaged model does on the assignments; the first of several processes tries it."""
+        """The coverage of the averaged model. The first of several processes computes it."""
         model, covered = module.averaged, None
         assert isinstance(model, EncoderDecoder)  # as everything inside a window is
         if trainer.is_global_zero:
@@ -274,7 +274,7 @@ class StopByCoverage(Callback):
 
 
 class SaveProgress(Callback):
-    """Saves the progress at the end of each epoch. It comes last, so that what the others recorded is saved too.
+    """Saves the progress at the end of each epoch. It comes last, so that it saves what the others recorded.
 
     Args:
         path: The progress file.

@@ -1,4 +1,4 @@
-"""Coverage: a model is tried, while it is trained, on every assignment of its receptive fields.
+"""Coverage: a model in training is tried on all assignments of the training lengths.
 
 Sampled problems seldom contain rare cases. Inside a window each prediction depends on a few tokens, its receptive
 field. All values that these tokens take in the training shapes are the *assignments*: few enough to try each of them.
@@ -31,7 +31,7 @@ _HARD_EXAMPLES = 256
 
 @dataclass(frozen=True)
 class Covered:
-    """How a model does on assignments.
+    """The result of a coverage check.
 
     Attributes:
         assignments: Number of assignments tried: a sample of each kind if many of the sample were weak, else all.
@@ -72,7 +72,7 @@ class Coverage:
         self.kinds = kinds_of(basis.task, predictions, most)
 
     def examine(self, model: EncoderDecoder, generator: Generator) -> Covered:
-        """Tries a model on a sample of the assignments, and on all if too few of the sample are weak.
+        """Tries a model on a sample of the assignments and, if it is weak in only a few of them, on all.
 
         Args:
             model: The model, inside the window.
@@ -99,7 +99,7 @@ class Coverage:
         return met[int(torch.randint(len(met), (), generator=generator))].problem(assignment, generator)
 
     def _hard_examples(self, problems: Sequence[Problems]) -> tuple[Problems, ...]:
-        """The problems that are not held out, shape by shape."""
+        """Hard examples, shape by shape. Held-out problems are left out."""
         by_shape: dict[Shape, list[Problems]] = {}
         for problem in problems:
             if not held_out(self.task, problem).any():

@@ -19,7 +19,7 @@ HARD_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Data:
-    """How training problems are served and how many are held out.
+    """Batches of training problems, and the number of held-out problems.
 
     Attributes:
         batch_size: Problems in a batch, which several devices share; all of a batch have one shape.

@@ -1,4 +1,4 @@
-"""The training that `fit` and `retrain` share: its settings, its progress file, and Lightning's Trainer."""
+"""The training loop of `fit` and `retrain`, driven by Lightning's Trainer."""
 
 import hashlib
 import io
@@ -153,7 +153,7 @@ class ProgressFile(CheckpointIO):
 
 
 def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> None:
-    """Refuses to resume a training under other settings, or if it would take no further step.
+    """Refuses to resume a training under other settings, or one that has no further step to take.
 
     Args:
         path: The progress file.
@@ -193,7 +193,7 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Training:
-    """What a training is asked for.
+    """A training: what is learned, and how.
 
     Attributes:
         phase: The phase that trains.
@@ -221,7 +221,7 @@ class Training:
         return seeded(self.seed, Stream[self.phase.upper()]).initial_seed()
 
     def described(self, network: Model, runner: Trainer, certified: bool) -> dict[str, Any]:
-        """The settings on which the weights depend, as plain data; a resumed training must have the same."""
+        """The settings that determine the weights, as plain data. A training is resumed under the same ones only."""
         settings = {"seed": self.seed, "task": self.task, "model": self.architecture, "data": self.data}
         settings |= {"optimizer": self.optimizer, "stopping": self.stopping, "trainer": self.trainer}
         settings |= {"processes": runner.world_size, "device": runner.strategy.root_device.type}
@@ -379,7 +379,7 @@ def lightning_trainer(settings: TrainerSettings) -> Trainer:
 
 @contextmanager
 def _quiet() -> Generator[None, None, None]:
-    """Hides Lightning's remarks on hardware and loaders: a user of this toolkit cannot act on them."""
+    """Silences Lightning's remarks on hardware and loaders: a user of this toolkit cannot act on them."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""What Lightning trains: loss, validation, averaging of weights, optimiser."""
+"""The LightningModule: loss, validation, averaging of weights, optimiser."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class Optimizer:
 class TrainingModule(lightning.LightningModule):
     """Trains a model on a task by teacher forcing.
 
-    Several processes get the same batches. Each takes its own rows, so that together they do what one would.
+    Several processes get the same batches. Each takes its own rows; together they compute what one process would.
 
     Args:
         task: The task.
@@ -113,7 +113,7 @@ class TrainingModule(lightning.LightningModule):
         return self._layouts[shape]
 
     def _own(self, batch: Batch) -> Batch:
-        """The rows of a batch that this process does; of few rows it may be none."""
+        """The rows of a batch that belong to this process; there may be none."""
         return batch[self.rank :: self.processes]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several processes that train together: who starts them, which one this is, and what they leave behind.
+"""Several processes that train together: how they start, which one this is, and how they end.
 
 For each further device Lightning starts the command once more. Such a process is a *helper*: it takes part in the
 training of its parent, writes no file, prints nothing, and ends with the training. `torchrun`, `srun` and the like
@@ -53,7 +53,7 @@ class Help:
 
 
 def wanted_help() -> Help | None:
-    """The training that this process was started to help with; `None` if it is not a helper."""
+    """The training that this process was started for by another; `None` if it was not."""
     try:
         found = Help(**json.loads(os.environ[_MARK]))
         local_rank = int(os.environ["LOCAL_RANK"])
@@ -119,7 +119,7 @@ def environment(devices: Any, num_nodes: int) -> ClusterEnvironment:
 
 
 def _outside() -> type[ClusterEnvironment] | None:
-    """The kind of launcher that started this process together with others, if Lightning knows it."""
+    """The launcher that started this process with others, of those that Lightning knows; `None` if there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kinds = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
@@ -182,20 +182,20 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
 
 
 def mark_started(trainer: Trainer) -> None:
-    """Notes that the helpers of a training run, so that Lightning does not start them again."""
+    """Marks the other processes as started, so that Lightning does not start them again."""
     own = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(own, _OwnProcesses):
         own.started = True
 
 
 def set_rank(rank: int) -> None:
-    """Tells Lightning the rank of this process, in place of the one that it read from the environment."""
+    """Sets Lightning's rank of this process, in place of the one that it read from the environment."""
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 
 @contextmanager
 def undisturbed() -> Generator[None, None, None]:
-    """Restores the caller's threads, random states, signal handlers and Lightning's rank when the block ends."""
+    """Restores threads, random numbers, signal handlers and Lightning's rank when the block ends."""
     threads, rank = torch.get_num_threads(), getattr(rank_zero_only, "rank", 0)
     main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in _SIGNALS} if main else {}

@@ -1,4 +1,4 @@
-"""Makes the README's first figure, and the table of docs/any_length.md: `python experiments/any_length/show.py`.
+"""Makes `accuracy.png` and the table of docs/any_length.md: `python experiments/any_length/show.py`.
 
 Up to 50 times the training length the numbers are those of `experiments/pipeline`, beyond it those of
 `experiments/any_length`.
@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-TABLE = HERE.parent.parent / "docs" / "any_length.md"
+PAGE = HERE.parent.parent / "docs" / "any_length.md"
 BEGIN, END = "<!-- long problems: made by experiments/any_length/show.py -->", "<!-- end of long problems -->"
 LOOKS = {
     "fit": {"label": "vanilla", "color": "#b3541e", "marker": "o"},
@@ -21,23 +21,33 @@ Point = tuple[float, float, float, float]
 
 
 def rows() -> dict[tuple[str, int, str, str], list[dict]]:
-    """The rows of both experiments by task, multiple of the training length, weights and set; one for each seed."""
+    """The rows of the tasks of this experiment, by task, multiple of the training length, weights and suite."""
     found: dict[tuple[str, int, str, str], list[dict]] = {}
-    for path in (HERE.parent / "pipeline" / "results.json", HERE / "results.json"):
-        for result in json.loads(path.read_text()):
-            longest = {"parity": 20}.get(result["task"], 6)
-            for row in result["rows"]:
-                key = (result["task"], row["length"] // longest, row["weights"], row["suite"])
-                found.setdefault(key, []).append(row)
+    near, far = (json.loads((folder / "results.json").read_text()) for folder in (HERE.parent / "pipeline", HERE))
+    tasks = {result["task"] for result in far}
+    for result in (result for result in (*near, *far) if result["task"] in tasks):
+        longest = {"parity": 20}.get(result["task"], 6)
+        for row in long_rows(result["rows"]):
+            key = (result["task"], row["length"] // longest, row["weights"], row["suite"])
+            found.setdefault(key, []).append(row)
+    return found
+
+
+def long_rows(rows: list[dict]) -> list[dict]:
+    """A row for each suite, of rows that may hold the values of several."""
+    found: list[dict] = []
+    for row in rows:
+        values = row["value"] if isinstance(row["value"], dict) else {row["suite"]: row["value"]}
+        found += [row | {"suite": suite, "value": value} for suite, value in values.items()]
     return found
 
 
 def curve(found: dict, task: str, weights: str) -> list[Point]:
     """Multiple of the training length; median, worst and best exact match over the seeds, on `uniform` problems."""
     points = []
-    for name, multiple, model, set_name in sorted(found):
-        if (name, model, set_name) == (task, weights, "uniform"):
-            shares = [row["value"] for row in found[name, multiple, model, set_name]]
+    for name, multiple, model, suite in sorted(found):
+        if (name, model, suite) == (task, weights, "uniform"):
+            shares = [row["value"] for row in found[name, multiple, model, suite]]
             points.append((multiple, statistics.median(shares), min(shares), max(shares)))
     return points
 
@@ -69,7 +79,7 @@ def figure(found: dict) -> Figure:
 
 
 def table(found: dict) -> str:
-    """Problems solved beyond 50 times the training length, over all sets and seeds, in Markdown."""
+    """Problems solved beyond 50 times the training length, over all suites and seeds, in Markdown."""
     lines = ["| task | digits an operand | vanilla | retrained |", "|---|---|---|---|"]
     tasks = list(dict.fromkeys(task for task, *_ in found))
     long = {(task, multiple) for task, multiple, *_ in found if multiple > 50}
@@ -87,9 +97,9 @@ def table(found: dict) -> str:
 def main() -> None:
     found = rows()
     figure(found).savefig(HERE / "accuracy.png", dpi=130)
-    before, _, rest = TABLE.read_text().partition(BEGIN)
+    before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    TABLE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Runs the shipped configurations over tasks and seeds and keeps what they measured.
+"""Runs the shipped configurations over tasks and seeds, and keeps a summary of what they measured in `results.json`.
 
-Each run is `abc run --config configs/TASK.yaml --seed SEED` and `abc certify`, each timed as a whole process, and then
-its models at 20 and 50 times the training length, or at tables of other shapes, on 200 problems of each set. A task may
-name a base as well. A run that is in the results already is skipped, so that an interrupted sweep goes on where it was.
+Each run is `abc run --config TASK --seed SEED --certify false` and then `abc certify`, each timed as a whole process.
+Its models are then evaluated at 20 and 50 times the training length, or on tables of other shapes, on 200 problems of
+each suite. A task may name a base as well. A run that is in the summary is skipped, so an interrupted sweep goes on.
+The whole results stay in the run folders.
 
     python experiments/pipeline/run_seeds.py --seeds 0 1 2 3 4 --jobs 2
 """
@@ -17,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from abc_toolkit.phases.measure import evaluate_models, parse_sizes
-from abc_toolkit.runs.files import save_json
+from abc_toolkit.phases.measure import evaluate_models
 from abc_toolkit.runs.folder import CERTIFICATE, Run
 from abc_toolkit.tasks.digits.base import SETS
 
@@ -33,10 +33,6 @@ FAR = {
     "multi_operand_addition": "2x500,500x2,100x100",
     "multiplication_nxm": "20x20,100x100,3x200,200x3",
 }
-KEPT = (
-    "verdict", "reason", "bound", "kinds", "assignments", "beyond_training", "examples", "smallest_margin",
-    "largest_rounding", "smallest_slack", "meaning", "deviations", "outside"
-)  # fmt: skip
 
 
 def abc(*arguments: object) -> tuple[subprocess.CompletedProcess[str], float]:
@@ -47,28 +43,46 @@ def abc(*arguments: object) -> tuple[subprocess.CompletedProcess[str], float]:
 
 
 def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
-    """One whole run; what it measured and how long it took."""
+    """The summary of one whole run."""
     name, _, base = task.partition(" ")
     options = [f"--task.base={base}"] if base else []
-    config, going_on = ROOT / "configs" / f"{name}.yaml", "--resume" if folder.exists() else "--overwrite"
-    finished, seconds = abc("run", "--config", config, *options, "--seed", seed, "--run", folder, going_on)
-    result: dict = {"task": task, "seed": seed, "seconds": seconds, "status": finished.returncode, "rows": []}
+    going_on = "--resume" if folder.exists() else "--overwrite"
+    words = ("--config", name, *options, "--seed", seed, "--run", folder, "--certify", "false", going_on)
+    finished, seconds = abc("run", *words)
+    result: dict = {"task": task, "seed": seed, "seconds": round(seconds, 2)}
     if finished.returncode:
-        return result | {"error": finished.stderr.strip().splitlines()[-1]}
-    place = Run(folder)
-    certified, result["certify_seconds"] = abc("certify", "--run", folder, "--overwrite")
-    certificate = json.loads((place.folder("certify") / CERTIFICATE).read_text())
-    result["certificate"] = {"status": certified.returncode} | {key: certificate.get(key) for key in KEPT}
-    result["phases"] = {phase: place.record(phase)["results"] for phase in ("fit", "calibrate", "retrain")}
-    result["versions"] = place.record("retrain")["versions"]
-    result["commit"] = place.record("retrain")["commit"]
-    result["rows"] = json.loads((place.folder("evaluate") / "results.json").read_text())
-    kind = place.task("fit")
-    models = {phase: place.load_model(phase) for phase in ("fit", "retrain")}
-    sizes = parse_sizes(FAR.get(task, far), kind)
-    rows, _ = evaluate_models(kind, models, sizes, SETS, samples, "parallel", seed, torch.device("cpu"))
-    result["rows"] += [row.plain() for row in rows]
-    return result
+        return result | {"error": finished.stderr.strip().splitlines()[-1], "rows": []}
+    run_folder = Run(folder)
+    abc("certify", "--run", folder, "--overwrite")
+    result["verdict"] = json.loads((run_folder.folder("certify") / CERTIFICATE).read_text())["verdict"]
+    result["retrain_steps"] = run_folder.record("retrain")["results"]["steps"]
+    result["commit"] = run_folder.record("retrain")["commit"]
+    trained_on = run_folder.task("fit")
+    models = {phase: run_folder.load_model(phase) for phase in ("fit", "retrain")}
+    sizes = trained_on.lengths(FAR.get(task, far))
+    rows, _ = evaluate_models(trained_on, models, sizes, SETS, samples, "parallel", seed, torch.device("cpu"))
+    near = json.loads((run_folder.folder("evaluate") / "results.json").read_text())
+    return result | {"rows": summary([*near, *(row.plain() for row in rows)])}
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """The rows of an evaluation with the values of all suites in one: `value` maps the suite to exact match."""
+    found: dict[tuple, dict] = {}
+    for row in rows:
+        size = tuple(row["shape"] or (row["length"],))
+        kept = {name: row[name] for name in ("weights", "length", "shape", "tokens", "samples", "metric")}
+        found.setdefault((row["weights"], size), kept | {"value": {}})["value"][row["suite"]] = row["value"]
+    return list(found.values())
+
+
+def written(results: list[dict]) -> str:
+    """The summary as JSON, a line for each row."""
+    runs = []
+    for result in sorted(results, key=lambda result: (TASKS.index(result["task"]), result["seed"])):
+        head = json.dumps({name: value for name, value in result.items() if name != "rows"})
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in result["rows"])
+        runs.append(f'{head[:-1]}, "rows": [\n{rows}\n]}}')
+    return "[" + ",\n".join(runs) + "]\n"
 
 
 def main() -> None:
@@ -90,10 +104,10 @@ def main() -> None:
         task, seed = item
         result = run(task, seed, settings.runs / f"{task.replace(' ', '')}-{seed}", settings.far, settings.samples)
         results.append(result)
-        save_json(settings.results, sorted(results, key=lambda r: (TASKS.index(r["task"]), r["seed"])))
-        worst = min((row["exact_match"] for row in result["rows"] if row["weights"] == "retrain"), default=0.0)
-        verdict = result.get("certificate", {}).get("verdict", result.get("error"))
-        print(f"{task} {seed}: {result['seconds']:.0f} s, worst {worst:.4f}, {verdict}", flush=True)
+        settings.results.write_text(written(results))
+        shares = [share for row in result["rows"] if row["weights"] == "retrain" for share in row["value"].values()]
+        ending = result.get("verdict", result.get("error"))
+        print(f"{task} {seed}: {result['seconds']:.0f} s, worst {min(shares, default=0.0):.4f}, {ending}", flush=True)
 
     with ThreadPoolExecutor(settings.jobs) as pool:
         list(pool.map(do, work))

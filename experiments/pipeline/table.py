@@ -1,17 +1,28 @@
-"""Makes the tables of README and docs, and `results.md`: `python experiments/pipeline/table.py`."""
+"""Makes the README's table, those of docs/tables.md, and `results.md`: `python experiments/pipeline/table.py`."""
 
 import json
 import statistics
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+README = Path(__file__).parent.parent.parent / "README.md"
+TABLES = README.parent / "docs" / "tables.md"
 RESULTS = Path(__file__).parent / "results.json"
 LENGTHS = Path(__file__).parent / "results.md"
 PROOFS = Path(__file__).parent.parent / "certify" / "certificates.json"
 RESULTS_MARKS = "<!-- results: made by experiments/pipeline/table.py -->", "<!-- end of results -->"
 SHAPES = "<!-- shapes: made by experiments/pipeline/table.py -->", "<!-- end of shapes -->"
 CERTIFIED = "<!-- certificates: made by experiments/pipeline/table.py -->", "<!-- end of certificates -->"
-SETS = ("uniform", "unequal", "carry", "zeros")
+SUITES = ("uniform", "unequal", "carry", "zeros")
+
+
+def read_results() -> list[dict]:
+    """The runs in `results.json`, with a row for each suite."""
+    results = json.loads(RESULTS.read_text())
+    for result in results:
+        result["rows"] = [
+            row | {"suite": suite, "value": value} for row in result["rows"] for suite, value in row["value"].items()
+        ]
+    return results
 
 
 def size_of(row: dict) -> str:
@@ -19,13 +30,13 @@ def size_of(row: dict) -> str:
     return "x".join(map(str, row.get("shape") or (row["length"],)))
 
 
-def cell(results: list[dict], weights: str, set_name: str, size: str) -> str:
+def cell(results: list[dict], weights: str, suite: str, size: str) -> str:
     """Median and worst exact match over seeds."""
     shares = [
-        100 * row["exact_match"]
+        100 * row["value"]
         for result in results
         for row in result["rows"]
-        if (row["weights"], row["set"], size_of(row)) == (weights, set_name, size)
+        if (row["weights"], row["suite"], size_of(row)) == (weights, suite, size)
     ]
     if not shares:
         return "-"
@@ -41,7 +52,7 @@ def summary(results: list[dict], multiple: int = 10) -> str:
         return f"{100 * statistics.median(values):.4g} ({100 * min(values):.4g})"
 
     lines = [
-        "| task | trained to | tested at | problems a set | vanilla, median (worst) | retrained, median (worst) | "
+        "| task | trained to | tested at | problems a suite | vanilla, median (worst) | retrained, median (worst) | "
         "correct at every length | time, median |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -53,12 +64,10 @@ def summary(results: list[dict], multiple: int = 10) -> str:
         for result in (result for result in own if result["rows"]):
             for weights, values in worst.items():
                 at = [
-                    r["exact_match"]
-                    for r in result["rows"]
-                    if (r["weights"], size_of(r)) == (weights, str(multiple * base))
+                    r["value"] for r in result["rows"] if (r["weights"], size_of(r)) == (weights, str(multiple * base))
                 ]
                 values.append(min(at))
-        right = sum(result.get("certificate", {}).get("verdict") == "correct" for result in own)
+        right = sum(result.get("verdict") == "correct" for result in own)
         seconds = statistics.median(result["seconds"] for result in own)
         cells = [task, str(base), str(multiple * base), " and ".join(f"{count:,}" for count in sorted(samples))]
         cells += [*map(share, worst.values()), f"{right} of {len(own)}"]
@@ -78,7 +87,7 @@ def table(results: list[dict]) -> str:
         for size in sorted(sizes, key=lambda size: (sizes[size], *map(int, size.split("x")))):
             samples = sorted({row["samples"] for result in own for row in result["rows"] if size_of(row) == size})
             cells = [cell(own, "fit", "uniform", size)]
-            cells += [cell(own, "retrain", set_name, size) for set_name in SETS]
+            cells += [cell(own, "retrain", suite, size) for suite in SUITES]
             number = " and ".join(f"{count:,}" for count in samples) + " each"
             times = "" if sizes[size] else f"{int(size) // training_length(own)}x, "
             lines.append(f"| {task} | {size} ({times}{number}) | " + " | ".join(cells) + " |")
@@ -93,7 +102,7 @@ def training_length(results: list[dict]) -> int:
 def shapes(results: list[dict]) -> str:
     """The table of single shapes in Markdown: problems solved whole, those of all seeds together."""
     lines = [
-        "| task | shape | tokens | vanilla | retrained | retrained, least of a set and seed |",
+        "| task | shape | tokens | vanilla | retrained | retrained, worst suite and seed |",
         "|---|---|---|---|---|---|",
     ]
     rows = [row | {"run": result["task"]} for result in results for row in result["rows"] if row.get("shape")]
@@ -102,10 +111,10 @@ def shapes(results: list[dict]) -> str:
         counts = []
         for weights in ("fit", "retrain"):
             part = [row for row in own if row["weights"] == weights]
-            right = sum(round(row["exact_match"] * row["samples"]) for row in part)
+            right = sum(round(row["value"] * row["samples"]) for row in part)
             counts.append(f"{right:,} of {sum(row['samples'] for row in part):,}")
-        least = min((row for row in own if row["weights"] == "retrain"), key=lambda row: row["exact_match"])
-        counts.append(f"{round(least['exact_match'] * least['samples'])} of {least['samples']}")
+        least = min((row for row in own if row["weights"] == "retrain"), key=lambda row: row["value"])
+        counts.append(f"{round(least['value'] * least['samples'])} of {least['samples']}")
         lines.append(f"| {task} | {size} | {own[0]['tokens']:,} | {' | '.join(counts)} |")
     return "\n".join(lines)
 
@@ -137,7 +146,7 @@ def certificates(results: list[dict], proofs: list[dict]) -> str:
         if not there:
             continue
         agreed = sum(proof["checker"] == 0 for proof in there)
-        steps = [result["phases"]["retrain"]["steps"] for result in own if "phases" in result]
+        steps = [result["retrain_steps"] for result in own if "retrain_steps" in result]
         cells = [task, f"{len(right)} of {len(there)}", f"{agreed} of {len(there)}", span(steps)]
         cells += [span([proof[name] for proof in right]) for name in ("assignments", "beyond_training")]
         cells += [span([proof[name] for proof in right], ".2g") for name in ("smallest_margin", "smallest_slack")]
@@ -156,27 +165,26 @@ def between(text: str, marks: tuple[str, str], new: str) -> str:
 
 
 def main() -> None:
-    results = json.loads(RESULTS.read_text())
-    failed = [f"{result['task']} seed {result['seed']}: {result['error']}" for result in results if result["status"]]
+    results = read_results()
+    failed = [f"{result['task']} seed {result['seed']}: {result['error']}" for result in results if "error" in result]
     seeds: dict[str, list[int]] = {}
     for result in results:
         seeds.setdefault(result["task"], []).append(result["seed"])
     which = "; ".join(f"{task} {min(own)} to {max(own)}" for task, own in seeds.items())
     text = (
-        "Exact match in % of the worst of the four sets: median and, in brackets, worst over the seeds.\n\n"
+        "Exact match in % on the worst of the four suites: the median over seeds and, in brackets, the worst seed.\n\n"
         f"{summary(results)}"
     )
     if failed:
         text += "\n\nRuns that failed: " + "; ".join(failed) + "."
-    proven = certificates(results, json.loads(PROOFS.read_text()))
-    made = {"README.md": (RESULTS_MARKS, text), "docs/tables.md": (SHAPES, shapes(results))}
-    for name, (marks, new) in (made | {"docs/certificates.md": (CERTIFIED, proven)}).items():
-        (ROOT / name).write_text(between((ROOT / name).read_text(), marks, new))
+    README.write_text(between(README.read_text(), RESULTS_MARKS, text))
+    tables = between(TABLES.read_text(), SHAPES, shapes(results))
+    TABLES.write_text(between(tables, CERTIFIED, certificates(results, json.loads(PROOFS.read_text()))))
     LENGTHS.write_text(
         "# The shipped configurations, length by length\n\n"
         "Made by `python experiments/pipeline/table.py` of `results.json`. Exact match in %: the same number for all "
         "seeds, or the median and, in brackets, the worst and the best. "
-        f"Seeds: {which}; those from 10 on were run once, when nothing was left to change.\n\n{table(results)}\n"
+        f"Seeds: {which}.\n\n{table(results)}\n"
     )
 
 

@@ -107,7 +107,7 @@ class Expected:
             opened.add((site, layer, head, asks, tuple(sorted((side(key), bias) for key, bias in keys.items()))))
         needed = [[rank["stream"](own) for own in part] for part in streams]
         read = [[rank["source"](own) for own in part] for part in sources]
-        return frozenset(opened), needed, read
+        return sorted(opened), needed, read
 
 
 def expected(window: Window, layout: Layout, query: int) -> Expected:

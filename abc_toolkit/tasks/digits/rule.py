@@ -14,7 +14,7 @@ from abc_toolkit.tasks.digits.identity import Identity
 
 @dataclass(frozen=True)
 class Read:
-    """Where a local rule finds the digits or symbols that it knows by a name.
+    """Where a local rule reads an operand or an answer.
 
     Attributes:
         segment: The segment of the tokens that hold them.
@@ -28,7 +28,7 @@ class Read:
 
 
 class LocalRule(abc.ABC):
-    """From place to place, what the next token of a target follows from: a finite-state transducer over places.
+    """A finite-state transducer over places that says what the next token of a target is.
 
     At each place, from the least significant on (or, along `index`, from the most significant), it reads a digit of
     every operand (0 beyond its end), goes from one state to the next and writes a token of every segment of the target
@@ -63,13 +63,13 @@ class LocalRule(abc.ABC):
         """The next state, and the symbol that each of `answers` has here, by its number; all of one shape."""
 
     def ends_well(self, state: Tensor) -> Tensor:
-        """Which states it may end in, boolean."""
+        """The states in which a run may end, boolean."""
         return torch.ones_like(state, dtype=torch.bool)
 
     def identities(self) -> tuple[Identity, ...]:
-        """What each step keeps, so that runs are proved to say what is meant; none, if nothing is claimed."""
+        """Identities that each step keeps, which prove what the rule means; empty if none is claimed."""
         return ()
 
     def read(self, name: str) -> Read:
-        """Where it finds what it knows by a name: the segment of that name, unless it says otherwise."""
+        """Where the rule reads an operand or an answer: the segment of that name, unless the rule says otherwise."""
         return Read(name)
