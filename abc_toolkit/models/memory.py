@@ -3,9 +3,9 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -171,9 +171,9 @@ def _whole_numbers(value: Any) -> list[int]:
     if isinstance(value, int):
         return [value]
     if isinstance(value, list | tuple):
-        return [number for item in value for number in _whole_numbers(item)]
+        return [number for item in cast(Sequence[Any], value) for number in _whole_numbers(item)]
     if isinstance(value, Mapping):
-        return _whole_numbers(list(value.values()))
+        return _whole_numbers(list(cast(Mapping[Any, Any], value).values()))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _whole_numbers([getattr(value, field.name) for field in dataclasses.fields(value)])
     return []

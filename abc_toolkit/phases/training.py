@@ -1,7 +1,7 @@
 """`fit` and `retrain`: the two phases that train a model."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -161,9 +161,9 @@ def retrain(
         data: Training batches and validation problems.
         optimizer: Optimiser.
         stopping: When training has reached its end.
-        until: certified ends training when the model leads in everything that it can meet at the training lengths,
-            and trains more on that where it is weak; stopping.loss does not count then. validated ends it by held-out
-            problems. auto is certified where the task and the window allow it.
+        until: certified trains until the model is right, with a margin, in all that can occur at the training lengths,
+            and adds examples of that in which it is weak; stopping.loss does not count. validated trains until the
+            stopping rule is met on held-out problems. auto is certified where the task and the window allow it.
         trainer: Lightning's trainer.
         resume: Go on with an interrupted retrain.
         overwrite: Replace a retrain that is there.
@@ -279,11 +279,11 @@ def _write(
 
 
 @contextlib.contextmanager
-def _only_first(rank: int) -> Iterator[None]:
-    """What every process of a training does, and what the first alone goes on from: the others end at the end.
+def _only_first(rank: int) -> Generator[None, None, None]:
+    """Lets the first process of a training go on after the block, and ends the others there.
 
     Raises:
-        SystemExit: In the others, silently; what went wrong is said by the first.
+        SystemExit: In the others, silently: the first one reports errors.
     """
     if not rank:
         yield
@@ -299,8 +299,8 @@ def _only_first(rank: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(run: Run, phase: Phase) -> Iterator[None]:
-    """Tells whoever catches an interruption whether a training can go on from its progress."""
+def _told(run: Run, phase: Phase) -> Generator[None, None, None]:
+    """Says in the interruption whether the training can be resumed from its progress."""
     try:
         yield
     except KeyboardInterrupt:
@@ -308,7 +308,7 @@ def _told(run: Run, phase: Phase) -> Iterator[None]:
 
 
 def _coverage(task: Task, model: Model, until: Until) -> Coverage | None:
-    """The assignments that training is to go on for, if they can be enumerated."""
+    """The assignments that the model is to be right in, if they can be enumerated."""
     try:
         return Coverage(task, model)
     except CannotDecideError as error:
@@ -330,14 +330,13 @@ def _training_summary(
     if trained.weak:
         summary += f" In {trained.weak} assignments it is wrong or leads by less than {THIN:g}:"
     elif trained.reached and trained.weak is not None:
-        summary += " So it does everything that it can meet at these lengths."
+        summary += " It is right, with a margin, in all that can occur at the training lengths."
     elif not trained.reached:
-        summary += (
-            f" Asked for were {100 * stopping.exact_match:g} % and a loss of {objective.loss_limit(stopping):g} (it is "
-        )
-        summary += f"{trained.loss:.2g}):"
+        limit = objective.loss_limit(stopping)
+        loss = "" if limit is None else f" and a loss of at most {limit:g} (it is {trained.loss:.2g})"
+        summary += f" The stopping rule asks for {100 * stopping.exact_match:g} %{loss}:"
     if not trained.reached and trained.steps >= trainer.max_steps:
         summary += " train longer with --resume --trainer.max_steps N."
     elif not trained.reached:
-        summary += " it reached them and lost them; start afresh with --overwrite and more --stopping.decay_steps."
+        summary += " it was met and then no longer; start afresh with --overwrite and more --stopping.decay_steps."
     return summary

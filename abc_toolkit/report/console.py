@@ -1,7 +1,7 @@
 """Remarks on standard error. Nothing but rich is loaded for them, and that when there is one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -9,7 +9,7 @@ _silent = ContextVar("silent", default=False)
 
 
 @contextmanager
-def silent() -> Iterator[None]:
+def silent() -> Generator[None, None, None]:
     """Says nothing: for all but the first of the processes that train together."""
     before = _silent.set(True)
     try:

@@ -1,6 +1,6 @@
 """What a person sees in the terminal: tables on standard output, progress and remarks on standard error."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -69,7 +69,7 @@ class TrainingBar:
 
 
 @contextmanager
-def training_bar(title: str, max_steps: int, shown: bool) -> Iterator[TrainingBar]:
+def training_bar(title: str, max_steps: int, shown: bool) -> Generator[TrainingBar, None, None]:
     """A bar that counts to the most steps there can be; training usually ends before."""
     columns = (
         TextColumn("{task.description}"),
@@ -91,7 +91,7 @@ def track(items: Sequence[T], title: str) -> Iterable[T]:
 
 
 @contextmanager
-def counter(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+def counter(title: str, total: int, unit: str = "") -> Generator[Callable[[int], None], None, None]:
     """A bar that counts to a total, in a unit; gives what to call with how many more are done."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn(unit))
     with _progress(*columns, TimeElapsedColumn(), transient=True) as progress:
@@ -99,7 +99,7 @@ def counter(title: str, total: int, unit: str = "") -> Iterator[Callable[[int], 
 
 
 @contextmanager
-def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Iterator[Progress]:
+def _progress(*columns: ProgressColumn, shown: bool = True, transient: bool = False) -> Generator[Progress, None, None]:
     """Bars on a terminal alone, and gone when what they count fails, so that its message stands by itself."""
     console = Console(stderr=True)
     disabled = is_silent() or not (shown and console.is_terminal)

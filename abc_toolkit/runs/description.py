@@ -20,7 +20,7 @@ _made_with: WeakKeyDictionary[Any, Mapping[str, Any]] = WeakKeyDictionary()
 
 
 def describe(value: Any) -> Any:
-    """A value as plain data, as it stands in a configuration file; an immutable value by its class and fields."""
+    """A value as plain data, as a configuration file holds it; an instance of a dataclass by its class and fields."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
         if type(value).__mro__[1] is object:  # settings of one kind only
@@ -35,7 +35,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     named = {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
-    with contextlib.suppress(TypeError):  # what cannot be looked up was not remembered either
+    with contextlib.suppress(TypeError):  # a value without weak references cannot have been remembered
         if value in _made_with:
             return named | {"init_args": describe(_made_with[value])}
     return named
@@ -50,10 +50,10 @@ def differences(before: Any, now: Any, may_differ: Collection[str] = (), name: s
     """The settings in which two values differ, each by its name with both values.
 
     Args:
-        before: The one.
-        now: The other.
+        before: The earlier value.
+        now: The present value.
         may_differ: Names of settings that are left out.
-        name: What the values are called.
+        name: Name of the values, with which the names of their settings begin.
     """
     if isinstance(before, Mapping) and isinstance(now, Mapping) and before.get("class_path") == now.get("class_path"):
         for key in {**before, **now}:
@@ -77,12 +77,12 @@ def rebuild(described: Any, kind: type, source: str | Path = "the description", 
 
     Args:
         described: The plain data.
-        kind: The class that it must be of.
-        source: What messages call the description, such as its file.
-        whole: Whether every setting must be there, as `describe` gives them, so that no default takes its place.
+        kind: The class of the value.
+        source: Name of the description in messages, such as its file.
+        whole: Whether every setting must be given, as `describe` does, so that no default replaces one.
 
     Raises:
-        UserError: If it is of another class, names one that is not trusted, or the class refuses its settings.
+        UserError: If the value is of another class, the class is not trusted, or the class refuses the settings.
     """
     return _Rebuilder(str(source), whole).value(described, kind, kind.__name__)
 
@@ -95,7 +95,7 @@ class _Rebuilder:
     whole: bool
 
     def value(self, described: Any, hint: Any, name: str) -> Any:
-        """The value of a field, which messages call by its name."""
+        """The value of a field; the name is for messages."""
         origin = get_origin(hint) or hint
         if origin in (Union, types.UnionType):
             return self._one_of(described, get_args(hint), name)
@@ -122,7 +122,7 @@ class _Rebuilder:
 
     def _one_of(self, described: Any, hints: tuple[Any, ...], name: str) -> Any:
         others = [hint for hint in hints if hint is not types.NoneType]
-        if len(others) == 1 and described is not None:  # says more than that it is neither
+        if len(others) == 1 and described is not None:  # its error says more
             return self.value(described, others[0], name)
         for hint in hints:
             with contextlib.suppress(OtherKindError):
@@ -163,7 +163,7 @@ class _Rebuilder:
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
         for key in settings:
             if key not in fields:
-                raise UserError(f"{self.source} has the setting {key!r} of {kind.__name__}, which has no such")
+                raise UserError(f"{self.source} names the setting {key!r}, which {kind.__name__} does not have")
         for key, field in fields.items():
             default = field.default is not MISSING or field.default_factory is not MISSING
             if key not in settings and (self.whole or not default):
@@ -171,13 +171,13 @@ class _Rebuilder:
         hints = _hints(kind)
         arguments = {
             key: None
-            if value is None and fields[key].default is None  # whatever its annotation says
+            if value is None and fields[key].default is None  # whatever the annotation says
             else self.value(value, hints.get(key, Any), f"{kind.__name__}.{key}")
             for key, value in settings.items()
         }
         try:
             return kind(**arguments)
-        except Exception as error:  # a class of the user's may raise anything
+        except Exception as error:  # a user's class may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"{self.source} has settings that {kind.__name__} refuses: {reason}") from None
 
@@ -192,8 +192,8 @@ class _Rebuilder:
 
 
 def _hints(kind: type) -> Mapping[str, Any]:
-    """Annotations of a class's fields; none if they cannot be read."""
+    """Type annotations of a class's fields; none if they cannot be resolved."""
     try:
         return typing.get_type_hints(kind)
-    except Exception:  # names that are imported for a type checker alone
+    except Exception:  # names may be imported for a type checker alone
         return {}

@@ -1,11 +1,11 @@
-"""Files that appear whole or not at all, and files that are read whole or refused."""
+"""Files are written whole or not at all, and read whole or refused."""
 
 import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 
-# More than any file of a run or of settings holds; what is larger is another file, or has no end.
+# Bytes, more than any file of a run or of settings has; a larger file is another's, or endless.
 LARGEST_FILE = 2**33
 LARGEST_TEXT = 2**28
 _DEPTH = 64
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends, and is removed when it fails.
+def replacing(path: Path) -> Generator[Path, None, None]:
+    """A temporary path beside `path`. It is renamed to `path` when the block ends, and removed when the block fails.
 
     The name holds this process's number. Temporary files of killed processes are removed.
 
@@ -61,7 +61,7 @@ def _escaped(name: str) -> str:
 
 def flush(path: Path) -> None:
     """Waits until the content of a file or a folder is on the disk, where the system supports it."""
-    if os.name == "nt" and path.is_dir():  # no folder can be opened there
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -71,7 +71,7 @@ def flush(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:
-    """What a user is told of a file or folder that cannot be written."""
+    """The error of a file or folder that cannot be written."""
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return UserError(f"{path} cannot be written ({reason}): free the disk or name another folder")
 
@@ -98,10 +98,10 @@ def read_bytes(path: Path, most: int = LARGEST_FILE) -> bytes:
 
     Args:
         path: The file.
-        most: Its most bytes.
+        most: Largest size, in bytes.
 
     Raises:
-        UserError: If it is missing, no file, larger, or cannot be read.
+        UserError: If it is missing, not a file, too large, or unreadable.
     """
     try:
         if not path.exists():
@@ -122,7 +122,7 @@ def read_text(path: Path) -> str:
     """A file's text, UTF-8 with or without a byte-order mark.
 
     Raises:
-        UserError: If it is missing, no file, no text, or too large.
+        UserError: If it is missing, not a file, too large, or not UTF-8.
     """
     try:
         return read_bytes(path, LARGEST_TEXT).decode("utf-8-sig")
@@ -150,16 +150,16 @@ def parse_json(text: str, name: str) -> Any:
 
     Args:
         text: The text.
-        name: What messages call it.
+        name: Its name in messages.
 
     Raises:
-        UserError: If it is no JSON, is nested deeper than any file of a run, or names a key twice.
+        UserError: If it is not JSON, is nested deeper than any file of a run, or has a key twice.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            raise ValueError("a key stands twice")
+            raise ValueError("a key appears twice")
         return found
 
     try:
@@ -170,7 +170,7 @@ def parse_json(text: str, name: str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """Refuses brackets that are nested too deep, counted without a parser, whose stack they could exhaust."""
+    """Refuses brackets that are nested too deep; a parser's stack could overflow, so they are counted without one."""
     depth, inside = 0, False
     for token in re.finditer(r'\\.|["\[\]{}]', text):
         character = token[0]

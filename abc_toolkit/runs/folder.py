@@ -1,9 +1,8 @@
-"""A run: a folder that holds each phase's artifacts, and where each phase finds its input.
+"""A run: a folder with the artifacts of each phase.
 
-One process at a time writes in a run: it holds the lock. A phase is written in `.PHASE.partial` and takes its name,
-`PHASE`, when it is whole: a folder of that name is a finished phase, always. Its record holds the hash of every file of
-the phase, and of what the phase read of those before it. Whoever reads a file compares its hash; whoever reads only
-never changes anything.
+One process at a time writes to a run: it holds the lock. A phase is written in `.PHASE.partial`, which is renamed to
+`PHASE` when it is complete, so a folder `PHASE` is always a finished phase. Its record holds the hash of each of its
+files, and hashes of what it read from earlier phases. Every read compares hashes, and no read changes anything.
 """
 
 import filecmp
@@ -13,14 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from socket import gethostname
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 import yaml
@@ -88,10 +87,14 @@ class Run:
 
     @classmethod
     def newest(cls, path: Path | str | None, needed: Phase) -> "Run":
-        """The named run, or that of `runs/` which finished a phase last; it must have finished the one needed.
+        """The named run, or the run in `runs/` that finished a phase last.
+
+        Args:
+            path: Folder of the run.
+            needed: A phase that the run must have finished.
 
         Raises:
-            UserError: If there is none.
+            UserError: If there is no such run.
         """
         if path is not None:
             run = cls(Path(path))
@@ -116,11 +119,11 @@ class Run:
         return run
 
     def _finished(self) -> str:
-        """When the last phase was finished, by the records."""
+        """When the last phase finished, by the records."""
         return max(str(self.record(phase)["finished"]) for phase in PHASES if self.has(phase))
 
     def folder(self, phase: Phase) -> Path:
-        """A finished phase's folder; while a writer is replacing it, the old one."""
+        """The folder of a finished phase; the old one while a writer replaces it."""
         own, old = self._named(phase), self._old(phase)
         return old if not own.exists() and old.exists() else own
 
@@ -131,27 +134,27 @@ class Run:
         return self.path / f".{phase}.old"
 
     def partial(self, phase: Phase) -> Path:
-        """The folder of a phase that is under way or was interrupted."""
+        """The folder of a phase that is being written or was interrupted."""
         return self.path / f".{phase}.partial"
 
     def has(self, phase: Phase) -> bool:
         """Whether a phase is finished."""
-        return os.path.lexists(self.folder(phase) / RECORD)  # a link that leads nowhere is damage, and told as such
+        return os.path.lexists(self.folder(phase) / RECORD)  # a broken link counts, and is reported as damage
 
     def interrupted(self, phase: Phase) -> bool:
-        """Whether a phase was begun, and can be resumed."""
+        """Whether a phase was interrupted and can be resumed."""
         return os.path.lexists(self.partial(phase) / PROGRESS)
 
     # Writing.
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from writing in the run, and first mends what a killed writer left behind.
+    def locked(self) -> Generator[None, None, None]:
+        """Keeps other processes from writing to the run; first repairs what a killed writer left behind.
 
-        The system frees the lock when the process ends, however it ends. Blocks may be nested.
+        The system releases the lock when the process ends, however it ends. Blocks may be nested.
 
         Raises:
-            UserError: If another process is writing in the run, or the folder cannot be written.
+            UserError: If another process is writing to the run, or the folder cannot be written.
         """
         lock = FileLock(self.path.absolute() / _LOCK, timeout=0.2, poll_interval=0.02, is_singleton=True)
         if lock.is_locked:
@@ -159,7 +162,7 @@ class Run:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
+            lock.acquire()  # pyright: ignore[reportUnknownMemberType]
         except Timeout:
             raise UserError(
                 f"{self.path} is being written by {self._writer()}: wait for it, or name another --run"
@@ -172,16 +175,16 @@ class Run:
             own = {"pid": os.getpid(), "host": gethostname(), "command": command, "since": since}
             save_json(self.path / _WRITER, own)
             try:
-                self._mend()
+                self._repair()
             except OSError as error:
                 raise cannot_write(self.path, error) from error
             yield
         finally:
-            for name in (_WRITER, _LOCK):  # whoever has the lock may remove it: who waits for it makes another
+            for name in (_WRITER, _LOCK):  # the holder may remove the lock's file: a waiting process makes another
                 with suppress(OSError):
                     (self.path / name).unlink(missing_ok=True)
             lock.release()
-            with suppress(OSError):  # what was made on the way and stayed empty
+            with suppress(OSError):  # folders that were made here and are empty
                 self.path.rmdir()
                 RUNS.rmdir()
 
@@ -193,7 +196,7 @@ class Run:
         except (UserError, KeyError, TypeError):
             return "another process"
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Finishes or undoes what a killed writer had begun."""
         for phase in PHASES:
             own, old, partial = self._named(phase), self._old(phase), self.partial(phase)
@@ -205,7 +208,7 @@ class Run:
             for folder in (self.path, partial):
                 for left in folder.glob(".*.tmp"):
                     left.unlink(missing_ok=True)
-            with suppress(UserError):  # of a damaged record nothing is known: the progress stays
+            with suppress(UserError):  # a damaged record says nothing: the progress is kept
                 if (own / PROGRESS).is_file() and self.record(phase) and not self.extensible(phase):
                     (own / PROGRESS).unlink()
 
@@ -218,23 +221,21 @@ class Run:
         *,
         inputs: Mapping[str, str] | None = None,
         rank: int = 0,
-    ) -> Iterator[Path]:
-        """The folder to write a phase in; when the block ends it becomes the finished phase.
+    ) -> Generator[Path, None, None]:
+        """The folder to write a phase in; it becomes the finished phase when the block ends.
 
-        With a block that fails, what was written stays for `--resume` if it holds a training's progress, and is
-        removed if it does not.
+        If the block fails, the folder is kept for `--resume` if it holds the progress of a training, else removed.
 
         Args:
             phase: The phase.
-            resume: Whether to go on with one that was interrupted, or that ended with its steps.
-            overwrite: Whether to replace one that is there.
-            inputs: Hashes of what was read of other phases, as `produced` names them: nobody may have replaced those
-                meanwhile.
-            rank: Which of several processes of one command this is: the first, 0, makes and names the folder.
+            resume: Whether to resume the phase, if it was interrupted or ended at its largest number of steps.
+            overwrite: Whether to replace the phase, if it is finished.
+            inputs: Hashes of what was read from other phases, as `produced` names them; they must still hold.
+            rank: Rank of this process among those of the command; the first, 0, makes and renames the folder.
 
         Raises:
-            UserError: If the phase is there and is not to be overwritten, if there is nothing to resume, if another
-                process is writing in the run, or if the folder cannot be written.
+            UserError: If the phase is finished and not to be overwritten, if there is nothing to resume, if an input
+                has changed, if another process is writing to the run, or if the folder cannot be written.
         """
         partial = self.partial(phase)
         if rank:
@@ -308,7 +309,7 @@ class Run:
         os.replace(partial, own)
         flush(self.path)
         _remove(old)
-        if not self.extensible(phase):  # the progress was needed until the folder had its name
+        if not self.extensible(phase):  # not before: until the renaming the training could be resumed
             (own / PROGRESS).unlink(missing_ok=True)
 
     def _as_finished(self, phase: Phase) -> bool:
@@ -318,7 +319,7 @@ class Run:
         )
 
     def extensible(self, phase: Phase) -> bool:
-        """Whether a finished training ended with its steps and not by its stopping rule, so that more may follow."""
+        """Whether a finished training ended at its largest number of steps, so that more steps may follow."""
         try:
             return (self._named(phase) / PROGRESS).is_file() and self.record(phase)["results"]["reached"] is False
         except (UserError, KeyError, TypeError):
@@ -327,18 +328,19 @@ class Run:
     # Reading.
 
     def record(self, phase: Phase) -> dict[str, Any]:
-        """What a finished phase recorded.
+        """The record of a finished phase.
 
         Raises:
-            UserError: If the file is not whole, of another version, or was changed.
+            UserError: If the file is incomplete, of another version, or was changed.
         """
-        return self._settled(phase, lambda: self._record(phase))
+        return self._reread(phase, lambda: self._record(phase))
 
     def _record(self, phase: Phase) -> dict[str, Any]:
         path = self.folder(phase) / RECORD
-        record = load_json(path)
+        found = load_json(path)
+        record = cast(dict[str, Any], found) if isinstance(found, dict) else {}
         again = f"do 'abc {phase} --overwrite' again"
-        if not isinstance(record, dict) or record.get("schema") != SCHEMA or record.get("phase") != phase:
+        if record.get("schema") != SCHEMA or record.get("phase") != phase:
             raise UserError(f"{path} is not a record of '{phase}' of this version: {again}")
         if record.pop("hash", None) != canonical_hash(record):
             raise UserError(f"{path} was changed after '{phase}' wrote it, as its hash is another: {again}")
@@ -346,7 +348,7 @@ class Run:
             raise UserError(f"{path} lacks parts that a record of '{phase}' has: {again}")
         return record
 
-    def _settled(self, phase: Phase, read: Callable[[], T]) -> T:
+    def _reread(self, phase: Phase, read: Callable[[], T]) -> T:
         """The result of reading a phase; it is read again if a writer replaced the phase meanwhile."""
         for pause in (0.0, 0.01, 0.1, 0.5):
             before = self._state(phase)
@@ -366,7 +368,7 @@ class Run:
             return None
 
     def _read(self, record: Mapping[str, Any], name: str) -> bytes:
-        """A file of the phase that a record is of.
+        """A file of the phase, given the phase's record.
 
         Raises:
             UserError: If it is missing or was changed.
@@ -390,7 +392,7 @@ class Run:
         Raises:
             UserError: If it is missing or was changed.
         """
-        return self._settled(phase, lambda: self._read(self._record(phase), name))
+        return self._reread(phase, lambda: self._read(self._record(phase), name))
 
     def check(self, phase: Phase) -> None:
         """Checks that all files of a finished phase are as it wrote them.
@@ -404,7 +406,7 @@ class Run:
             for name in record["files"]:
                 self._read(record, name)
 
-        self._settled(phase, read)
+        self._reread(phase, read)
 
     def produced(self, phase: Phase) -> dict[str, str]:
         """Hashes of the parts of a finished phase that later phases read."""
@@ -430,7 +432,7 @@ class Run:
 
     def warnings(self, *phases: Phase) -> list[str]:
         """A warning for each phase that is stale, or whose damaged record leaves that open."""
-        found = []
+        found: list[str] = []
         for phase in phases:
             what = "the certificate" if phase == "certify" else f"'{phase}'"
             try:
@@ -461,7 +463,7 @@ class Run:
 
     def window(self) -> Window:
         """The window of a finished calibration."""
-        return self._settled("calibrate", lambda: self._window(self._record("calibrate")))
+        return self._reread("calibrate", lambda: self._window(self._record("calibrate")))
 
     def _window(self, record: Mapping[str, Any]) -> Window:
         content = self._read(record, WINDOW)
@@ -476,7 +478,7 @@ class Run:
         Raises:
             UserError: If its weights are missing, changed, or not those of its architecture.
         """
-        return self._settled(phase, lambda: self._model(self._record(phase)))
+        return self._reread(phase, lambda: self._model(self._record(phase)))
 
     def _model(self, record: Mapping[str, Any]) -> Model:
         task, architecture = self._rebuilt(record, "task", Task), self._rebuilt(record, "model", Architecture)
@@ -494,7 +496,7 @@ class Run:
         return model.eval()
 
     def certified_hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that a certificate is of."""
+        """SHA-256 of the files that a certificate is about."""
         return {name: sha256(self.read("retrain", file)) for name, file in (("weights", WEIGHTS), ("window", WINDOW))}
 
 
@@ -512,13 +514,13 @@ def _has_its_parts(record: Mapping[str, Any], phase: Phase) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder with all that is in it, if it is there and no link."""
+    """Removes a folder and its content, if it is there and not a link."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
 
 
 def build_model(task: Task, architecture: Architecture, window: Window | None) -> Model:
-    """A fresh model, inside a window if there is one.
+    """A model with fresh weights, inside a window if one is given.
 
     Raises:
         UserError: If the window, or the position method, does not fit the architecture, or its weights could not be
@@ -551,13 +553,13 @@ def save_record(
     """Writes the record of a phase: what it was asked, what it did, and the hashes of its files.
 
     Args:
-        folder: The phase's folder.
-        phase: Its name.
-        seed: The seed that it took.
-        arguments: Its arguments by name, as they were given: a configuration that can be given to `--config` again.
+        folder: The folder of the phase.
+        phase: The phase.
+        seed: The seed that it used.
+        arguments: Its arguments by name, as given; they are also written as a file for `--config`.
         results: What it measured.
         inputs: Hashes of what it read, as `Run.produced` names them.
-        facts: What else the phases after it read, such as the task.
+        facts: Further values that later phases read, such as the task.
     """
     described = {name: describe(value) for name, value in arguments.items()}
     save_text(folder / CONFIG, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
@@ -585,9 +587,9 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the toolkit's own checkout, with `+` where files differ from it; `None` outside one.
+    """The commit of the toolkit's own checkout, with `+` if files differ from it; `None` outside a checkout.
 
-    A repository that the package was installed or copied into is another's, and so is one that the environment names.
+    A repository that the package was installed or copied into does not count, nor does one that the environment names.
     """
     package = PACKAGE
     root = package.parent
@@ -595,12 +597,14 @@ def _commit() -> str | None:
 
     def git(*arguments: str) -> str:
         program = shutil.which("git")
-        if program is None or Path(program).resolve().parent == Path.cwd():  # Windows looks there first
+        if program is None or Path(program).resolve().parent == Path.cwd():  # Windows searches the current folder first
             raise FileNotFoundError("git")
-        # Neither a monitor that the repository asks for is started, nor is its index written.
+        # This starts no monitor that the repository configures, and does not write the repository's index.
         command = [program, "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(root), *arguments]
-        options = {"capture_output": True, "text": True, "encoding": "utf-8", "env": environment}
-        return subprocess.run(command, check=True, timeout=10, **options).stdout.strip()
+        done = subprocess.run(
+            command, check=True, timeout=10, capture_output=True, text=True, encoding="utf-8", env=environment
+        )
+        return done.stdout.strip()
 
     try:
         if f'name = "{package.name}"' not in (root / "pyproject.toml").read_text(encoding="utf-8"):

@@ -13,7 +13,7 @@ def check_savable(model: Model) -> None:
     """Checks that a file can hold a model.
 
     Raises:
-        UserError: If part of its state is no tensor of the usual kind.
+        UserError: If part of its state is not a dense tensor of real numbers.
     """
     for name, part in model.state_dict(keep_vars=True).items():
         if not isinstance(part, Tensor) or part.layout != torch.strided or part.is_quantized or part.is_complex():
@@ -29,11 +29,11 @@ def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Loads weights that `tensors_of` returned for a model of the same architecture.
 
     Raises:
-        ValueError: If they are not of such a model; the message names what differs.
+        ValueError: If they are of another kind of model; the message names the differences.
     """
     named = _named(model)
     own = {names[0]: tensor for tensor, names in named}
-    faults = []
+    faults: list[str] = []
     if missing := [name for name in own if name not in tensors]:
         faults.append(f"it lacks {_listed(missing)}")
     if others := [name for name in tensors if name not in own]:
@@ -41,14 +41,14 @@ def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
     for name in own:
         if name in tensors and (tensors[name].shape, tensors[name].dtype) != (own[name].shape, own[name].dtype):
             faults.append(f"{name} is {_form(tensors[name])} and must be {_form(own[name])}")
-            break  # mostly all differ likewise
+            break  # the others mostly differ in the same way
     if faults:
         raise ValueError("; ".join(faults))
     model.load_state_dict({name: tensors[names[0]] for _, names in named for name in names})
 
 
 def _named(model: Model) -> list[tuple[Tensor, list[str]]]:
-    """Each tensor of a model's state, and the names that it has."""
+    """Each tensor of a model's state, with all its names."""
     found: dict[int, tuple[Tensor, list[str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         found.setdefault(id(tensor), (tensor, []))[1].append(name)

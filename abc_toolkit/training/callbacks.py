@@ -277,12 +277,12 @@ class SaveProgress(Callback):
     """Saves the progress at the end of each epoch. It comes last, so that it saves what the others recorded.
 
     Args:
-        path: The file.
+        path: The progress file.
         epoch_steps: Steps of an epoch.
-        settings: What the weights follow from besides the code, for whoever resumes the training.
+        settings: The settings on which the weights depend; they must be the same when the training is resumed.
 
     Attributes:
-        began: Whether a step could be taken.
+        began: Whether the training began, and so the progress could be loaded.
     """
 
     def __init__(self, path: Path, epoch_steps: int, settings: Mapping[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Coverage: a model in training is tried on all assignments of the training lengths.
 
-Sampled problems say little of what is rare among them. Where a window makes every prediction depend on a handful of
-tokens, all values of these within the training shapes, the *assignments*, can be tried; and of those in which the model
-is weak problems can be made to train on, the *hard examples*. Nothing here looks at a length beyond training.
+Sampled problems seldom contain rare cases. Inside a window each prediction depends on a few tokens, its receptive
+field. All values that these tokens take in the training shapes are the *assignments*: few enough to try each of them.
+The assignments in which the model is weak are turned into *hard examples*: training problems that contain them. No
+length beyond training is used.
 """
 
 from collections.abc import Sequence
@@ -33,10 +34,10 @@ class Covered:
     """The result of a coverage check.
 
     Attributes:
-        assignments: Assignments that were tried: a sample of each kind's if many of those were weak, else all.
-        weak: How many of them are wrong, or lead by less than `THIN`.
-        smallest_margin: Least lead of a required token's logit over the next best.
-        hard_examples: Training problems in which the weakest occur, shape by shape.
+        assignments: Number of assignments tried: a sample of each kind if many of the sample were weak, else all.
+        weak: Number of them with a margin below `THIN`, or below 0, where the prediction is wrong.
+        smallest_margin: Least margin: the required token's logit minus the next best.
+        hard_examples: Training problems that contain the weakest assignments, shape by shape.
     """
 
     assignments: int
@@ -46,20 +47,20 @@ class Covered:
 
 
 class Coverage:
-    """Every assignment of the training shapes.
+    """All assignments of the training shapes.
 
     Args:
         task: The task.
-        model: A model of the kind that is tried; its weights do not matter.
-        most: Most assignments.
+        model: A model with the window and the positions of those to be tried; its weights do not count.
+        most: Largest number of assignments.
 
     Raises:
-        CannotDecideError: If they cannot be enumerated, or are more.
+        CannotDecideError: If the assignments cannot be enumerated, or are more than `most`.
     """
 
     def __init__(self, task: Task, model: Model, most: int = MOST_COVERED) -> None:
         basis = basis_of(task, model)
-        bound_of(basis.task, basis.rule, basis.window, basis.period)  # training goes on for what a proof can rest on
+        bound_of(basis.task, basis.rule, basis.window, basis.period)  # raises where no proof could follow
         self.task = basis.task
         positioning = model.positioning if basis.cyclic else None
         predictions = []
@@ -75,7 +76,7 @@ class Coverage:
 
         Args:
             model: The model, inside the window.
-            generator: Draws the sample, and what else is in the problems.
+            generator: Draws the sample, and the other tokens of the hard examples.
         """
         samples = [_sample(kind.assignments, generator) for kind in self.kinds]
         for tried in (samples, [kind.assignments for kind in self.kinds]):
@@ -88,11 +89,12 @@ class Coverage:
         rows = margin.argsort()[: min(weak, _HARD_EXAMPLES)].tolist()
         problems = []
         for row in rows:
-            with suppress(CannotDecideError):  # it may occur in longer problems alone
+            with suppress(CannotDecideError):  # the assignment may occur in longer problems only
                 problems.append(self._problem(self.kinds[int(number[row])], assignment[row], generator))
         return Covered(len(assignment), weak, float(margin.min()), self._hard_examples(problems))
 
     def _problem(self, kind: Kind, assignment: Tensor, generator: Generator) -> Problems:
+        """A training problem that contains an assignment."""
         met = kind.met(assignment)
         return met[int(torch.randint(len(met), (), generator=generator))].problem(assignment, generator)
 

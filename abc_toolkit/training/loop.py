@@ -5,7 +5,7 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +46,12 @@ from abc_toolkit.training.module import Optimizer, TrainingModule
 from abc_toolkit.windows.attention import Windowed
 
 HISTORY = "training.json"
-# The share of the learning rate that is left to mend the last assignments; at the whole rate mending one costs others.
+# The rate falls to this share of itself while the last weak assignments are learnt; at the full rate learning one
+# unlearns others.
 LAST_RATE = 0.05
-# Settings that the weights at a step do not follow from: they may differ when a training is resumed.
+# Settings on which the weights at a step do not depend: they may differ when a training is resumed.
 MAY_DIFFER = ("trainer.max_steps", "trainer.log_every", "trainer.logger", "trainer.progress_bar")
-_COPYING = ("spawn", "fork", "notebook", "xla")  # strategies that train in copies of this process
-HEADER = b"abc progress 1\n"  # before the hash of what follows
+HEADER = b"abc progress 1\n"  # before the hash of the rest
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class TrainerSettings:
     """Settings of Lightning's Trainer.
 
     Attributes:
-        max_steps: Steps after which training ends, interpolating or not.
-        validate_every: Steps between validations; progress is saved as often.
+        max_steps: Largest number of steps, whether the model interpolates by then or not.
+        validate_every: Steps between validations; progress is saved at each.
         accelerator: `cpu`, `gpu`, `auto` or another of Lightning's.
-        devices: Number of devices, or which. A batch is shared among them.
+        devices: Number of devices, or which; they share each batch.
         num_nodes: Number of machines.
         strategy: How several devices share the work, such as `ddp`.
-        precision: Of the arithmetic; weights are kept in 32 bits.
-        gradient_clip: Largest norm of the gradient; 0 for no limit.
+        precision: Precision of the arithmetic; weights are kept in 32 bits.
+        gradient_clip: Largest norm of the gradient; 0 sets no limit.
         logger: A logger by class path, such as `lightning.pytorch.loggers.CSVLogger`; `false` for none.
         log_every: Steps between the losses that are logged and drawn.
         threads: CPU threads; 0 leaves it to PyTorch. Small models gain little from a second one.
-        progress_bar: Whether to show one.
+        progress_bar: Show a progress bar.
     """
 
     max_steps: int = 6000
@@ -101,10 +101,10 @@ class Trained:
         metrics: Each of the objective's metrics on held-out problems at the end.
         loss: Cross-entropy of a token, averaged over a problem and then over held-out problems, at the end.
         validated_on: Number of held-out problems.
-        weak: Assignments in which the model is wrong or leads by little, of those that were tried; `None` if none were.
-        smallest_margin: Least lead of a required token's logit over the next best in the assignments that were tried.
+        weak: Number of assignments in which the model is wrong or its margin small; `None` if none were tried.
+        smallest_margin: Least margin in the assignments tried: the required token's logit minus the next best.
         reached: Whether the stopping rule was met.
-        step_seconds: Wall time of the steps alone, since the last start, with validation and saving left out.
+        step_seconds: Wall time of the steps since the last start, without validation and saving.
         seconds: Wall time of the training since the last start.
     """
 
@@ -120,9 +120,10 @@ class Trained:
 
 
 class ProgressFile(CheckpointIO):
-    """Lightning's checkpoints as files that appear whole, and are loaded only if every bit is as it was written.
+    """Checkpoints of Lightning as files that are written whole or not at all, and loaded only if no bit has changed.
 
-    A file is a header, the SHA-256 of the rest, and what `torch.save` writes, of which tensors and plain data are read.
+    A file is a header, the SHA-256 of the rest, and an archive of `torch.save`, from which tensors and plain data alone
+    are loaded.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None) -> None:
@@ -142,7 +143,7 @@ class ProgressFile(CheckpointIO):
             raise UserError(f"{path} is damaged: start afresh with --overwrite")
         try:
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # what its reader raises is not told, and nobody but a stranger wrote such a file
+        except Exception as error:  # the reader may raise anything on a file of foreign origin
             raise UserError(
                 f"{path} is no progress of this version ({_first_line(error)}): start afresh with --overwrite"
             ) from None
@@ -155,9 +156,9 @@ def check_resumable(path: Path, settings: Mapping[str, Any], max_steps: int) -> 
     """Refuses to resume a training under other settings, or one that has no further step to take.
 
     Args:
-        path: The progress.
-        settings: What the training is to go on under, as `SaveProgress` saves it.
-        max_steps: The steps that it may take.
+        path: The progress file.
+        settings: Settings of the training now, as `SaveProgress` saves them.
+        max_steps: Largest number of steps now.
 
     Raises:
         UserError: With every difference; or if the file is damaged.
@@ -195,12 +196,12 @@ class Training:
     """A training: what is learned, and how.
 
     Attributes:
-        phase: Whose training it is.
-        task: What is learned.
-        architecture: What the model is built from.
+        phase: The phase that trains.
+        task: The task.
+        architecture: The model's architecture.
         data: Batches and held-out problems.
         optimizer: Optimiser.
-        stopping: When it has reached its end.
+        stopping: The stopping rule.
         trainer: Lightning's settings.
         seed: The run's seed, which messages name.
     """
@@ -216,7 +217,7 @@ class Training:
 
     @property
     def stream(self) -> int:
-        """The phase's own seed, from which everything random in it follows."""
+        """The seed of the phase, from which all its random draws follow."""
         return seeded(self.seed, Stream[self.phase.upper()]).initial_seed()
 
     def described(self, network: Model, runner: Trainer, certified: bool) -> dict[str, Any]:
@@ -226,7 +227,7 @@ class Training:
         settings |= {"processes": runner.world_size, "device": runner.strategy.root_device.type}
         settings |= {"until": "certified" if certified else "validated"}
         described = describe(settings)
-        if isinstance(network.position, Windowed):  # too long to be shown
+        if isinstance(network.position, Windowed):  # the window itself is too long for a message
             described |= {"window": canonical_hash(describe(network.position.window))[:16]}
         return described
 
@@ -245,16 +246,16 @@ def train(
 
     Args:
         training: What is asked for.
-        network: The model, fresh.
-        folder: Receives the progress and the history (`training.json`).
-        runner: Lightning's trainer of these settings.
-        coverage: Assignments in all of which the model must do well, in place of the rule's loss and decay.
-        resume: Whether to go on from the progress in the folder.
-        progress: Shows how it goes on.
+        network: The model, with fresh weights.
+        folder: Receives the progress file and the history (`training.json`).
+        runner: Lightning's trainer with these settings.
+        coverage: Assignments in none of which the model may be weak, in place of the rule's loss and decay.
+        resume: Whether to resume from the progress file in the folder.
+        progress: Shows steps, losses and metrics; silent if not given.
 
     Raises:
-        UserError: If the loss is not finite, the progress cannot be loaded or is of other settings, or a batch has too
-            few problems for all processes.
+        UserError: If the loss is not finite, the progress cannot be loaded or has other settings, or a batch has fewer
+            problems than there are processes.
     """
     start = time.perf_counter()
     rank, size = runner.global_rank, runner.world_size
@@ -308,7 +309,7 @@ def _run(
     saving: SaveProgress,
     resume: bool,
 ) -> None:
-    """Takes the steps, and validates after the last."""
+    """Takes the steps, and validates after the last one."""
     validating = DataLoader(held_out, batch_size=None)  # type: ignore[arg-type]
     progress = saving.path
     try:
@@ -319,7 +320,7 @@ def _run(
             ckpt_path=str(progress) if resume else None,
             weights_only=True,
         )
-        processes.started(runner)
+        processes.mark_started(runner)
         if not history.validation or history.validation[-1]["step"] != runner.global_step:
             # The last steps were too few for a validation of their own.
             runner.validate(module, validating, verbose=False)
@@ -327,7 +328,7 @@ def _run(
         raise KeyboardInterrupt from None
     except UserError:
         raise
-    except Exception as error:  # a file that nobody's training wrote makes the loader raise almost anything
+    except Exception as error:  # the loader may raise anything on a file of foreign origin
         if not resume or saving.began:
             raise
         raise UserError(
@@ -336,10 +337,10 @@ def _run(
 
 
 def lightning_trainer(settings: TrainerSettings) -> Trainer:
-    """Lightning's trainer, which knows which of several processes this is: `global_rank`, 0 where there is one.
+    """Lightning's trainer; its `global_rank` is the rank of this process, 0 if there is one process.
 
     Raises:
-        UserError: If there is no such trainer.
+        UserError: If Lightning refuses the settings.
     """
     try:
         with _quiet():
@@ -364,16 +365,20 @@ def lightning_trainer(settings: TrainerSettings) -> Trainer:
             )
     except (TypeError, ValueError, KeyError, RuntimeError, MisconfigurationException) as error:
         raise UserError(f"the trainer cannot be set up: {' '.join(str(error).split())}") from None
-    if any(kind in settings.strategy for kind in _COPYING):
+    launcher = trainer.strategy.launcher
+    # Launchers that fork are those that a notebook can do with; in a notebook Lightning chooses one by itself.
+    forks = launcher is not None and launcher.is_interactive_compatible
+    if forks or "spawn" in settings.strategy:
         raise UserError(
-            f"--trainer.strategy {settings.strategy} trains copies that this process gets nothing back from: take ddp"
+            f"--trainer.strategy {settings.strategy} trains copies that this process gets nothing back from: take ddp, "
+            "or --trainer.devices 1 in a notebook"
         )
-    processes.goes_by(trainer.global_rank)
+    processes.set_rank(trainer.global_rank)
     return trainer
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Silences Lightning's remarks on hardware and loaders: a user of this toolkit cannot act on them."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

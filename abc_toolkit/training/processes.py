@@ -1,9 +1,9 @@
 """Several processes that train together: how they start, which one this is, and how they end.
 
-Lightning starts the command that trains once more for each further device. Such a process, a *helper*, does the
-training that its parent is at and nothing else: it writes no file, says nothing, and ends. Under `torchrun`, `srun` and
-the like the processes are started from outside, and those after the first do the same. What the environment says of
-ranks counts for helpers and for processes started from outside alone: elsewhere such variables are another program's.
+For each further device Lightning starts the command once more. Such a process is a *helper*: it takes part in the
+training of its parent, writes no file, prints nothing, and ends with the training. `torchrun`, `srun` and the like
+start all processes from outside; those after the first act as helpers. Ranks in the environment count in helpers and in
+processes started from outside only: elsewhere they belong to another program.
 """
 
 import json
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -32,19 +32,19 @@ from lightning.pytorch import Trainer
 
 from abc_toolkit.errors import UserError
 
-_MARK = "ATTENTION_BIAS_TRAINING"  # an environment variable: what the process that set it is training
-_PATIENCE = 60  # seconds that helpers have to end after a training
+_MARK = "ATTENTION_BIAS_TRAINING"  # an environment variable that describes the training to helpers
+_PATIENCE = 60  # seconds in which helpers must end after a training
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
 class Help:
-    """What a helper was started for.
+    """The training that a helper was started for.
 
     Attributes:
-        phase: The training.
-        resume: Whether it goes on from progress.
-        pid: The process that started it.
+        phase: The phase that trains.
+        resume: Whether the training is resumed.
+        pid: Id of the process that started the helper.
     """
 
     phase: Literal["fit", "retrain"]
@@ -64,14 +64,14 @@ def wanted_help() -> Help | None:
 
 
 class _OwnProcesses(LightningEnvironment):
-    """Processes that Lightning starts from the first one on this machine, whatever else the environment says.
+    """Processes that Lightning starts from the first one on this machine; other ranks in the environment do not count.
 
     Args:
-        num_nodes: Number of machines; on each somebody starts the command, with `NODE_RANK`, `MASTER_ADDR` and
-            `MASTER_PORT` in the environment.
+        num_nodes: Number of machines. The user starts the command on each of several machines, with `NODE_RANK`,
+            `MASTER_ADDR` and `MASTER_PORT` in the environment.
 
     Attributes:
-        started: Whether the other processes were started.
+        started: Whether the helpers were started.
     """
 
     def __init__(self, num_nodes: int) -> None:
@@ -91,26 +91,30 @@ class _OwnProcesses(LightningEnvironment):
         return super().node_rank() if self._num_nodes > 1 else 0
 
 
-# Each of several machines needs these variables if no launcher starts their processes.
-_PLACES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+# Variables that each of several machines needs if no launcher starts the processes.
+_ADDRESSES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
 def environment(devices: Any, num_nodes: int) -> ClusterEnvironment:
-    """Lightning's environment for the processes of a training on some devices.
+    """Who starts the processes of a training, in Lightning's terms.
+
+    Args:
+        devices: Number of devices, or which, as Lightning takes them.
+        num_nodes: Number of machines.
 
     Raises:
-        ValueError: If variables of the environment contradict one another, or do not say where the other machines are.
+        ValueError: If environment variables contradict one another, or lack the addresses of the other machines.
     """
     outside = None if num_nodes == 1 and _is_one(devices) else _outside()
     if outside is None:
-        missing = [name for name in _PLACES if name not in os.environ] if num_nodes > 1 else []
-        if missing:  # it would wait for them for half an hour
+        missing = [name for name in _ADDRESSES if name not in os.environ] if num_nodes > 1 else []
+        if missing:  # Lightning would wait half an hour for the other machines
             raise ValueError(
                 f"--trainer.num_nodes {num_nodes}: on each machine set {', '.join(missing)}, or start the processes "
                 "with torchrun or srun"
             )
         return _OwnProcesses(num_nodes)
-    # The interrupted training of a job that SLURM ends is resumed by the user, with --resume.
+    # The user resumes the training of an interrupted SLURM job, with --resume.
     return SLURMEnvironment(auto_requeue=False) if outside is SLURMEnvironment else outside()
 
 
@@ -123,7 +127,7 @@ def _outside() -> type[ClusterEnvironment] | None:
 
 
 def starts_processes(devices: Any, num_nodes: int) -> bool:
-    """Whether a command starts the processes of a training itself, and goes on alone when they have ended."""
+    """Whether a command starts all processes of a training itself, so that it goes on alone after the training."""
     return num_nodes == 1 and (_is_one(devices) or _outside() is None)
 
 
@@ -132,11 +136,16 @@ def _is_one(devices: Any) -> bool:
 
 
 @contextmanager
-def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Iterator[None]:
-    """Keeps the processes of a training together: they start with the training, and end with it.
+def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -> Generator[None, None, None]:
+    """Keeps the processes of a training together: helpers learn which training it is, and end with it.
+
+    Args:
+        trainer: Lightning's trainer.
+        phase: The phase that trains.
+        resume: Whether the training is resumed.
 
     Raises:
-        UserError: If another process ended before its time.
+        UserError: If a helper failed.
     """
     if trainer.world_size == 1:
         yield
@@ -157,14 +166,14 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
         raise
     finally:
         if ended and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # a next training has other processes
+            torch.distributed.destroy_process_group()  # the next training starts other processes
         for helper in helpers:
             with suppress(subprocess.TimeoutExpired):
                 if ended:
                     helper.wait(_PATIENCE)
             helper.kill()
             helper.wait()
-        helpers.clear()  # or Lightning's watcher would end this process too, for those that were killed
+        helpers.clear()  # else Lightning's watcher would end this process because helpers were killed
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name in os.environ.keys() - before.keys():
@@ -172,20 +181,20 @@ def together(trainer: Trainer, phase: Literal["fit", "retrain"], resume: bool) -
         os.environ.update(before)
 
 
-def started(trainer: Trainer) -> None:
+def mark_started(trainer: Trainer) -> None:
     """Marks the other processes as started, so that Lightning does not start them again."""
     own = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(own, _OwnProcesses):
         own.started = True
 
 
-def goes_by(rank: int) -> None:
+def set_rank(rank: int) -> None:
     """Sets Lightning's rank of this process, in place of the one that it read from the environment."""
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Generator[None, None, None]:
     """Restores threads, random numbers, signal handlers and Lightning's rank when the block ends."""
     threads, rank = torch.get_num_threads(), getattr(rank_zero_only, "rank", 0)
     main = threading.current_thread() is threading.main_thread()
@@ -196,12 +205,12 @@ def undisturbed() -> Iterator[None]:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        if not devices:  # seeds are kept for GPUs that are not in use yet: the caller's last one, and not ours
+        if not devices:  # PyTorch keeps the last seed for GPUs that are not in use yet
             torch.cuda.manual_seed_all(torch.initial_seed())
         random.setstate(drawn)
         np.random.set_state(numbers)
         torch.set_num_threads(threads)
-        goes_by(rank)
+        set_rank(rank)
         for number, handler in handlers.items():
-            if handler is not None:  # else it is none of Python's
+            if handler is not None:  # `None`: set by other code than Python's, and not to be restored
                 signal.signal(number, handler)

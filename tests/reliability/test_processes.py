@@ -114,6 +114,14 @@ def test_a_batch_with_fewer_problems_than_processes_is_refused(tmp_path: Path) -
         lightning_trainer(TrainerSettings(devices=2, strategy="ddp_spawn", accelerator="cpu"))
 
 
+def test_a_notebook_on_several_devices_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There Lightning chooses a strategy that forks."""
+    monkeypatch.setattr("lightning.pytorch.trainer.connectors.accelerator_connector._IS_INTERACTIVE", True)
+    with pytest.raises(UserError, match=r"--trainer\.strategy auto trains copies .*--trainer\.devices 1 in a notebook"):
+        lightning_trainer(TrainerSettings(devices=2, accelerator="cpu"))
+    assert lightning_trainer(TrainerSettings(accelerator="cpu")).world_size == 1
+
+
 @pytest.mark.parametrize(
     "environment",
     [

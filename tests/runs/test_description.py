@@ -100,7 +100,10 @@ def test_settings_survive_the_record(value: object, kind: type) -> None:
         ({"class_path": "abc_toolkit.tasks.Parity", "init_args": {"max_length": 3.0}}, "max_length cannot be 3.0"),
         ({"class_path": "abc_toolkit.tasks.Parity", "init_args": {"max_length": 0}}, "Parity refuses: .*at least 1"),
         ({"class_path": "abc_toolkit.tasks.Parity", "init_args": {"form": "x"}}, "form cannot be 'x'"),
-        ({"class_path": "abc_toolkit.tasks.Parity", "init_args": {"nosuch": 3}}, "has no such"),
+        (
+            {"class_path": "abc_toolkit.tasks.Parity", "init_args": {"nosuch": 3}},
+            "'nosuch', which Parity does not have",
+        ),
         ({"class_path": "abc_toolkit.tasks.Parity", "args": [3]}, "'args' beside the class"),
         ({"class_path": "abc_toolkit.tasks.Parity", "init_args": {}}, "lacks the setting 'max_length' of Parity"),
     ],

@@ -171,7 +171,7 @@ def test_a_model_is_tried_on_every_assignment_until_it_is_weak_in_none(
     assert trained.smallest_margin is not None
     assert trained.smallest_margin >= THIN
     assert trained.steps < 1500
-    assert "does everything that it can meet at these lengths" in capsys.readouterr().err
+    assert "right, with a margin, in all that can occur at the training lengths" in capsys.readouterr().err
     record = json.loads((pipeline / "retrain" / "record.json").read_text())
     assert record["results"]["weak"] == 0
     assert record["arguments"]["until"] == "certified"
