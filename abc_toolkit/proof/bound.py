@@ -1,24 +1,38 @@
-"""The bound: sizes of layouts up to which a proof must look. Larger layouts bring no new prediction. It is derived.
+"""The bound: the sizes up to which a proof tries all layouts, because larger layouts bring no new prediction.
 
-**Lemma.** Fix a case of the layout's description and a token of the target, the query. The symbols are the sizes and
-the variables of the query's repeats, all integers from 0. Which keys are open to the query, to the keys of these, and
-so on, what coincides with what, and where the local rule reads what: each such fact compares a *difference expression*,
-`x - y + c` or `x + c` or `-x + c` of symbols `x`, `y` and a constant `c`, with 0. Let `D` be the largest `|c|`. Let
-`R` be the relation of states of the local rule over one place, for given operands present and given constants, and `S`,
-`P` such that `R^(g + P) = R^g` for all of these and all `g >= S`; `P` is also a multiple of the periods of the position
-methods. Let `G = 2D + 1 + S`. Sort the values of the symbols and 0, and replace each gap between neighbours above
-`G + P` by the number from `G + 1` to `G + P` that is congruent to it modulo `P`. Then the kind of the prediction and
-its assignments stay.
+The bound follows from the lemma below. Nothing of it is measured.
 
-*Proof.* A difference `x - y` is a sum of gaps, so it stays as it is, or is beyond `G` on the same side before and
-after, and congruent modulo `P`. A fact `x - y + c >= 0` or `= 0` with `|c| <= D < G` keeps its truth. The places of
-leaves, of the query and of the ends of operands, which the local rule goes through, have pairwise distances of that
-form: their order stays, and the number of places between two neighbours of them stays, or is at least `G - D - 1 >= S`
-before and after and congruent modulo `P`, so that what `R` makes of it stays. Coordinates keep their residues modulo
-`P`, and with them what repeating position methods add. ∎
+**Terms.** Fix a case of the layout's description and a token of the target, the *query*. The *symbols* are the sizes
+and the variables of the repeats around the query; all are integers from 0. A *fact* is a comparison that decides the
+prediction: whether a key exists, whether it precedes the query, which of two tokens comes first, whether two tokens are
+one, where an operand of the local rule ends. Each fact compares a *difference expression* with 0: `x - y + c`, `x + c`,
+`-x + c` or `c`, of symbols `x`, `y` and a constant `c`. A window or a rule with a fact of another form is refused.
 
-So each symbol has to be gone through up to `K (G + P)`, where `K` is the number of symbols that are compared with each
-other, directly or through others: what is never compared, such as rows and columns, is replaced independently.
+* `D` is the largest `|c|`.
+* `R` is the relation of the local rule's states before and after one place, for given operands present and given
+  constants. Its powers repeat: `R^(g + P) = R^g` for all `g >= S`, with one `S` and one `P` for all such `R`.
+* `P` is also a multiple of the periods of the position methods.
+* `G = 2D + 1 + S`.
+
+**Lemma.** Sort the values of the symbols and 0. Replace each gap between neighbours above `G + P` by the number from
+`G + 1` to `G + P` that is congruent to it modulo `P`. The kind of the prediction and its assignments stay as they were.
+
+*Proof.* A difference of two symbols is a sum of gaps. If none of these gaps was replaced, the difference is unchanged.
+Otherwise it exceeds `G` before and after, with the same sign, and the two are congruent modulo `P`. A fact `x - y + c
+>= 0` or `= 0` therefore keeps its truth value, as `|c| <= D < G`: the same keys are open, in the same order. Call
+*events* the places of the leaves, of the query, and of the ends of operands. Their pairwise differences are difference
+expressions, so the order of the events is unchanged. Between two neighbouring events the same operands are present, and
+the rule reads and writes nothing that the prediction depends on: the states change by `R^g`, where `g` is the number of
+places between the events. If `g` changes, it is at least `G - D - 1 >= S` before and after, and congruent modulo `P`,
+so `R^g` is unchanged. Coordinates keep their residues modulo `P`, so periodic position methods add the same. ∎
+
+Each symbol therefore needs values only up to `K (G + P)`, where `K` is the number of symbols that are compared with
+each other, directly or through others. Symbols that are never compared, such as the rows and the columns of a table,
+have bounds of their own.
+
+**Computation.** `bound_of` follows the window symbolically from each query. A line such as *the query's place - 1*
+gives the place of its key as an expression, `q - 1`. The facts on the way are collected in `_Facts`, which holds `D`
+and `K` of each group of symbols that are compared. `settles` computes `S` and `P` from the rule's table.
 """
 
 import math
@@ -34,40 +48,42 @@ from abc_toolkit.linear import Linear, NotLinearError, cases, symbol
 from abc_toolkit.positions import Site
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
-from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.tasks import Certifiable
 from abc_toolkit.windows.rules import Rule, Window
 
 _MOST_POWERS = 4096
-_MOST_EXPANDED = 64  # values of a variable that a line leaves open and that has a fixed number of them
+_MOST_EXPANDED = 64  # values of a variable that a line leaves free
+
+Identifier = tuple[object, ...]  # equal for equal expressions, tokens or streams
 
 
 @dataclass(frozen=True)
 class Case:
-    """The layouts of all sizes for which some expressions are at least 0.
+    """A case of a task's layouts: one description for all sizes that make some expressions at least 0.
 
     Attributes:
         where: The expressions.
-        description: What the layouts are made of.
+        description: The layouts.
     """
 
     where: tuple[Linear, ...]
     description: LayoutDescription
 
 
-def size_symbols(task: DigitTask) -> list[str]:
+def size_symbols(task: Certifiable) -> list[str]:
     """Names of the sizes of a task's layouts."""
     return [f"s{number}" for number in range(len(task.least_sizes))]
 
 
-def layout_cases(task: DigitTask) -> list[Case]:
-    """The layouts of all problems of a task, by running its description on symbols.
+def layout_cases(task: Certifiable) -> list[Case]:
+    """The layouts of all problems of a task, found by running `describe_layout` on symbols.
 
     Raises:
         CannotDecideError: If the lengths of its segments are not linear in its sizes.
     """
     names = size_symbols(task)
     ranges = [symbol(name) - least for name, least in zip(names, task.least_sizes, strict=True)]
-    found = []
+    found: list[Case] = []
     try:
         for where, description in cases(lambda *sizes: task.describe_layout(sizes), [symbol(name) for name in names]):
             if isinstance(description, Exception) or not _satisfiable([*where, *ranges]):
@@ -84,7 +100,7 @@ class Bound:
 
     Attributes:
         sizes: The largest value of each size.
-        constants: `D`, by the component of symbols that has the largest.
+        constants: `D`, the largest of all groups of symbols.
         settling: `S`.
         period: `P`.
         culprit: The line of the window with the largest constant, in words.
@@ -97,7 +113,7 @@ class Bound:
     culprit: str
 
 
-def bound_of(task: DigitTask, rule: TabledRule, window: Window, period: int) -> Bound:
+def bound_of(task: Certifiable, rule: TabledRule, window: Window, period: int) -> Bound:
     """The bound of the lemma.
 
     Args:
@@ -107,8 +123,8 @@ def bound_of(task: DigitTask, rule: TabledRule, window: Window, period: int) -> 
         period: A common multiple of the periods of the position methods beside the window.
 
     Raises:
-        CannotDecideError: If a fact is no comparison of difference expressions, or the rule does not settle in sight;
-            the message names the line or the rule.
+        CannotDecideError: If a fact does not compare a difference expression with 0, or the powers of the rule's
+            relations do not repeat soon enough; the message names the line or the rule.
     """
     settling, cycle = settles(rule)
     period = math.lcm(period, cycle)
@@ -137,12 +153,13 @@ def settles(rule: TabledRule) -> tuple[int, int]:
         rule: The rule.
 
     Raises:
-        CannotDecideError: If no power repeats among the first few thousand.
+        CannotDecideError: If no power repeats among the first `_MOST_POWERS`.
     """
     start, period = 0, 1
     for present in product((False, True), repeat=len(rule.operands)):
         for step in rule.leads(present).float():
-            power, known = torch.eye(rule.num_states), {}
+            power = torch.eye(rule.num_states)
+            known: dict[bytes, int] = {}
             for number in range(_MOST_POWERS):
                 key = power.bool().numpy().tobytes()
                 if key in known:
@@ -161,9 +178,9 @@ class _Template:
 
     Attributes:
         token: The token.
-        loops: Variable and count of each repeat around it, the outer first.
-        path: Where it stands in the description: number of the item at each depth.
-        coordinates: Its coordinates, those that count the whole string among them, where these are linear.
+        loops: Variable and count of each repeat around it, the outer repeat first.
+        path: The number of the item at each depth of the description; -1 for the token at the start of the prefix.
+        coordinates: Its coordinates; `raw` and `raw_from_end` only where they are linear.
     """
 
     token: Token
@@ -174,12 +191,12 @@ class _Template:
 
 @dataclass(frozen=True)
 class _Symbolic:
-    """A token of a string at known values of its variables.
+    """A template at given values of its variables, which are expressions of the symbols.
 
     Attributes:
-        template: The token.
-        values: An expression for each variable.
-        where: The line that opens it, in words.
+        template: The template.
+        values: The value of each variable.
+        where: The line that opens the token, in words.
     """
 
     template: _Template
@@ -187,7 +204,7 @@ class _Symbolic:
     where: str = "the query"
 
     def coordinate(self, name: str) -> Linear | None:
-        """One of its coordinates; `None` if it is not linear."""
+        """A coordinate as an expression of the symbols; `None` if it is not linear."""
         expression = self.template.coordinates.get(name)
         if expression is None:
             return None
@@ -197,18 +214,23 @@ class _Symbolic:
 
     @property
     def ranges(self) -> list[Linear]:
-        """Expressions that are at least 0 where there is such a token."""
+        """Expressions that are all at least 0 if and only if the token exists."""
         pairs = zip(self.template.loops, self.values, strict=True)
         return [part for (_, count), value in pairs for part in (value, count - 1 - value)]
 
     @property
-    def key(self) -> tuple:
-        """An identifier."""
-        return self.template.path, tuple(tuple(sorted(value.plain().items())) for value in self.values)
+    def identifier(self) -> Identifier:
+        """Equal for equal tokens."""
+        return self.template.path, tuple(map(_identifier, self.values))
 
 
 class _Strings:
-    """The tokens of a description, as queries and as keys."""
+    """The tokens of a layout's strings, as queries and as keys.
+
+    Args:
+        description: The layout.
+        taken: Names of symbols that no variable of the description may bear.
+    """
 
     def __init__(self, description: LayoutDescription, taken: Iterable[str] = ()) -> None:
         for items in (description.source, description.target):
@@ -227,7 +249,7 @@ class _Strings:
         self._by_path = {own.path: own for own in target}
 
     def keys(self, site: Site) -> list[_Template]:
-        """The tokens that a site has as keys."""
+        """The tokens that are keys at a site."""
         return self.prefix if site == "decoder" else self.source
 
     def before(self, query: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
@@ -244,9 +266,12 @@ class _Strings:
         return [token for token in found if token is not None]
 
     def _beside(self, token: _Symbolic, last: bool, facts: "_Facts") -> Iterator[_Symbolic | None]:
-        """All neighbours that a token of the target may have: before it, if `last`, or after; `None` for none.
+        """All tokens that may stand next to a token of the target; `None` if it may have no neighbour.
 
-        The facts that decide it are added.
+        Args:
+            token: The token.
+            last: Whether the neighbour before it is meant, not the one after it.
+            facts: Collects the facts that decide which neighbour there is.
         """
         lists, path = [self._items], token.template.path
         for number in path[:-1]:
@@ -268,7 +293,7 @@ class _Strings:
             if not depth:
                 yield None
                 return
-            # Round the repeat, or out of it.
+            # The neighbour is in another round of the repeat, or outside the repeat.
             value, (_, count) = token.values[depth - 1], token.template.loops[depth - 1]
             other = value - 1 if last else value + 1
             if _satisfiable([*facts.ranges, *token.ranges, other, count - 1 - other]):
@@ -289,7 +314,16 @@ class _Strings:
         facts: "_Facts",
         offset: int = 0,
     ) -> Iterator[_Symbolic | None]:
-        """All tokens that may be the last, or the first, of some items; `None` if there may be none."""
+        """All tokens that may be the last (or the first) of some items; `None` if the items may hold no token.
+
+        Args:
+            items: The items.
+            path: Path to the repeat whose items they are.
+            values: Values of the variables around them.
+            last: Whether the last token is meant, not the first.
+            facts: Collects the facts that decide which token it is.
+            offset: Number of the first item within the repeat.
+        """
         numbered = list(enumerate(items, offset))
         for number, item in reversed(numbered) if last else numbered:
             if isinstance(item, Token):
@@ -309,7 +343,12 @@ class _Strings:
         yield None
 
     def _templates(self, items: Sequence[Item], first: int) -> Iterator[_Template]:
-        """The tokens of a string, whose first has number `first`."""
+        """The tokens of a string.
+
+        Args:
+            items: The string.
+            first: `raw` of the first token.
+        """
         total = _length(items)
         offset: Linear | None = Linear.from_value(first)
         for number, item in enumerate(items):
@@ -350,7 +389,11 @@ class _Strings:
 
 
 def _check_variables(items: Sequence[Item], taken: set[str]) -> None:
-    """Refuses a repeat whose variable bears the name of another symbol."""
+    """Refuses a repeat whose variable bears the name of another symbol.
+
+    Raises:
+        CannotDecideError: If there is one.
+    """
     for item in items:
         if isinstance(item, Repeat):
             if item.variable in taken or not item.variable.isalpha() or item.variable.startswith("q"):
@@ -377,28 +420,30 @@ def _length(items: Sequence[Item]) -> Linear | None:
 
 @dataclass
 class _Facts:
-    """The facts, comparisons with 0, on which a prediction rests.
+    """The facts that decide a prediction: expressions that are compared with 0.
+
+    Symbols that occur in one fact are of one group, and so are symbols that are linked by several facts (union-find).
 
     Attributes:
-        ranges: What is at least 0 in any case: of the case, the sizes, the query.
+        ranges: Expressions that are always at least 0: those of the case, of the sizes and of the query.
     """
 
     ranges: list[Linear]
-    _joined: dict[str, str] = field(default_factory=dict)
-    _found: list[Linear] = field(default_factory=list)
-    _of_rule: set[str] = field(default_factory=set)
+    _joined: dict[str, str] = field(default_factory=dict[str, str])  # another symbol of the group; itself at the root
+    _found: list[Linear] = field(default_factory=list[Linear])
+    _of_rule: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
         for expression in self.ranges:
             self.add(expression, "the layout")
 
     def add(self, expression: Linear, where: str, of_rule: bool = False) -> None:
-        """Adds one.
+        """Adds a fact.
 
         Args:
-            expression: What is compared with 0.
-            where: What it belongs to, in words.
-            of_rule: Whether it is a distance between places that the local rule goes through.
+            expression: The expression that is compared with 0.
+            where: The line or the rule that the fact belongs to, in words.
+            of_rule: Whether the expression is a distance between two events of the local rule.
 
         Raises:
             CannotDecideError: If it is no difference expression.
@@ -424,7 +469,7 @@ class _Facts:
         return name
 
     def constants(self) -> dict[str, int]:
-        """`D` of each component, by one of its symbols."""
+        """`D` of each group of symbols, by the root of the group."""
         largest: dict[str, int] = {}
         for expression in self._found:
             root = self._root(next(iter(expression.terms)))
@@ -432,10 +477,15 @@ class _Facts:
         return largest
 
     def bounds(self, settling: int, period: int) -> dict[str, int]:
-        """The largest value of each symbol that a proof must look at."""
+        """The largest value of each symbol that a proof must look at.
+
+        Args:
+            settling: `S`.
+            period: `P`.
+        """
         constants = self.constants()
         settled = {self._root(name) for name in self._of_rule}
-        found = {}
+        found: dict[str, int] = {}
         for name in self._joined:
             root = self._root(name)
             members = sum(self._root(other) == root for other in self._joined)
@@ -449,13 +499,14 @@ def _is_difference(expression: Linear) -> bool:
 
 
 def _ranges(case: Case, least: Mapping[str, int], query: _Symbolic) -> list[Linear]:
+    """Expressions that are at least 0 for all sizes of a case and all tokens of a query."""
     return [*case.where, *(symbol(name) - value for name, value in least.items()), *query.ranges]
 
 
 def _satisfiable(expressions: Sequence[Linear]) -> bool:
-    """Whether integers from 0 make all expressions at least 0 (Bellman and Ford); those of another form are left out.
+    """Whether some values of the symbols make all expressions at least 0 (Bellman and Ford).
 
-    Of expressions that are no difference expressions nothing is concluded.
+    Expressions that are no difference expressions are ignored, so the answer may be yes where it should be no.
     """
     edges: list[tuple[str, str, int]] = []
     names = {""}
@@ -484,20 +535,20 @@ def _satisfiable(expressions: Sequence[Linear]) -> bool:
 
 @dataclass(frozen=True)
 class _Stream:
-    """A token of the decoder's input: what it holds, and what it predicts.
+    """A stream of the decoder.
 
     Attributes:
-        held: The token of the prefix.
-        asks: The token of the target.
+        held: The token of the prefix that it holds.
+        predicted: The token of the target that it predicts.
     """
 
     held: _Symbolic
-    asks: _Symbolic
+    predicted: _Symbolic
 
     @property
-    def key(self) -> tuple:
-        """An identifier."""
-        return self.held.key, self.asks.key
+    def identifier(self) -> Identifier:
+        """Equal for equal streams."""
+        return self.held.identifier, self.predicted.identifier
 
 
 def _follow(strings: _Strings, window: Window, query: _Symbolic, facts: _Facts) -> list[_Symbolic]:
@@ -505,10 +556,10 @@ def _follow(strings: _Strings, window: Window, query: _Symbolic, facts: _Facts) 
     streams = [_Stream(held, query) for held in strings.before(query, facts)]
     sources: list[_Symbolic] = []
     for layer in reversed(range(window.num_decoder_layers)):
-        asking = [stream.asks for stream in streams]
-        sources = _distinct([*sources, *_opened(strings, window, "cross", layer, asking, facts)])
-        keys = _opened(strings, window, "decoder", layer, asking, facts)
-        more = [_Stream(held, asks) for held in keys for asks in strings.after(held, facts)]
+        queries = [stream.predicted for stream in streams]
+        sources = _distinct([*sources, *_opened(strings, window, "cross", layer, queries, facts)])
+        keys = _opened(strings, window, "decoder", layer, queries, facts)
+        more = [_Stream(held, predicted) for held in keys for predicted in strings.after(held, facts)]
         streams = _distinct([*streams, *more])
     for layer in reversed(range(window.num_encoder_layers)):
         sources = _distinct([*sources, *_opened(strings, window, "encoder", layer, sources, facts)])
@@ -524,14 +575,14 @@ T = TypeVar("T", _Symbolic, _Stream)
 
 
 def _distinct(tokens: Sequence[T]) -> list[T]:
-    return list({token.key: token for token in tokens}.values())
+    return list({token.identifier: token for token in tokens}.values())
 
 
 def _opened(
     strings: _Strings, window: Window, site: Site, layer: int, queries: Sequence[_Symbolic], facts: _Facts
 ) -> list[_Symbolic]:
-    """The keys that the lines of a site and layer can open to some queries; adds the facts that decide it."""
-    found = []
+    """The keys that the lines of a site and layer may open to some queries; adds the facts that decide it."""
+    found: list[_Symbolic] = []
     for rule, query, template in product(window.rules_at(site, layer), queries, strings.keys(site)):
         if rule.query_segment not in (None, query.template.token.segment):
             continue
@@ -541,9 +592,17 @@ def _opened(
 
 
 def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, facts: _Facts) -> list[_Symbolic]:
-    """The keys of a template that a line opens to a query."""
+    """The tokens of a template that a line opens to a query; adds the facts that decide which of them exist.
+
+    Args:
+        rule: The line.
+        query: The query.
+        template: The template of the keys.
+        causal: Whether only keys up to the query are open.
+        facts: Collects the facts.
+    """
     where = f"the line '{rule.describe()}' ({rule.site} layer {rule.layer} head {rule.head})"
-    equations = []
+    equations: list[Linear] = []
     for condition in rule.conditions:
         own = template.coordinates.get(condition.key)
         asked = Linear({}) if condition.query is None else query.coordinate(condition.query)
@@ -562,7 +621,7 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
     if solved is None:
         return []
     values, left_over = solved
-    found = []
+    found: list[_Symbolic] = []
     for chosen in _expanded(template, values, where):
         rest = [Linear.from_value(part.at(chosen)) for part in left_over]
         token = _Symbolic(template, tuple(chosen[f"key {name}"] for name, _ in template.loops), where)
@@ -576,15 +635,24 @@ def _on_line(rule: Rule, query: _Symbolic, template: _Template, causal: bool, fa
 
 
 def _expanded(template: _Template, values: Mapping[str, Linear], where: str) -> Iterator[dict[str, Linear]]:
-    """Values of all variables; a variable that a line leaves free must have a fixed number of values."""
-    ranges = {}
+    """All values of a template's variables, given those that a line determines.
+
+    Args:
+        template: The template.
+        values: Expressions of the variables that the line determines, of the symbols and of the other variables.
+        where: The line, in words.
+
+    Raises:
+        CannotDecideError: If the line leaves a variable free whose number of values is not fixed.
+    """
+    ranges: dict[str, range] = {}
     for name, count in template.loops:
         if f"key {name}" not in values:
             if count.terms or count.constant > _MOST_EXPANDED:
                 raise CannotDecideError(f"{where} is open to more tokens, the longer the problem")
             ranges[f"key {name}"] = range(count.constant)
-    for way in product(*ranges.values()):
-        chosen = {name: Linear.from_value(value) for name, value in zip(ranges, way, strict=True)}
+    for numbers in product(*ranges.values()):
+        chosen = {name: Linear.from_value(value) for name, value in zip(ranges, numbers, strict=True)}
         yield chosen | {name: Linear.from_value(value.at(chosen)) for name, value in values.items()}
 
 
@@ -592,11 +660,11 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
     """Solves equations `expression = 0` for unknowns in integers.
 
     Returns:
-        Expressions for those unknowns that are determined, and the expressions that are left over, in which no unknown
-        is or some that stay open; `None` if they cannot hold.
+        Expressions of the unknowns that are determined, and expressions of the symbols that remain to be 0; `None` if
+        the equations contradict each other.
 
     Raises:
-        NotLinearError: If an unknown is no integer expression of the symbols.
+        NotLinearError: If an unknown is no integer expression of the symbols, or an equation holds two unknowns.
     """
     values: dict[str, Linear] = {}
     left = list(equations)
@@ -623,15 +691,15 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
 
 
 def _before(key: _Symbolic, query: _Symbolic) -> list[Linear]:
-    """Expressions that are at least 0 where one token of the target comes before another."""
+    """Expressions that are all at least 0 if a key of the prefix may precede a query."""
     mine, other = key.template.path, query.template.path
     if mine[0] != other[0]:
         return [Linear.from_value(other[0] - mine[0])]
     if not key.values:  # a single token does not come before itself
         return [Linear.from_value(-1)]
     ahead = query.values[0] - key.values[0]
-    may_be_beside = len(mine) > 2 or len(other) > 2 or mine[1:] < other[1:]  # in the same turn, or the same row
-    return [ahead if may_be_beside else ahead - 1]
+    same_round = len(mine) > 2 or len(other) > 2 or mine[1:] < other[1:]  # the key may be in the query's own round
+    return [ahead if same_round else ahead - 1]
 
 
 def _add_order(one: _Symbolic, other: _Symbolic, facts: _Facts) -> None:
@@ -647,12 +715,12 @@ def _add_order(one: _Symbolic, other: _Symbolic, facts: _Facts) -> None:
 
 
 def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequence[_Symbolic], facts: _Facts) -> None:
-    """Adds the facts that decide the assignments of a prediction."""
+    """Adds the facts that decide the assignments of a prediction: which tokens the rule reads, and its events."""
     where = "the local rule"
     row = query.coordinate("row")
     assert row is not None
     events: list[Linear] = []
-    blamed: dict[tuple, str] = {}
+    blamed: dict[Identifier, str] = {}
     for name in (*rule.operands, *rule.constants, *rule.answers):
         read = rule.read(name)
         for leaf in (*leaves, query):
@@ -668,7 +736,7 @@ def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequenc
                     continue
             if name not in rule.constants:
                 events.append(place - read.shift)
-                blamed[_name_of(place - read.shift)] = leaf.where
+                blamed[_identifier(place - read.shift)] = leaf.where
         if name in rule.constants:
             continue
         for template in (*strings.source, *strings.target):
@@ -676,24 +744,36 @@ def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequenc
                 events += _ends_of(
                     template, rule.along, None if read.row is None else row - read.row, read.shift, facts
                 )
-    distinct = {_name_of(event): event for event in events}
+    distinct = {_identifier(event): event for event in events}
     for number, event in enumerate(found := [Linear({}), *distinct.values()]):
         for other in found[number + 1 :]:
             facts.add(event - other, _blamed(blamed, event, other, where), of_rule=True)
 
 
-def _name_of(expression: Linear) -> tuple:
+def _identifier(expression: Linear) -> Identifier:
+    """Equal for equal expressions."""
     return tuple(sorted(expression.plain().items()))
 
 
-def _blamed(blamed: Mapping[tuple, str], one: Linear, other: Linear, otherwise: str) -> str:
-    """The line, or else the rule, that reads at one of two places, in words."""
-    found = [blamed.get(_name_of(event), "the query") for event in (other, one)]
+def _blamed(blamed: Mapping[Identifier, str], one: Linear, other: Linear, otherwise: str) -> str:
+    """The line that opens the token at one of two events, in words; `otherwise` if there is none."""
+    found = [blamed.get(_identifier(event), "the query") for event in (other, one)]
     return next((where for where in found if where != "the query"), otherwise)
 
 
 def _ends_of(template: _Template, along: str, row: Linear | None, shift: int, facts: _Facts) -> list[Linear]:
-    """The places of the first and the last token of a template, within a row or in all rows."""
+    """The places of the first and the last token of a template; adds the facts that decide which tokens exist.
+
+    Args:
+        template: The template.
+        along: The coordinate that the rule goes along.
+        row: The row of the tokens; all rows, if not given.
+        shift: The coordinate of the token that the rule reads at place 0.
+        facts: Collects the facts.
+
+    Raises:
+        CannotDecideError: If the rule reads no fixed row, or the places of the tokens are not consecutive.
+    """
     where = "the local rule"
     values: dict[str, Linear] = {}
     if row is not None:
