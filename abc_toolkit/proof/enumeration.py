@@ -426,7 +426,7 @@ def kinds_of(task: DigitTask, predictions: Iterable[Prediction], most: int = MOS
     Raises:
         CannotDecideError: If there are more.
     """
-    kinds: dict[tuple, Kind] = {}
+    kinds: dict[Hashable, Kind] = {}
     known: dict[Hashable, Tensor] = {}
     for reading, sizes, shape, field in predictions:
         enumeration = Enumeration(task, reading, sizes, shape, field, known, most)

@@ -1,7 +1,12 @@
-"""The model's own layers run on everything that a receptive field can hold."""
+"""The model's own layers, run on all assignments of a receptive field.
+
+A stream inside a receptive field depends on few of its leaves. It is computed once for all assignments that agree on
+these leaves, so the cost of a layer is that of the distinct values and not that of the assignments.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,32 +22,51 @@ from abc_toolkit.windows.lowering import site_positions
 _AT_ONCE = 2**15
 
 
+class Rows(Protocol):
+    """Vectors, a row each, of which some can be selected."""
+
+    def __getitem__(self, rows: Tensor, /) -> Any:
+        """The rows of some numbers."""
+
+
+V = TypeVar("V", bound=Rows)
+W = TypeVar("W", bound=Rows)
+
+
 @dataclass(frozen=True, eq=False)
-class _Stream:
-    """The stream of one token of a receptive field, computed once for all assignments that agree on what it depends on.
+class Stream(Generic[V]):
+    """The stream of one token of a receptive field, with a row for each distinct value.
 
     Attributes:
-        columns: Leaves that it depends on.
-        values: Its values, `[distinct, ...]`.
-        which: The value in each assignment, `[assignment]`.
+        columns: The leaves that it depends on.
+        values: Its distinct values, a row each.
+        which: The row of each assignment, `[assignment]`.
     """
 
     columns: frozenset[int]
-    values: Tensor
+    values: V
     which: Tensor
 
-    def rows(self, assignments: Tensor) -> Tensor:
+    def rows(self, assignments: Tensor) -> V:
         """Its values in some assignments."""
         return self.values[self.which[assignments]]
 
+    def mapped(self, function: Callable[[V], W]) -> "Stream[W]":
+        """The stream after a function that acts on each row."""
+        return Stream(self.columns, function(self.values), self.which)
+
 
 def distinct(tokens: Tensor, columns: frozenset[int], radix: int) -> tuple[Tensor, Tensor]:
-    """An assignment for each way in which some leaves differ, and for each assignment that which is like it.
+    """The distinct values of some leaves.
 
     Args:
         tokens: Token ids of the leaves, `[assignment, leaf]`.
         columns: The leaves that count.
         radix: Number of token ids.
+
+    Returns:
+        The first assignment that has each distinct value, `[distinct]`, and the value of each assignment by its number,
+        `[assignment]`.
     """
     everything = torch.arange(len(tokens))
     if len(columns) == tokens.shape[1]:
@@ -65,29 +89,29 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
     """
     layout, radix = field.layout, model.interface.num_tokens
 
-    def embedded(positions: Positions, numbers: Sequence[int], start: int) -> list[_Stream]:
-        streams = []
+    def embedded(positions: Positions, numbers: Sequence[int], start: int) -> list[Stream[Tensor]]:
+        streams: list[Stream[Tensor]] = []
         for column, number in enumerate(numbers, start):
             first, which = distinct(tokens, frozenset({column}), radix)
             x = model.embed(tokens[first, column][:, None], positions[torch.tensor([number])])
-            streams.append(_Stream(frozenset({column}), x, which))
+            streams.append(Stream(frozenset({column}), x, which))
         return streams
 
     def through(
         blocks: Sequence[Block],
         side: Site,
-        streams: list[_Stream],
+        streams: list[Stream[Tensor]],
         needed: Sequence[Sequence[int]],
-        encoded: Sequence[_Stream] = (),
-    ) -> list[_Stream]:
+        encoded: Sequence[Stream[Tensor]] = (),
+    ) -> list[Stream[Tensor]]:
         queries, keys = site_positions(side, layout)
         sources = layout.source[torch.tensor(field.sources[-1], dtype=torch.long)]
         for layer, block in enumerate(blocks):
-            reads = {side: (field.tables[side, layer], [_mapped(s, block.keys_values) for s in streams])}
+            reads = {side: (field.tables[side, layer], [s.mapped(block.keys_values) for s in streams])}
             if encoded:
                 read = block.cross_attention.keys_values
-                reads["cross"] = (field.tables["cross", layer], [_mapped(s, read) for s in encoded])
-            after = []
+                reads["cross"] = (field.tables["cross", layer], [s.mapped(read) for s in encoded])
+            after: list[Stream[Tensor]] = []
             for row, token in enumerate(needed[layer + 1]):
                 own = streams[needed[layer].index(token)]
                 tables = {
@@ -103,35 +127,29 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
                 if encoded:
                     memory = (fetched["cross"], Scope(sources, gather=Gather.from_table(tables["cross"])))
                 x = block(own.rows(first), queries[torch.tensor([token])], scope, memory, whole=fetched[side])
-                after.append(_Stream(columns, x, which))
+                after.append(Stream(columns, x, which))
             streams = after
         return streams
 
     encoded = through(list(model.encoder), "encoder", embedded(layout.source, field.sources[0], 0), field.sources)
-    encoded = [_mapped(stream, model.encoder_norm) for stream in encoded]
-    if not encoded:  # so that there is something to point at
+    encoded = [stream.mapped(model.encoder_norm) for stream in encoded]
+    if not encoded:  # keys that are not open point at one
         nothing = torch.zeros(1, 1, model.architecture.model_dim, dtype=model.output.weight.dtype)
-        encoded = [_Stream(frozenset(), nothing, torch.zeros(len(tokens), dtype=torch.long))]
+        encoded = [Stream(frozenset(), nothing, torch.zeros(len(tokens), dtype=torch.long))]
     streams = embedded(layout.target, field.streams[0], len(field.sources[0]))
     (last,) = through(list(model.decoder), "decoder", streams, field.streams, encoded)
     return model.output(model.decoder_norm(last.values[:, 0]))[last.which]
 
 
-def _mapped(stream: _Stream, function: Callable[[Tensor], Tensor]) -> _Stream:
-    return _Stream(stream.columns, function(stream.values), stream.which)
-
-
 def margins(model: EncoderDecoder, kind: Kind, assignments: Tensor) -> Tensor:
-    """By how much the required token's logit leads over the next best in each assignment, `[assignment]`.
-
-    Not above zero where it does not lead.
+    """The lead of the required token's logit over the next best, `[assignment]`; minus infinity where it is undefined.
 
     Args:
         model: The model.
         kind: The kind of its predictions.
         assignments: Some of its assignments.
     """
-    found = []
+    found: list[Tensor] = []
     for part in assignments.split(_AT_ONCE):
         tokens, required = kind.enumeration.tokens(part)
         logits = receptive_field_logits(model, kind.enumeration.field, tokens)

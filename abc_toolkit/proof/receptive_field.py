@@ -1,6 +1,12 @@
-"""Receptive fields: the tokens on which a prediction inside a window depends, and the open keys among them."""
+"""Receptive fields: the tokens on which a prediction inside a window depends, and the open keys among them.
 
-from collections.abc import Mapping, Sequence
+A prediction is read from the decoder's stream at its query. Going down the layers, a stream depends on the streams of
+its open keys; the tokens that are reached at the bottom are the *leaves*. The model computes a prediction from the
+values of the leaves, the open keys of each layer, and the vectors that positions add. Two predictions that agree in all
+but the values are of one *kind*: the model is the same function of the values in both.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -18,7 +24,7 @@ Keys = tuple[tuple[tuple[tuple[int, float], ...], ...], ...]  # open keys and bi
 
 
 class CannotDecideError(Exception):
-    """The certifier cannot decide; the message is one line that says what is to blame."""
+    """The certifier cannot decide; the message is one line that names what is to blame."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,12 @@ class ReceptiveField:
 
     Attributes:
         layout: The layout.
-        query: Which target token is predicted.
-        streams: Tokens whose decoder stream is needed, before each layer and after the last, `[query]` at the end.
-        sources: The same of the encoder; the last are the keys of cross-attention.
-        keys: By site and layer, for each head and each token needed after the layer, the open keys, numbered within
-            those before it, with their biases.
-        added: What positions add to the embedding of each leaf, as bytes; empty where nothing is added.
+        query: The number of the predicted token in the target.
+        streams: The tokens whose decoder streams are needed before each layer, and after the last one: `[query]`.
+        sources: The same of the encoder; the tokens needed after its last layer are the keys of cross-attention.
+        keys: The open keys of each site and layer, with their biases, for each head and each token needed after the
+            layer. A key has its number among the tokens needed before the layer.
+        added: The vector that positions add to the embedding of each leaf, as bytes; empty where nothing is added.
     """
 
     layout: Layout
@@ -44,12 +50,12 @@ class ReceptiveField:
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
-        """The tokens of the receptive field: those of the source first."""
+        """The tokens of the receptive field, those of the source first."""
         return (*(("source", i) for i in self.sources[0]), *(("prefix", i) for i in self.streams[0]))
 
     @cached_property
     def tokens(self) -> list[Described]:
-        """Segment and coordinates of each."""
+        """Segment and coordinates of each leaf."""
         strings = {"source": self.layout.source, "prefix": self.layout.prefix}
         return [_described(strings[string])[number] for string, number in self.leaves]
 
@@ -64,8 +70,8 @@ class ReceptiveField:
         return {where: _table(heads) for where, heads in self.keys.items()}
 
     @cached_property
-    def kind(self) -> tuple:
-        """Everything but the values of the tokens that the model computes from: equal kinds are one function."""
+    def kind(self) -> Hashable:
+        """Everything that the model computes the prediction from, but the values of the leaves."""
         inner = tuple(
             tuple(part[i].index(token) for token in part[i + 1])
             for part in (self.streams, self.sources)
@@ -75,6 +81,7 @@ class ReceptiveField:
 
 
 def _table(heads: Keys) -> OpenKeys:
+    """Open keys as tensors, padded with keys of bias minus infinity."""
     num_slots = max([1, *(len(keys) for head in heads for keys in head)])
     shape = (len(heads), len(heads[0]), num_slots)
     index, bias = torch.zeros(shape, dtype=torch.long), torch.full(shape, -torch.inf)
@@ -91,19 +98,19 @@ _known: WeakKeyDictionary[Positions, list[Described]] = WeakKeyDictionary()
 def _described(positions: Positions) -> list[Described]:
     """Segment and coordinates of each token of a string."""
     if positions not in _known:
-        columns = {name: values.tolist() for name, values in positions.coordinates.items()}
+        columns: dict[str, list[int]] = {name: values.tolist() for name, values in positions.coordinates.items()}
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         _known[positions] = [(positions.names[row["segment"]], row) for row in rows]
     return _known[positions]
 
 
 class ReceptiveFields:
-    """Receptive fields of the predictions of a layout.
+    """The receptive fields of the predictions of a layout.
 
     Args:
         window: The window.
         layout: The layout.
-        positioning: What the built model knows of positions: it is asked at its own width what it adds.
+        positioning: The position method of the built model, which says what it adds; nothing, if not given.
     """
 
     def __init__(self, window: Window, layout: Layout, positioning: ModelPosition | None = None) -> None:
@@ -115,15 +122,18 @@ class ReceptiveFields:
             for layer in range(window.layers(site)):
                 table = open_keys(window, site, layer, *site_positions(site, layout))
                 assert table is not None
+                index: list[list[list[int]]] = table.index.tolist()
+                bias: list[list[list[float]]] = table.bias.tolist()
                 self._open[site, layer] = [
                     [
                         tuple(sorted((k, b) for k, b in zip(keys, biases, strict=True) if b > -torch.inf))
                         for keys, biases in zip(*rows, strict=True)
                     ]
-                    for rows in zip(table.index.tolist(), table.bias.tolist(), strict=True)
+                    for rows in zip(index, bias, strict=True)
                 ]
 
     def _read(self, site: Site, layer: int, queries: Sequence[int]) -> set[int]:
+        """The open keys of some queries, in any head."""
         return {key for head in self._open[site, layer] for query in queries for key, _ in head[query]}
 
     def at(self, query: int) -> ReceptiveField:
@@ -146,8 +156,8 @@ class ReceptiveFields:
         return ReceptiveField(self.layout, query, tuple(streams), tuple(sources), keys, added)
 
     def _within(self, site: Site, layer: int, queries: Sequence[int], keys: Sequence[int]) -> Keys:
-        """The open keys of some queries, numbered within a set of tokens."""
-        number = {key: place for place, key in enumerate(keys)}
+        """The open keys of some queries, each by its number within `keys`."""
+        number = {key: n for n, key in enumerate(keys)}
         return tuple(
             tuple(tuple((number[key], bias) for key, bias in head[query]) for query in queries)
             for head in self._open[site, layer]
@@ -156,7 +166,7 @@ class ReceptiveFields:
 
 @torch.no_grad()
 def _added(positioning: ModelPosition | None, positions: Positions) -> list[bytes]:
-    """What positions add to the embedding of each token."""
+    """The vector that positions add to the embedding of each token, as bytes; empty where it is 0."""
     if positioning is None:
         return [b""] * len(positions)
     vectors = positioning.embed(torch.zeros(1, len(positions), positioning.sizes.model_dim), positions)[0]

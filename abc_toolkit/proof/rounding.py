@@ -1,16 +1,23 @@
 """A bound of the rounding error of logits, for float32 arithmetic in any order of summation.
 
-Every stream is computed in float64, and beside each vector stands a bound of the 2-norm by which float32 arithmetic can
-miss it. With `u = 2^-24` and `g(n) = n u / (1 - n u)`, a sum of `n` products misses by at most `g(n)` times the sum of
-their absolute values, in whatever order it is taken, with or without fused multiply-add (Higham, Accuracy and Stability
-of Numerical Algorithms, 2002, section 3.1). A bound passes through a layer by a Lipschitz constant of it that holds on
-the whole segment between the two vectors, not by a derivative at one of them: no second-order term is left out.
+Every stream is computed in float64. Beside each vector stands its *error*: a bound of the 2-norm of the difference
+between the vector in float32 and in exact arithmetic. With `u = 2^-24` and `g(n) = n u / (1 - n u)`, a rounded sum of
+`n` products is off by at most `g(n)` times the sum of the products' absolute values, in any order, with or without
+fused multiply-add (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1).
 
-What is taken of single operations: products, sums, quotients and square roots are rounded to nearest, reciprocal square
-roots within 4 units; `exp` within 32 units in the last place; variances are computed in two passes, by updates, or as
-the mean of squares less the square of the mean, and are never negative; a softmax may be rescaled as often as there are
-open keys. TF32, bfloat16 and float16 are not covered. The float64 arithmetic itself misses by some `10^-13` of a
-number, which `SLACK` covers.
+A layer adds its own rounding to the error of its input times a Lipschitz constant. The constant holds on the whole
+segment between the exact and the rounded input, so no second-order term is left out.
+
+Assumptions on single operations:
+
+* products, sums, quotients and square roots are rounded to nearest;
+* reciprocal square roots are off by at most 4 units in the last place, and `exp` by at most 32;
+* variances are computed in two passes, by updates, or as the mean of squares less the square of the mean, and are never
+  negative;
+* a softmax is rescaled at most once for each open key.
+
+TF32, bfloat16 and float16 are not covered. The float64 arithmetic is itself off by some `10^-13` of a number, which
+`SLACK` covers.
 """
 
 import copy
@@ -26,15 +33,15 @@ from abc_toolkit.models.attention import Attention
 from abc_toolkit.models.transformer import Block, EncoderDecoder
 from abc_toolkit.positions import Cyclic, OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
-from abc_toolkit.proof.forward import distinct
+from abc_toolkit.proof.forward import Stream, distinct
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
 from abc_toolkit.windows.attention import Windowed
 
 PRECISION = "float32, every product and sum rounded to nearest, in any order of summation"
 UNIT = 2.0**-24
-EXP = 32 * 2.0**-23
-LARGEST = 1e18  # the square of what is below it does not overflow
-SMALLEST = 1e-30  # what is below it underflows, and is added instead
+EXP = 32 * 2.0**-23  # relative error of `exp`
+LARGEST = 1e18  # squares of numbers below it do not overflow
+SMALLEST = 1e-30  # more than underflow takes from a vector
 SLACK = 1 + 1e-6
 _AT_ONCE = 2**14
 
@@ -49,8 +56,8 @@ class Bounded:
     """Vectors, and bounds of their rounding errors.
 
     Attributes:
-        value: In float64, `[row, dim]`.
-        error: Bound of the 2-norm of what float32 arithmetic misses it by, `[row]`.
+        value: The vectors in float64, `[row, dim]`.
+        error: Bound of the 2-norm of the rounding error of each, `[row]`.
     """
 
     value: Tensor
@@ -58,14 +65,14 @@ class Bounded:
 
     @property
     def size(self) -> Tensor:
-        """Bound of the 2-norm of what float32 arithmetic holds, `[row]`."""
+        """Bound of the 2-norm of the vector in float32, `[row]`."""
         return self.value.norm(dim=-1) + self.error
 
     def __getitem__(self, rows: Tensor) -> "Bounded":
         return Bounded(self.value[rows], self.error[rows])
 
     def plus(self, other: "Bounded") -> "Bounded":
-        """The sum of both."""
+        """The sum of two vectors."""
         value, error = self.value + other.value, self.error + other.error
         return Bounded(value, error + UNIT * (value.norm(dim=-1) + error))
 
@@ -86,7 +93,7 @@ class BoundedLinear:
         self.rows = weight.norm(dim=1)
 
     def largest_of(self, size: float) -> float:
-        """Bound of all partial sums, and of what comes out, of vectors up to a norm."""
+        """Bound of all partial sums, and of the output, for inputs up to a norm."""
         return self.absolute * size + self.offset
 
     def local(self, x: Bounded) -> Tensor:
@@ -94,12 +101,12 @@ class BoundedLinear:
         return growth(self.weight.shape[1] + 2) * (self.absolute * x.size + self.offset) + SMALLEST
 
     def local_each(self, x: Bounded) -> Tensor:
-        """How far each output may be off, by the input's error and the layer's own rounding, `[row, out]`."""
+        """The error of each output: the input's error and the layer's own rounding, `[row, out]`."""
         own = growth(self.weight.shape[1] + 2) * (self.rows * x.size[:, None] + self.bias.abs())
         return self.rows * x.error[:, None] + own
 
     def __call__(self, x: Bounded) -> Bounded:
-        """The layer, with `||W|| e` and its own rounding."""
+        """The layer: it turns the error `e` into `||W|| e` and its own rounding."""
         return Bounded(functional.linear(x.value, self.weight, self.bias), self.norm * x.error + self.local(x))
 
 
@@ -107,7 +114,7 @@ class BoundedNorm:
     """A layer normalisation, `w (x - mean) / sqrt(variance + eps) + b`.
 
     Args:
-        layer: The layer, in float64; the identity does nothing.
+        layer: The layer, in float64; an identity is left as it is.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -115,7 +122,7 @@ class BoundedNorm:
         self.largest = float(layer.weight.abs().max()) if isinstance(layer, nn.LayerNorm) else 1.0
 
     def _scale(self, x: Bounded) -> tuple[Tensor, Tensor, Tensor]:
-        """The centred vector, its root `s`, and the least that this is for what rounding may make of the vector."""
+        """The centred vector, its `s = sqrt(variance + eps)`, and the least `s` of all vectors within the error."""
         assert self.layer is not None
         dim, eps = x.value.shape[-1], self.layer.eps
         centred = x.value - x.value.mean(dim=-1, keepdim=True)
@@ -123,9 +130,9 @@ class BoundedNorm:
         return centred, (length**2 / dim + eps).sqrt(), ((length - x.error).clamp(min=0) ** 2 / dim + eps).sqrt()
 
     def largest_of(self, size: float) -> float:
-        """Bound of the norm of what comes out, of vectors up to a norm.
+        """Bound of the norm of the output, for inputs up to a norm.
 
-        Of a vector that is nearly constant, rounding alone may be left once it is centred: `g(d) size` over `sqrt eps`.
+        A vector that is nearly constant may be nothing but rounding once it is centred: `g(d) size` over `sqrt eps`.
         """
         layer = self.layer
         if layer is None:
@@ -139,7 +146,7 @@ class BoundedNorm:
         return self.largest / self._scale(x)[2]
 
     def back(self, x: Bounded, outer: Tensor) -> Tensor:
-        """Its derivative at `x`, transposed, times vectors `[row, dim]`."""
+        """The transposed derivative at `x`, times vectors `[row, dim]`."""
         assert self.layer is not None
         centred, deviation, _ = self._scale(x)
         normal, scaled = centred / deviation[:, None], self.layer.weight * outer
@@ -148,10 +155,10 @@ class BoundedNorm:
         return turned - turned.mean(dim=-1, keepdim=True)
 
     def turn(self, x: Bounded, length: Tensor) -> Tensor:
-        """By how much `back` of vectors of a length can differ between `x` and what rounding may make of it, `[row]`.
+        """By how much `back`, of vectors of a length, can change between `x` and its rounded value, `[row]`.
 
-        `c / s` is, but for a constant coordinate more, `c / ||c||` times `sqrt d`, whose second derivative has the norm
-        `2 / sqrt 3 sqrt d / ||c||^2`.
+        `c / s` is `sqrt d c' / ||c'||`, without the last coordinate, where `c'` is `c` with a constant coordinate more.
+        The second derivative of this has the norm `2 / sqrt 3 sqrt d / ||c'||^2`.
         """
         least = self._scale(x)[2]
         return 2 / 3**0.5 * self.largest * length * x.error / (x.value.shape[-1] ** 0.5 * least**2)
@@ -159,8 +166,8 @@ class BoundedNorm:
     def __call__(self, x: Bounded) -> Bounded:
         """The layer.
 
-        `c / sqrt(||c||^2 / d + eps)` of the centred `c` has a derivative of norm at most `1 / s`, where `s` is the
-        square root: on a segment of length `e`, at most one over the `s` of `||c|| - e`.
+        The derivative of `c / s` by the centred `c`, with `s = sqrt(||c||^2 / d + eps)`, has a norm of at most `1 / s`.
+        On a segment of length `e` that is at most one over the `s` of `||c|| - e`.
         """
         layer = self.layer
         if layer is None:
@@ -176,7 +183,7 @@ class BoundedNorm:
 
 
 class _BoundedAttention:
-    """One attention, of queries to the open keys of each."""
+    """An attention, with each query's open keys."""
 
     def __init__(self, attention: Attention) -> None:
         dim = attention.query.out_features
@@ -188,7 +195,7 @@ class _BoundedAttention:
         self.output = BoundedLinear(attention.output.weight, attention.output.bias)
 
     def largest_of(self, queries: float, keys: float) -> list[float]:
-        """Bounds of the numbers on the way, that of what comes out last, of queries and keys up to a norm each."""
+        """Bounds of all numbers on the way, the output's last, for queries and keys up to a norm each."""
         query, key, value = (
             layer.largest_of(size) for layer, size in ((self.query, queries), (self.key, keys), (self.value, keys))
         )
@@ -199,13 +206,14 @@ class _BoundedAttention:
 
         Args:
             x: The query's stream, normalised.
-            keys: Key and value of each token that there is, in the rows of `x`.
+            keys: Key and value of each token, in the rows of `x`.
             table: The open keys.
             row: The query's row of the table.
         """
         query = self.query(x)
         dim = query.value.shape[-1] // self.heads
-        values, errors = [], torch.zeros_like(query.error)
+        values: list[Tensor] = []
+        errors = torch.zeros_like(query.error)
         for head in range(self.heads):
             part = slice(head * dim, (head + 1) * dim)
             opened = _open_of(table, head, row)
@@ -222,8 +230,8 @@ class _BoundedAttention:
     ) -> tuple[Tensor, Tensor]:
         """The output of one head, and the bound of its error.
 
-        The weights of a softmax whose logits move by at most `E` move by at most `E` in sum, as their derivative moves
-        the weights `a` by `a_k (E_k - mean)`, whose absolute values add up to no more than `E`.
+        If the logits of a softmax change by at most `E`, its weights change by at most `E` in sum: by its derivative
+        the weight `a_k` changes by `a_k (E_k - mean)`, and the absolute values of these add up to at most `E`.
         """
         count, own = len(keys), query.value[:, part]
         sizes = torch.stack([value.value[:, part].norm(dim=-1) + value.error for _, value in keys], dim=1)
@@ -235,7 +243,8 @@ class _BoundedAttention:
             weights = torch.ones_like(sizes)
         else:
             scale, q = own.shape[-1] ** -0.5, own.norm(dim=-1) + query.error
-            logits, errors = [], []
+            logits: list[Tensor] = []
+            errors: list[Tensor] = []
             for (key, _), bias in zip(keys, biases, strict=True):
                 k = key.value[:, part].norm(dim=-1) + key.error
                 logit = (own * key.value[:, part]).sum(dim=-1) * scale + bias
@@ -251,13 +260,14 @@ class _BoundedAttention:
 
 
 def _open_of(table: OpenKeys, head: int, row: int) -> list[tuple[int, float]]:
-    """The keys that are open to a query in a head, with their biases."""
-    pairs = zip(table.index[head, row].tolist(), table.bias[head, row].tolist(), strict=True)
-    return [(key, bias) for key, bias in pairs if bias > -torch.inf]
+    """The open keys of a query in a head, with their biases."""
+    keys: list[int] = table.index[head, row].tolist()
+    biases: list[float] = table.bias[head, row].tolist()
+    return [(key, bias) for key, bias in zip(keys, biases, strict=True) if bias > -torch.inf]
 
 
 class _BoundedBlock:
-    """One layer."""
+    """A layer of the encoder or the decoder."""
 
     def __init__(self, block: Block) -> None:
         self.pre, self.side = block.pre, block.side
@@ -271,7 +281,7 @@ class _BoundedBlock:
         self.feedforward_norm = BoundedNorm(block.feedforward_norm)
 
     def largest_of(self, stream: float, encoded: float) -> list[float]:
-        """Bounds of the numbers on the way, that of the stream after the layer last, of streams up to a norm each."""
+        """Bounds of all numbers on the way, the output's last, for streams up to a norm each."""
         found: list[float] = []
 
         def add(norm: BoundedNorm, update: Callable[[float], Sequence[float]]) -> None:
@@ -288,37 +298,25 @@ class _BoundedBlock:
         return [*found, stream]
 
     def normed(self, x: Bounded, norm: BoundedNorm) -> Bounded:
-        """What a block reads."""
+        """The input of a part of the layer: normalised before it in pre-norm."""
         return norm(x) if self.pre else x
 
     def add(self, x: Bounded, norm: BoundedNorm, update: Bounded) -> Bounded:
-        """The residual connection."""
+        """The residual connection: normalised after it in post-norm."""
         x = x.plus(update)
         return x if self.pre else norm(x)
 
     def feedforward(self, x: Bounded) -> Bounded:
-        """`W2 relu(W1 x)`; the rectifier moves no two numbers apart."""
+        """`W2 relu(W1 x)`; the rectifier's Lipschitz constant is 1."""
         hidden = self.first(x)
         return self.last(Bounded(hidden.value.relu(), hidden.error))
 
     def finish(self, x: Bounded) -> Bounded:
-        """The stream after the layer, of that after its attentions."""
+        """The stream after the layer, given the stream after its attentions."""
         return self.add(x, self.feedforward_norm, self.feedforward(self.normed(x, self.feedforward_norm)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Stream:
-    """The stream of one token, computed once for all assignments that agree on what it depends on.
-
-    Attributes:
-        columns: Leaves that it depends on.
-        x: Its values.
-        which: The row of `x` of each assignment.
-    """
-
-    columns: frozenset[int]
-    x: Bounded
-    which: Tensor
+BoundedStream = Stream[Bounded]
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,9 +324,9 @@ class Margins:
     """Margins of all assignments of a kind, `[assignment]` each.
 
     Attributes:
-        margin: Logit of the required token less the largest other one.
-        rounding: The most that rounding can make of the difference of two logits.
-        slack: Least difference of the required token's logit to another, less what rounding can make of that.
+        margin: The required token's logit minus the largest other one.
+        rounding: The largest error of a difference between the required token's logit and another.
+        slack: The least such difference minus its error: above 0, the required token leads in float32.
     """
 
     margin: Tensor
@@ -337,14 +335,14 @@ class Margins:
 
 
 class BoundedModel:
-    """A model whose logits are computed with bounds of their rounding errors.
+    """A model that computes its logits with bounds of their rounding errors.
 
     Args:
         model: The model, of float32 weights, inside a window.
         cyclic: The position methods beside the window.
 
     Raises:
-        CannotDecideError: If a weight is no finite number of single precision.
+        CannotDecideError: If a weight is no finite number of single precision, or numbers may overflow.
     """
 
     def __init__(self, model: EncoderDecoder, cyclic: Sequence[Cyclic] = ()) -> None:
@@ -352,7 +350,7 @@ class BoundedModel:
         for name, parameter in weights.items():
             if parameter.dtype != torch.float32 or not parameter.isfinite().all():
                 raise CannotDecideError(f"the weights {name} are no finite numbers in single precision")
-        # Sines and cosines of angles up to the period, each within a few units, for each channel and coordinate.
+        # Sines and cosines of angles up to the period, each off by a few units, for each channel and coordinate.
         units = sum((8 + 4 * method.period) * len(method.coordinates) for method in cyclic)
         self.of_positions = UNIT * model.architecture.model_dim**0.5 * units
         with torch.no_grad():
@@ -371,7 +369,7 @@ class BoundedModel:
 
     @torch.no_grad()
     def _largest(self, cyclic: Sequence[Cyclic]) -> float:
-        """Bound of all numbers and partial sums on the way to the logits, whatever tokens are read, twice over."""
+        """Twice a bound of all numbers and partial sums on the way to the logits, for any tokens."""
         embedding, dim = self.model.get_parameter("embedding.weight"), self.model.architecture.model_dim
         waves = dim**0.5 * sum(len(method.coordinates) for method in cyclic)
         embedded = float(embedding.norm(dim=1).max()) * dim**0.5 + waves
@@ -389,7 +387,7 @@ class BoundedModel:
     def margins(self, kind: Kind) -> "Margins":
         """Margins of all assignments of a kind, with the bounds of their rounding errors."""
         enumeration = kind.enumeration
-        found = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         for part in kind.assignments.split(_AT_ONCE):
             tokens, required = enumeration.tokens(part)
             found.append(self._margins(*self._last(enumeration.field, tokens), required))
@@ -404,12 +402,12 @@ class BoundedModel:
             tokens: Token ids of its leaves, `[assignment, leaf]`.
         """
         _, last = self._last(field, tokens)
-        return self.output(self.decoder_norm(last.x).value)[last.which]
+        return self.output(self.decoder_norm(last.values).value)[last.which]
 
-    def _margins(self, before: _Stream, last: _Stream, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _margins(self, before: BoundedStream, last: BoundedStream, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Margin, rounding and slack of each assignment."""
         weight, bias = self.output.weight, self.output.bias
-        x, largest = self.decoder_norm(last.x)[last.which], weight.norm(dim=1)
+        x, largest = self.decoder_norm(last.values)[last.which], weight.norm(dim=1)
         logits = functional.linear(x.value, weight, bias)
         margins = logits.gather(1, required[:, None]) - logits
         apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")[required] * SLACK
@@ -420,18 +418,19 @@ class BoundedModel:
         rounding = rounding.masked_fill(own, 0)
         row, other = (~own & ~(margins > 2 * rounding)).nonzero(as_tuple=True)
         if len(row):
-            finer = self._refined(before.x[before.which[row]], required[row], other)
+            finer = self._refined(before.values[before.which[row]], required[row], other)
             finer = finer + growth(weight.shape[1] + 3) * local[row, other]
             rounding[row, other] = torch.minimum(rounding[row, other], finer.where(~finer.isnan(), torch.inf))
         slack = (margins - rounding).masked_fill(own, torch.inf).amin(dim=1)
         return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack
 
     def _refined(self, x: Bounded, required: Tensor, other: Tensor) -> Tensor:
-        """The error that a difference of two logits inherits from before the last norm, by its gradient, `[pair]`.
+        """A finer bound of the error of a difference of two logits, by its gradient, `[pair]`.
 
-        By the mean value theorem the difference moves by an averaged derivative times the error. The derivative is
-        taken at the exact vectors, and how far it turns on the way to the rounded ones is bounded: of the
-        normalisations by their second derivative, of the rectifier by the units that may open or close.
+        It covers the errors up to the last normalisation. By the mean value theorem the difference changes by an
+        averaged derivative times the error. The derivative is taken at the exact vectors. Its change on the way to the
+        rounded vectors is bounded: that of the normalisations by their second derivative, that of the rectifier by the
+        units that may switch on or off.
 
         Args:
             x: The stream before the last feed-forward block, `[pair]`.
@@ -468,29 +467,39 @@ class BoundedModel:
             + outer.norm(dim=-1) * own_z
         )
 
-    def _last(self, field: ReceptiveField, tokens: Tensor) -> tuple[_Stream, _Stream]:
-        """The stream from which a prediction is read, before the last feed-forward block, and after it."""
+    def _last(self, field: ReceptiveField, tokens: Tensor) -> tuple[BoundedStream, BoundedStream]:
+        """The stream of the prediction, before the last feed-forward block and after it."""
         layout, num_sources = field.layout, len(field.sources[0])
         encoded = self._embedded(layout.source, field.sources[0], tokens, 0)
         for layer, block in enumerate(self.encoder):
             attended = self._through(block, "encoder", layer, field, tokens, encoded, field.sources, ())
-            encoded = [self._mapped(stream, block.finish) for stream in attended]
+            encoded = [stream.mapped(block.finish) for stream in attended]
         if self.encoder:
-            encoded = [self._mapped(stream, self.encoder_norm) for stream in encoded]
+            encoded = [stream.mapped(self.encoder_norm) for stream in encoded]
         streams = self._embedded(layout.target, field.streams[0], tokens, num_sources)
         attended = streams
         for layer, block in enumerate(self.decoder):
             attended = self._through(block, "decoder", layer, field, tokens, streams, field.streams, encoded)
-            streams = [self._mapped(stream, block.finish) for stream in attended]
+            streams = [stream.mapped(block.finish) for stream in attended]
         return attended[0], streams[0]
 
-    def _embedded(self, positions: Positions, numbers: Sequence[int], tokens: Tensor, start: int) -> list[_Stream]:
-        streams = []
+    def _embedded(
+        self, positions: Positions, numbers: Sequence[int], tokens: Tensor, start: int
+    ) -> list[BoundedStream]:
+        """The embeddings of some leaves.
+
+        Args:
+            positions: Positions of the leaves' string.
+            numbers: Numbers of the leaves in that string.
+            tokens: Token ids of all leaves, `[assignment, leaf]`.
+            start: Column of the first of these leaves.
+        """
+        streams: list[BoundedStream] = []
         for column, number in enumerate(numbers, start):
             ids, which = tokens[:, column].unique(return_inverse=True)
             value = self.model.embed(ids[:, None], positions[torch.tensor([number])])[:, 0]
             error = 4 * UNIT * value.norm(dim=-1) + self.of_positions
-            streams.append(_Stream(frozenset({column}), Bounded(value, error), which))
+            streams.append(Stream(frozenset({column}), Bounded(value, error), which))
         return streams
 
     def _through(
@@ -500,21 +509,21 @@ class BoundedModel:
         layer: int,
         field: ReceptiveField,
         tokens: Tensor,
-        streams: Sequence[_Stream],
+        streams: Sequence[BoundedStream],
         needed: Sequence[Sequence[int]],
-        encoded: Sequence[_Stream],
-    ) -> list[_Stream]:
-        """The streams needed after a layer, before its feed-forward block."""
+        encoded: Sequence[BoundedStream],
+    ) -> list[BoundedStream]:
+        """The streams that are needed after a layer, before its feed-forward block."""
         attention = block.self_attention
-        reads: dict[Site, tuple[OpenKeys, list[tuple[_Stream, _Stream]]]] = {}
-        normed = [self._mapped(stream, lambda x: block.normed(x, block.self_norm)) for stream in streams]
-        own_keys = [(self._mapped(s, attention.key), self._mapped(s, attention.value)) for s in normed]
+        reads: dict[Site, tuple[OpenKeys, list[tuple[BoundedStream, BoundedStream]]]] = {}
+        normed = [stream.mapped(lambda x: block.normed(x, block.self_norm)) for stream in streams]
+        own_keys = [(s.mapped(attention.key), s.mapped(attention.value)) for s in normed]
         reads[side] = field.tables[side, layer], own_keys
         cross = block.cross_attention
         if cross is not None:
-            other_keys = [(self._mapped(s, cross.key), self._mapped(s, cross.value)) for s in encoded]
+            other_keys = [(s.mapped(cross.key), s.mapped(cross.value)) for s in encoded]
             reads["cross"] = field.tables["cross", layer], other_keys
-        after = []
+        after: list[BoundedStream] = []
         for row, token in enumerate(needed[layer + 1]):
             own = streams[needed[layer].index(token)]
             columns = own.columns
@@ -524,16 +533,13 @@ class BoundedModel:
             first, which = distinct(tokens, columns, self.model.interface.num_tokens)
 
             def fetched(site: Site, first: Tensor = first) -> list[tuple[Bounded, Bounded]]:
-                return [(key.x[key.which[first]], value.x[value.which[first]]) for key, value in reads[site][1]]
+                return [(key.rows(first), value.rows(first)) for key, value in reads[site][1]]
 
-            x = own.x[own.which[first]]
+            x = own.rows(first)
             update = attention(block.normed(x, block.self_norm), fetched(side), reads[side][0], row)
             x = block.add(x, block.self_norm, update)
             if cross is not None and block.cross_norm is not None:
                 update = cross(block.normed(x, block.cross_norm), fetched("cross"), reads["cross"][0], row)
                 x = block.add(x, block.cross_norm, update)
-            after.append(_Stream(columns, x, which))
+            after.append(Stream(columns, x, which))
         return after
-
-    def _mapped(self, stream: _Stream, function: Callable[[Bounded], Bounded]) -> _Stream:
-        return _Stream(stream.columns, function(stream.x), stream.which)
