@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.sufficiency import Clash, Conflict, Evidence, receptive_fields
+from abc_toolkit.calibration.sufficiency import Clash, Evidence, receptive_fields
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Calibratable, Shape
+from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.rules import Rule, Window
 
 

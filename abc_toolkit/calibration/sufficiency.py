@@ -11,7 +11,6 @@ not on the order or the number of the keys but on their proportions, and not on 
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +21,7 @@ from abc_toolkit.models.base import prefix_of
 from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Calibratable, ProblemError, Problems, Shape, Solvable
 from abc_toolkit.vocabulary import EOS
+from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
@@ -32,27 +32,6 @@ MOST_PREDICTIONS = 2**17  # compared by one check of a window, of which a search
 _SHARES = torch.tensor([0, *((_COMMON // n + 2**63) % 2**64 - 2**63 for n in range(1, _MOST_KEYS + 1))])
 
 Clash = tuple[tuple[Problems, int, int], ...]  # a conflict as indices: problems, row and target token of both
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Two predictions that a window cannot tell apart and that need different tokens.
-
-    Attributes:
-        sources: The two problems.
-        places: The number of the predicted token in each target; the first is 0.
-        tokens: The tokens that are needed; the end of the target is in words.
-    """
-
-    sources: tuple[str, str]
-    places: tuple[int, int]
-    tokens: tuple[str, str]
-
-    def describe(self) -> str:
-        """The conflict in words."""
-        (first, second), (i, j), (a, b) = self.sources, self.places, self.tokens
-        needs = f"{first} needs {a} at place {i} and {second} needs {b} at place {j}"
-        return f"{needs}, but all that the window shows is the same"
 
 
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:

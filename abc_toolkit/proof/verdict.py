@@ -1,8 +1,16 @@
-"""Proof that a model inside a window is right at every length, or a problem on which it fails.
+"""The verdict: a proof that a model inside a window is right at every length, or a problem on which it fails.
 
-The steps are: what the model is made of (`basis`), the sizes of layouts to look at (`bound`), what the local rule means
-(`meaning`), all assignments of all receptive fields of those layouts (`enumeration`), and the margin of each assignment
-against its rounding error (`rounding`). A step that fails names what is to blame.
+The proof takes these steps. A step that fails ends it with a `CannotDecideError`, which names what is to blame.
+
+1. `basis`: the model is an encoder-decoder inside a window, and the task has a local rule.
+2. `bound`: every prediction of a larger layout is of a kind that occurs up to the bound.
+3. `meaning`: the local rule keeps its identities, and agrees with the task's oracle.
+4. `receptive_field`, `enumeration`: all kinds up to the bound, with all their assignments.
+5. `rounding`: in each assignment the required token's logit leads by more than its rounding error.
+6. Here: deviations of the model as it is used are measured, and lie within the bound of step 5.
+
+By induction over the target, a model that passes writes what the local rule writes: after a right prefix the next
+prediction has one of the assignments. If a margin is not positive, a whole problem is sought on which the model fails.
 """
 
 import copy
@@ -10,13 +18,13 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, product
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from abc_toolkit.calibration.sufficiency import Conflict
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import Model, predict, prefix_of
 from abc_toolkit.models.decoding import solve_problems
@@ -29,22 +37,51 @@ from abc_toolkit.proof.forward import receptive_field_logits
 from abc_toolkit.proof.meaning import meaning_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveFields
 from abc_toolkit.proof.rounding import BoundedModel, Margins
-from abc_toolkit.tasks import ProblemError, Problems, Shape, Task
+from abc_toolkit.tasks import Certifiable, ProblemError, Problems, Shape, Task
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.windows.conflict import Conflict
 
-# Wraps what takes long, with its name: a phase shows a bar there.
-Progress = Callable[[Sequence, str], Iterable]
+T = TypeVar("T")
+Occurrence = tuple[Kind, Tensor]  # an assignment, with its kind
 
-MOST_PREDICTIONS = 50_000  # that are gone through, over all layouts; each takes some milliseconds
-_EXAMPLES = 5
-_TRIED = 64  # assignments of a kind in which the model is wrong, of which a problem is made that it does not solve
-_MEASURED = 128  # most tokens of the target of problems on which deviations are measured
-_EXACT = 1e-6  # by how much the model in float64 may differ: sines and cosines are in float32
-_PIECES = 256  # of the problems that are measured in long pieces
+MOST_PREDICTIONS = 50_000  # of all layouts; each takes some milliseconds
+_EXAMPLES = 5  # assignments beyond the training shapes that a certificate shows
+_TRIED = 64  # wrong assignments of a kind that are turned into problems, to find one that the model fails on
+_MEASURED = 128  # tokens of the longest target on which deviations are measured
+_EXACT = 1e-6  # relative difference of float64 logits that is allowed: sines and cosines are in float32
+_PIECES = 256  # tokens of a piece in which long problems are decoded
 
 
-def silent(items: Sequence, title: str) -> Iterable:
+class Progress(Protocol):
+    """Wraps a long loop, so that a phase can show how far it is."""
+
+    def __call__(self, items: Sequence[T], title: str, /) -> Iterable[T]:
+        """The items, one by one.
+
+        Args:
+            items: The items of the loop.
+            title: What the loop does.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """A layout up to the bound.
+
+    Attributes:
+        sizes: Its sizes.
+        shape: A shape of problems with these sizes, if there is one.
+        layout: The layout.
+    """
+
+    sizes: Shape
+    shape: Shape | None
+    layout: Layout
+
+
+def silent(items: Sequence[T], _title: str) -> Iterable[T]:
     """Progress that is not shown."""
     return items
 
@@ -55,7 +92,10 @@ def certify(task: Task, model: Model, progress: Progress = silent) -> Certificat
     Args:
         task: The task.
         model: The model, on the CPU.
-        progress: Wraps what takes long.
+        progress: Shows the progress of long loops.
+
+    Returns:
+        The verdict, with all that it rests on.
     """
     try:
         return _certified(basis_of(task, model.eval()), model, progress)  # type: ignore[arg-type]
@@ -64,61 +104,49 @@ def certify(task: Task, model: Model, progress: Progress = silent) -> Certificat
 
 
 def _certified(basis: Basis, model: EncoderDecoder, progress: Progress) -> Certificate:
-    task, rule, window = basis.task, basis.rule, basis.window
+    task, rule = basis.task, basis.rule
     bounded = BoundedModel(model, basis.cyclic)
-    bound = bound_of(task, rule, window, basis.period)
-    layouts = list(_layouts(task, bound))
-    tokens = sum(len(own.layout.source) + len(own.layout.target) for own in layouts)
-    readings = [Reading(rule, own.layout) for own in layouts]
+    bound = bound_of(task, rule, basis.window, basis.period)
+    layouts = _layouts(task, bound)
+    readings = [Reading(rule, sized.layout) for sized in layouts]
     meaning = meaning_of(task, rule, readings)
     kinds = kinds_of(task, _predictions(basis, model, layouts, readings, progress))
-    parts, examples, wrong, num_beyond, thin = [], [], [], 0, None
-    trained = {task.sizes(shape) for shape in task.training_shapes()}
-    for kind in progress(kinds, "running the model on assignments"):
-        if not len(kind.assignments):
-            continue
-        found = bounded.margins(kind)
-        parts.append(_part(kind, found))
-        beyond = _beyond_training(trained, kind)
-        num_beyond += len(beyond)
-        few = beyond[: _EXAMPLES - len(examples)]
-        examples += [kind.met(assignment)[0].describe(assignment) for assignment in few]
-        failed = kind.assignments[~(found.margin > 0)]
-        wrong += [(kind, assignment) for assignment in failed[:: math.ceil(len(failed) / _TRIED) or 1]]
-        worst = int(found.slack.argmin())
-        if not found.slack[worst] > 0 and thin is None:
-            thin = kind.met(kind.assignments[worst])[0].describe(kind.assignments[worst]), found, worst
-    if wrong:
-        return _refuted(task, model, kinds, wrong)
-    if thin is not None:
-        where, found, worst = thin
-        raise CannotDecideError(
-            f"rounding can make {float(found.rounding[worst]):.2g} of a difference of logits, and the margin is "
-            f"{float(found.margin[worst]):.2g} {where}"
-        )
-    thinnest = min(parts, key=lambda part: part.smallest_margin)
-    shapes = [own.shape for own in layouts if own.shape is not None]
-    short = [shape for shape in shapes if task.num_tokens(shape)[1] <= _MEASURED]
-    measured = max(short or shapes[:1], key=task.num_tokens)
+    found = _findings(task, bounded, kinds, progress)
+    if found.wrong:
+        return _refuted(task, model, kinds, found.wrong)
+    if found.thin is not None:
+        raise CannotDecideError(found.thin)
+    thinnest = min(found.parts, key=lambda part: part.smallest_margin)
+    measured = _measured_shape(task, layouts)
     certificate = Certificate(
         "correct",
         bound=bound.sizes,
         longest=max(bound.sizes.values()),
         layouts=len(layouts),
-        tokens=tokens,
-        parts=tuple(parts),
-        kinds=len(parts),
-        assignments=sum(part.assignments for part in parts),
-        beyond_training=num_beyond,
-        examples=tuple(examples),
+        tokens=sum(len(sized.layout.source) + len(sized.layout.target) for sized in layouts),
+        parts=tuple(found.parts),
+        kinds=len(found.parts),
+        assignments=sum(part.assignments for part in found.parts),
+        beyond_training=found.beyond_training,
+        examples=tuple(found.examples),
         smallest_margin=thinnest.smallest_margin,
         narrowest=thinnest.narrowest,
-        largest_rounding=max(part.largest_rounding for part in parts),
-        smallest_slack=min(part.smallest_slack for part in parts),
+        largest_rounding=max(part.largest_rounding for part in found.parts),
+        smallest_slack=min(part.smallest_slack for part in found.parts),
         meaning=meaning,
         deviations=_deviations(basis, model, bounded, measured),
         outside=_outside(basis, model, measured),
     )
+    _check_measurements(certificate)
+    return certificate
+
+
+def _check_measurements(certificate: Certificate) -> None:
+    """Compares what was measured with the bound of rounding.
+
+    Raises:
+        CannotDecideError: If a measured deviation exceeds the bound, so that the proof is about another computation.
+    """
     if not certificate.largest_deviation <= certificate.largest_rounding:
         raise CannotDecideError(
             f"a logit deviates by {certificate.largest_deviation:.2g} from one path to another, more than the bound of "
@@ -128,32 +156,67 @@ def _certified(basis: Basis, model: EncoderDecoder, progress: Progress) -> Certi
         raise CannotDecideError(
             f"tokens outside of what a prediction depends on changed a logit by {certificate.outside:.2g}"
         )
-    return certificate
 
 
-@dataclass(frozen=True, eq=False)
-class Sized:
-    """A layout that the proof looks at.
+@dataclass
+class _Findings:
+    """The outcome of running a model on all assignments of all kinds.
 
     Attributes:
-        sizes: Its sizes.
-        shape: A shape that has them, if there is one.
-        layout: The layout.
+        parts: A row of the certificate for each kind that has assignments.
+        beyond_training: Number of assignments that occur in no training shape.
+        examples: A few of these, in words.
+        wrong: A sample of the assignments in which the model is wrong, each with its kind.
+        thin: The first assignment whose margin the error may exceed, in words.
     """
 
-    sizes: Shape
-    shape: Shape | None
-    layout: Layout
+    parts: list[Part] = field(default_factory=list[Part])
+    beyond_training: int = 0
+    examples: list[str] = field(default_factory=list[str])
+    wrong: list[Occurrence] = field(default_factory=list[Occurrence])
+    thin: str | None = None
 
 
-def _layouts(task: DigitTask, bound: Bound) -> list[Sized]:
+def _findings(task: DigitTask, bounded: BoundedModel, kinds: Sequence[Kind], progress: Progress) -> _Findings:
+    """Runs a model on all assignments of all kinds."""
+    found = _Findings()
+    trained = {task.sizes(shape) for shape in task.training_shapes()}
+    for kind in progress(kinds, "running the model on assignments"):
+        if not len(kind.assignments):
+            continue
+        margins = bounded.margins(kind)
+        found.parts.append(_part(kind, margins))
+        beyond = _beyond_training(trained, kind)
+        found.beyond_training += len(beyond)
+        few = beyond[: _EXAMPLES - len(found.examples)]
+        found.examples += [kind.met(assignment)[0].describe(assignment) for assignment in few]
+        failed = kind.assignments[~(margins.margin > 0)]
+        found.wrong += [(kind, assignment) for assignment in failed[:: math.ceil(len(failed) / _TRIED) or 1]]
+        thinnest = int(margins.slack.argmin())
+        if not margins.slack[thinnest] > 0 and found.thin is None:
+            assignment = kind.assignments[thinnest]
+            found.thin = (
+                f"rounding can make {float(margins.rounding[thinnest]):.2g} of a difference of logits, and the margin "
+                f"is {float(margins.margin[thinnest]):.2g} {kind.met(assignment)[0].describe(assignment)}"
+            )
+    return found
+
+
+def _measured_shape(task: DigitTask, layouts: Sequence[Sized]) -> Shape:
+    """The shape on which deviations are measured: the largest whose target is not too long."""
+    shapes = [sized.shape for sized in layouts if sized.shape is not None]
+    short = [shape for shape in shapes if task.num_tokens(shape)[1] <= _MEASURED]
+    return max(short or shapes[:1], key=task.num_tokens)
+
+
+def _layouts(task: Certifiable, bound: Bound) -> list[Sized]:
     """Every layout up to a bound, each once.
 
     Raises:
-        CannotDecideError: If they hold more predictions than there is time for.
+        CannotDecideError: If they hold more than `MOST_PREDICTIONS` predictions.
     """
-    names, whole = size_symbols(task), layout_cases(task)
-    tokens = sum(_estimate(case, bound) for case in whole)
+    names, all_cases = size_symbols(task), layout_cases(task)
+    tokens = sum(_estimate(case, bound) for case in all_cases)
     if tokens > MOST_PREDICTIONS:
         raise CannotDecideError(
             f"layouts would have to be gone through up to sizes of {', '.join(map(str, bound.sizes.values()))}, with "
@@ -163,7 +226,7 @@ def _layouts(task: DigitTask, bound: Bound) -> list[Sized]:
         )
     found: dict[str, Sized] = {}
     trained = {task.sizes(shape): shape for shape in reversed(task.training_shapes())}
-    for case in whole:
+    for case in all_cases:
         for sizes in _sizes(case, names, task.least_sizes, bound):
             description = task.describe_layout(sizes)
             key = json.dumps(description.plain())
@@ -202,8 +265,8 @@ def _sizes(case: Case, names: Sequence[str], least: Shape, bound: Bound) -> Iter
                 break
 
 
-def _shape_of(task: DigitTask, sizes: Shape) -> Shape | None:
-    """A shape that has some sizes."""
+def _shape_of(task: Certifiable, sizes: Shape) -> Shape | None:
+    """A shape of problems with the given sizes; `None` if there is none."""
     with suppress(ProblemError):
         if task.sizes(sizes) == sizes:
             return sizes
@@ -214,15 +277,15 @@ def _shape_of(task: DigitTask, sizes: Shape) -> Shape | None:
 def _predictions(
     basis: Basis, model: EncoderDecoder, layouts: Sequence[Sized], readings: Sequence[Reading], progress: Progress
 ) -> Iterator[Prediction]:
-    """Every prediction of some layouts."""
-    for own, reading in progress(list(zip(layouts, readings, strict=True)), "finding receptive fields"):
-        fields = ReceptiveFields(basis.window, own.layout, model.positioning if basis.cyclic else None)
-        for query in range(len(own.layout.target)):
-            yield reading, own.sizes, own.shape, fields.at(query)
+    """Every prediction of the layouts."""
+    for sized, reading in progress(list(zip(layouts, readings, strict=True)), "finding receptive fields"):
+        fields = ReceptiveFields(basis.window, sized.layout, model.positioning if basis.cyclic else None)
+        for query in range(len(sized.layout.target)):
+            yield reading, sized.sizes, sized.shape, fields.at(query)
 
 
 def _part(kind: Kind, found: Margins) -> Part:
-    """What a certificate says of a kind."""
+    """A kind's row of the certificate."""
     least = int(found.margin.argmin())
     assignment = kind.assignments[least]
     return Part(
@@ -244,12 +307,13 @@ def _beyond_training(trained: set[Shape], kind: Kind) -> Tensor:
     return kind.assignments[~torch.isin(kind.assignments, torch.cat(list(inside)))]
 
 
-def alike(
+def indistinguishable(
     model: EncoderDecoder, kinds: Sequence[Kind]
 ) -> tuple[tuple[Enumeration, Tensor], tuple[Enumeration, Tensor]] | None:
     """Two assignments that require different tokens and that the window does not tell apart; `None` if there are none.
 
-    A model with random weights gives two assignments equal logits only if every model inside the window does.
+    A model with random weights gives two assignments equal logits only if every model inside the window does, up to
+    coincidences of probability 0.
 
     Args:
         model: A model inside the window; its weights do not matter.
@@ -258,30 +322,40 @@ def alike(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         fresh = EncoderDecoder(model.interface, model.architecture, model.position).double().eval()
-    logits, required, where = [], [], []
+    logits: list[Tensor] = []
+    required: list[Tensor] = []
+    locations: list[Tensor] = []
     for number, kind in enumerate(kinds):
         for part in kind.assignments.split(2**15):
             tokens, needed = kind.enumeration.tokens(part)
             logits.append(receptive_field_logits(fresh, kind.enumeration.field, tokens))
             required.append(needed)
-            where.append(torch.stack([torch.full_like(part, number), part], dim=1))
-    logit, token, place = torch.cat(logits), torch.cat(required), torch.cat(where)
+            locations.append(torch.stack([torch.full_like(part, number), part], dim=1))
+    logit, token, location = torch.cat(logits), torch.cat(required), torch.cat(locations)
     order = logit[:, 0].argsort()
-    logit, token, place = logit[order], token[order], place[order]
+    logit, token, location = logit[order], token[order], location[order]
     same = ((logit[1:] - logit[:-1]).abs().amax(dim=1) < 1e-10) & (token[1:] != token[:-1])
     if not same.any():
         return None
     row = int(same.nonzero()[0])
-    first, second = ((kinds[int(number)], assignment) for number, assignment in place[row : row + 2])
+    first, second = ((kinds[int(number)], assignment) for number, assignment in location[row : row + 2])
     return (first[0].met(first[1])[0], first[1]), (second[0].met(second[1])[0], second[1])
 
 
-def _refuted(
-    task: DigitTask, model: EncoderDecoder, kinds: Sequence[Kind], wrong: Sequence[tuple[Kind, Tensor]]
-) -> Certificate:
-    """The verdict on a model that is wrong in some assignments: with a whole problem on which it fails."""
-    # A wrong token may leave the answer right, such as an end in place of a leading zero; not so in longer problems.
-    found = [(own, assignment) for kind, assignment in wrong for own in _ends_of(kind.met(assignment))]
+def _refuted(task: DigitTask, model: EncoderDecoder, kinds: Sequence[Kind], wrong: Sequence[Occurrence]) -> Certificate:
+    """The verdict on a model that is wrong in some assignments, with a whole problem on which it fails.
+
+    Args:
+        task: The task.
+        model: The model.
+        kinds: All kinds.
+        wrong: Assignments in which the model is wrong.
+
+    Raises:
+        CannotDecideError: If no such problem is found.
+    """
+    # A wrong token may leave the answer right, such as an end in place of a leading zero: longer problems are tried too.
+    found = [(own, assignment) for kind, assignment in wrong for own in _first_and_last(kind.met(assignment))]
     written = [(own, assignment, _text(task, own, assignment)) for own, assignment in found]
     found = [(own, assignment) for own, assignment, text in written if text is not None]
     texts = [text for _, _, text in written if text is not None]
@@ -301,23 +375,23 @@ def _refuted(
         )
     where = found[number][0].describe(found[number][1])
     reason = f"{texts[number]} makes {right[number]}, and the model says {answers[number]}: {where}"
-    pair = alike(model, kinds)
+    pair = indistinguishable(model, kinds)
     if pair is not None:
         sources = [_text(task, own, assignment) or own.describe(assignment) for own, assignment in pair]
         needs = [task.vocabulary.decode(own.tokens(assignment[None])[1]) or "the end" for own, assignment in pair]
-        places = [own.field.query for own, _ in pair]
-        conflict = Conflict((sources[0], sources[1]), (places[0], places[1]), (needs[0], needs[1]))
+        queries = [own.field.query for own, _ in pair]
+        conflict = Conflict((sources[0], sources[1]), (queries[0], queries[1]), (needs[0], needs[1]))
         reason += f"; the window is not sufficient: {conflict.describe()}"
     return Certificate("wrong", reason, texts[number])
 
 
-def _ends_of(met: Sequence[Enumeration]) -> list[Enumeration]:
-    """Of the predictions in which an assignment occurs: the first, the last, the shortest and the longest."""
+def _first_and_last(met: Sequence[Enumeration]) -> list[Enumeration]:
+    """The first and the last of the predictions in which an assignment occurs: the shortest and the longest problem."""
     return [met[0], met[-1]] if len(met) > 1 else [met[0]]
 
 
 def _text(task: DigitTask, own: Enumeration, assignment: Tensor) -> str | None:
-    """A problem in which an assignment occurs, if one is found."""
+    """A problem in which an assignment occurs; `None` if none is found."""
     with suppress(CannotDecideError):
         return task.vocabulary.decode(own.problem(assignment).source[0])
     return None
@@ -328,11 +402,29 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
     """The largest difference from float64 of each way to compute logits: paths, pieces, batches, orders.
 
     Raises:
-        CannotDecideError: If the model, in float64, is not what the proof took it to be.
+        CannotDecideError: If the model in float64 computes other logits than the proof.
     """
     task, exact_model = basis.task, copy.deepcopy(model).double()
-    layout = task.layout(shape)
     problems = task.sample(torch.Generator().manual_seed(0), 64, shape)
+    long = _long_problems(task)
+    exact = {id(own): predict(exact_model, own, task.layout(own.shape)) for own in (problems, long) if own is not None}
+    ways = _ways(task, model, problems, long)
+    path = model.path
+    found: dict[str, float] = {}
+    for own in ("dense", "gathered"):
+        model.attend(own)
+        for name, (which, compute) in ways.items():
+            found[f"{own}, {name}"] = float((compute() - exact[id(which)]).abs().max())
+    model.attend(path)
+    alone = _receptive_field_deviation(basis, model, bounded, problems, exact[id(problems)])
+    return found | {"gathered, the receptive field alone": alone}
+
+
+def _ways(
+    task: DigitTask, model: EncoderDecoder, problems: Problems, long: Problems | None
+) -> dict[str, tuple[Problems, Callable[[], Tensor]]]:
+    """The ways to compute logits, by name: the problems, and a function that computes their logits."""
+    layout = task.layout(problems.shape)
 
     def in_pieces(problems: Problems, size: int) -> Tensor:
         own = task.layout(problems.shape)
@@ -340,7 +432,8 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
         pieces = prefix_of(problems.target).split(size, dim=1)
         return torch.cat([model.advance(piece, state) for piece in pieces], dim=1)
 
-    def in_order(order: Tensor) -> Tensor:
+    def shuffled() -> Tensor:
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
         return predict(model, problems[order], layout)[order.argsort()]
 
     def alone() -> Tensor:
@@ -348,36 +441,42 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
 
     ways: dict[str, tuple[Problems, Callable[[], Tensor]]] = {
         "one batch": (problems, lambda: predict(model, problems, layout)),
-        "the batch shuffled": (
-            problems,
-            lambda: in_order(torch.randperm(64, generator=torch.Generator().manual_seed(1))),
-        ),
+        "the batch shuffled": (problems, shuffled),
         "batches of one": (problems, alone),
         "cached, a token at a time": (problems, lambda: in_pieces(problems, 1)),
         "cached, in pieces of 5 tokens": (problems, lambda: in_pieces(problems, 5)),
     }
-    long = _long_problems(task)
     if long is not None:
         ways["long problems, one batch"] = long, lambda: predict(model, long, task.layout(long.shape))
         ways[f"long problems, in pieces of {_PIECES} tokens"] = long, lambda: in_pieces(long, _PIECES)
-    exact = {id(own): predict(exact_model, own, task.layout(own.shape)) for own in (problems, long) if own is not None}
-    path, found = model.path, {}
-    for own in ("dense", "gathered"):
-        model.attend(own)
-        for name, (which, compute) in ways.items():
-            found[f"{own}, {name}"] = float((compute() - exact[id(which)]).abs().max())
-    model.attend(path)
+    return ways
+
+
+def _receptive_field_deviation(
+    basis: Basis, model: EncoderDecoder, bounded: BoundedModel, problems: Problems, exact: Tensor
+) -> float:
+    """The largest difference from float64 of logits that are computed from receptive fields alone.
+
+    Args:
+        basis: The basis of the proof.
+        model: The model.
+        bounded: The model as the proof computes it.
+        problems: Some problems.
+        exact: Their logits in float64.
+
+    Raises:
+        CannotDecideError: If the logits of the proof differ from those of the model in float64.
+    """
+    layout, prefix = basis.task.layout(problems.shape), prefix_of(problems.target)
     every = ReceptiveFields(basis.window, layout, model.positioning)
     fields = [every.at(query) for query in range(len(layout.target))]
-    prefix = prefix_of(problems.target)
     leaves = [torch.cat([problems.source[:, list(f.sources[0])], prefix[:, list(f.streams[0])]], dim=1) for f in fields]
-    taken = torch.stack([bounded.logits(f, tokens) for f, tokens in zip(fields, leaves, strict=True)], dim=1)
-    off = float((taken - exact[id(problems)]).abs().max())
-    if not off <= _EXACT * (1 + float(taken.abs().max())):
+    proved = torch.stack([bounded.logits(f, tokens) for f, tokens in zip(fields, leaves, strict=True)], dim=1)
+    off = float((proved - exact).abs().max())
+    if not off <= _EXACT * (1 + float(proved.abs().max())):
         raise CannotDecideError(f"the model computes other logits than this proof is of: they differ by {off:.2g}")
     logits = [receptive_field_logits(model, field, tokens) for field, tokens in zip(fields, leaves, strict=True)]
-    alone_off = torch.stack(logits, dim=1) - exact[id(problems)]
-    return found | {"gathered, the receptive field alone": float(alone_off.abs().max())}
+    return float((torch.stack(logits, dim=1) - exact).abs().max())
 
 
 def _long_problems(task: DigitTask) -> Problems | None:
@@ -395,7 +494,7 @@ def _long_problems(task: DigitTask) -> Problems | None:
 
 @torch.no_grad()
 def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
-    """Largest change of a logit when all tokens outside the receptive field are replaced."""
+    """The largest change of a logit when all tokens outside its receptive field are replaced."""
     task = basis.task
     layout = task.layout(shape)
     generator = torch.Generator().manual_seed(1)

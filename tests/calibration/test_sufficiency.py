@@ -10,13 +10,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from abc_toolkit.calibration.sufficiency import Conflict, Evidence, receptive_fields, solved, views
+from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, solved, views
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE, Site
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
 from abc_toolkit.vocabulary import BOS
+from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.attention import Windowed
 from abc_toolkit.windows.lowering import site_positions
 from abc_toolkit.windows.rules import Condition, Rule, Window

@@ -20,7 +20,7 @@ from abc_toolkit.proof.bound import bound_of
 from abc_toolkit.proof.enumeration import Kind, kinds_of
 from abc_toolkit.proof.forward import margins
 from abc_toolkit.proof.rounding import BoundedModel
-from abc_toolkit.proof.verdict import alike
+from abc_toolkit.proof.verdict import indistinguishable
 from abc_toolkit.tasks import Addition, LongMultiplication, Parity, Problems, Successor, Task
 from abc_toolkit.tasks.digits.addition import Carrying
 from abc_toolkit.tasks.digits.base import DigitTask
@@ -381,7 +381,7 @@ def test_calibration_and_proof_agree_on_what_a_line_is_for(name: str) -> None:
     found = []
     for number in range(-1, len(rules)):
         fewer = [rule for other, rule in enumerate(rules) if other != number]
-        found.append(alike(make(task, fewer), kinds(task, make(task, fewer))) is None)
+        found.append(indistinguishable(make(task, fewer), kinds(task, make(task, fewer))) is None)
         assert found[-1] == (not evidence.conflicts(window(task, fewer)))
     assert any(found) == (name not in ("addition", "unpadded addition"))  # which lack where a carry comes from
     assert not all(found)
@@ -402,7 +402,7 @@ def test_calibration_and_proof_agree_on_what_a_window_shows(task: DigitTask, bia
         rules = [rule for rule in LINES if torch.rand((), generator=generator) < share]
         rules = rules if biases else list({replace(rule, bias=0.0): None for rule in rules})
         conflicts = evidence.conflicts(window(task, rules))
-        pair = alike(make(task, rules), kinds(task, make(task, rules)))
+        pair = indistinguishable(make(task, rules), kinds(task, make(task, rules)))
         assert not conflicts if pair is None else conflicts or biases, rules
         found.append(pair is None)
         for enumeration, assignment in pair or ():
@@ -418,13 +418,13 @@ def test_what_is_alike_does_not_follow_from_the_weights() -> None:
     task, rules = RULES["parity"]
     own = kinds(task, make(task, ()))
     state = torch.get_rng_state()
-    pairs = [alike(model, own) for model in (make(task, ()), learnt("parity")[1])]
+    pairs = [indistinguishable(model, own) for model in (make(task, ()), learnt("parity")[1])]
     assert all(pair is not None for pair in pairs)
     torch.set_rng_state(state)
     flat = make(task, rules)
     for parameter in flat.parameters():
         parameter.data.zero_()
-    assert alike(flat, kinds(task, flat)) is None
+    assert indistinguishable(flat, kinds(task, flat)) is None
 
 
 # What cannot be decided.
