@@ -1,4 +1,8 @@
-"""What a proof rests on: a task on digit strings, its local rule, a window, and periodic position methods."""
+"""The basis of a proof: a task on digit strings, its local rule, a window, and periodic position methods.
+
+`basis_of` refuses a model of which anything else is a part, such as a position method whose vectors do not repeat: the
+proof knows nothing about it at lengths that were not tried.
+"""
 
 import math
 from collections.abc import Iterator
@@ -38,10 +42,11 @@ class Basis:
 
 
 def basis_of(task: Task, model: Model) -> Basis:
-    """What the proof of a model rests on.
+    """The basis of the proof of a model.
 
     Raises:
-        CannotDecideError: If something is missing, or the model holds a part of which nothing is known.
+        CannotDecideError: If the task has no local rule, or the model has no window or a part that the proof does not
+            cover.
     """
     rule = task.local_rule() if isinstance(task, DigitTask) else None
     if rule is None or not isinstance(task, DigitTask):

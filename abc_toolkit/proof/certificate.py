@@ -1,10 +1,15 @@
-"""The certificate: the verdict on a model, and a document of everything that the verdict rests on."""
+"""The certificate: the verdict on a model, and the document that states everything that the verdict rests on.
+
+The document holds the facts (task, architecture, layout, rule, identities), their hashes, and for a correct model the
+figures of the proof. It can be checked in two ways: `difference` compares it with a document that is computed anew, and
+`abc_toolkit.checker` checks it without the rest of the toolkit.
+"""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeGuard
 
 from abc_toolkit.proof.basis import Basis
 from abc_toolkit.proof.bound import layout_cases
@@ -15,21 +20,21 @@ from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 SCHEMA = 3
-ARGUMENT = 1  # the version of the lemma and the bounds: a certificate by another one says nothing here
+ARGUMENT = 1  # version of the lemma and of the bounds: certificates of other versions are refused
 
 
 @dataclass(frozen=True)
 class Part:
-    """One function that the model computes, on all assignments of its receptive field.
+    """One kind of predictions: a function that the model computes, on all assignments of its receptive field.
 
     Attributes:
-        receptive_field: A prediction that it makes, and the tokens that this depends on.
-        predictions: Number of predictions of this kind, over all layouts gone through.
-        assignments: Values of the tokens that it was run on.
-        smallest_margin: Least lead of a required token's logit over the next best.
-        narrowest: Where that is.
-        largest_rounding: The most that rounding can make of a difference of logits.
-        smallest_slack: Least margin less what rounding can make of it.
+        receptive_field: One of the predictions, with the tokens of its receptive field.
+        predictions: Number of predictions of this kind, over all layouts up to the bound.
+        assignments: Number of assignments.
+        smallest_margin: Least margin: the required token's logit minus the next best.
+        narrowest: The assignment with this margin.
+        largest_rounding: Largest error of a difference of logits.
+        smallest_slack: Least margin minus its error.
     """
 
     receptive_field: str
@@ -47,30 +52,30 @@ class Certificate:
 
     Attributes:
         verdict: `correct` at every length, `wrong`, or `undecided`.
-        reason: Why it is not `correct`: the problem that it fails on and how, or what is to blame.
+        reason: Why the verdict is not `correct`: the problem that the model fails on, or what is to blame.
         problem: A problem that `abc solve` fails on.
-        bound: Each size of a layout was gone through up to this.
-        longest: The largest of these.
-        layouts: Number of layouts that were gone through.
-        tokens: Tokens that they hold.
-        parts: The functions that the model is.
+        bound: The bound of each size of a layout.
+        longest: The largest bound.
+        layouts: Number of layouts up to the bound.
+        tokens: Number of tokens in these layouts.
+        parts: The kinds of predictions.
         kinds: Their number.
-        assignments: Number of assignments that they were run on.
-        beyond_training: How many of them occur in no training shape.
+        assignments: Number of assignments of all kinds.
+        beyond_training: Number of assignments that occur in no training shape.
         examples: Some of these.
-        smallest_margin: Least lead of a required token's logit over the next best.
-        narrowest: Where that is.
-        largest_rounding: The most that float32 rounding can make of a difference of logits, in any order of summation.
-        smallest_slack: Least margin less what rounding can make of it.
-        meaning: What is known of the local rule.
-        deviations: For each way of computing logits, the largest difference from float64 that was measured.
-        outside: Largest difference of a logit that changing all tokens outside a receptive field made.
+        smallest_margin: Least margin: the required token's logit minus the next best.
+        narrowest: The assignment with this margin.
+        largest_rounding: Largest float32 error of a difference of logits, in any order of summation.
+        smallest_slack: Least margin minus its error.
+        meaning: The meaning of the local rule.
+        deviations: Largest measured difference from float64, for each way to compute logits.
+        outside: Largest measured change of a logit when all tokens outside its receptive field are replaced.
     """
 
     verdict: Literal["correct", "wrong", "undecided"]
     reason: str = ""
     problem: str | None = None
-    bound: Mapping[str, int] = field(default_factory=dict)
+    bound: Mapping[str, int] = field(default_factory=dict[str, int])
     longest: int = 0
     layouts: int = 0
     tokens: int = 0
@@ -84,12 +89,12 @@ class Certificate:
     largest_rounding: float = math.nan
     smallest_slack: float = math.nan
     meaning: Meaning | None = None
-    deviations: Mapping[str, float] = field(default_factory=dict)
+    deviations: Mapping[str, float] = field(default_factory=dict[str, float])
     outside: float = math.nan
 
     @property
     def largest_deviation(self) -> float:
-        """Largest of the deviations; not a number if one of them is none."""
+        """The largest deviation; NaN if one of them is NaN."""
         values = list(self.deviations.values())
         return math.nan if any(math.isnan(value) for value in values) else max(values, default=math.nan)
 
@@ -99,7 +104,7 @@ ASSUMPTIONS = (
     "the hardware works, and PyTorch's kernels compute the sums, products and functions that the model is made of",
     "the functions by which a task says the lengths of its segments do nothing but arithmetic with them",
 )
-# What a certificate of each kind of verdict holds beside the facts, in the order of the file.
+# The fields of a correct model's certificate beside the facts, in the order of the file.
 _FIGURES = (
     "bound", "longest", "layouts", "tokens_gone_through", "kinds", "assignments", "beyond_training", "examples",
     "smallest_margin", "narrowest", "largest_rounding", "smallest_slack", "meaning", "deviations", "outside", "parts",
@@ -116,11 +121,11 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 _MEASURED = ("deviations", "outside")
 _LARGEST = 10**300
-_CLOSE = 1e-6  # by how much, relative to its size, a figure may differ that is computed in float64
+_CLOSE = 1e-6  # relative difference of figures in float64 that is allowed
 
 
 class CertificateError(ValueError):
-    """A certificate cannot be read, or does not say what is found; the message is one line."""
+    """A certificate cannot be read; the message is one line."""
 
 
 def document(
@@ -137,16 +142,16 @@ def document(
 
     Args:
         certificate: The verdict.
-        basis: What the proof is made for, if it is made for this.
+        basis: The basis of the proof; `None` if the model has none.
         task: The task, by its class and fields.
         architecture: The model's architecture.
         weights: SHA-256 of the weights' file.
         window: SHA-256 of the window's file.
-        versions: Versions of what computed it.
+        versions: Versions of the software that computed it.
     """
     facts: dict[str, Any] = {"task": task, "architecture": architecture}
     facts |= dict.fromkeys(("tokens", "positions", "layout", "rule", "identities")) | basis_facts(basis)
-    facts = json.loads(json.dumps(facts))  # as it will be read
+    facts = json.loads(json.dumps(facts))  # as they will be read: tuples become lists
     hashes = {"weights": weights, "window": window} | {name: canonical_hash(value) for name, value in facts.items()}
     head = {
         "schema": SCHEMA,
@@ -160,6 +165,7 @@ def document(
 
 
 def _figures(certificate: Certificate) -> dict[str, Any]:
+    """The figures of a correct model's certificate, as JSON."""
     assert certificate.meaning is not None
     found = {name: getattr(certificate, name) for name in _FIGURES if hasattr(certificate, name)}
     found["bound"] = {"sizes": dict(certificate.bound)}
@@ -213,10 +219,10 @@ def _plain_layout(task: DigitTask) -> dict[str, Any]:
 
 
 def read_certificate(text: str) -> dict[str, Any]:
-    """The document in a certificate's file.
+    """The document in the text of a certificate's file.
 
     Raises:
-        CertificateError: If it is not whole, of another schema, or holds a number that is none.
+        CertificateError: If the text is no JSON, of another schema, or a field is missing or of a wrong type.
     """
 
     def refuse(constant: str) -> NoReturn:
@@ -228,7 +234,7 @@ def read_certificate(text: str) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise CertificateError(f"it is not JSON ({error})") from None
-    if not isinstance(data, dict) or "verdict" not in data:
+    if not _is_object(data) or "verdict" not in data:
         raise CertificateError("it is no certificate: it states no verdict")
     if data.get("schema") != SCHEMA:
         schema = json.dumps(data.get("schema"))[:60]
@@ -263,8 +269,11 @@ def _check_fields(data: Mapping[str, Any]) -> None:
 
 
 def _not_finite(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return any(map(_not_finite, value.values() if isinstance(value, dict) else value))
+    """Whether a value in JSON is or contains a number that is not finite."""
+    if _is_object(value):
+        return any(map(_not_finite, value.values()))
+    if _is_list(value):
+        return any(map(_not_finite, value))
     return isinstance(value, float) and not math.isfinite(value)
 
 
@@ -273,7 +282,7 @@ def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
 
     Args:
         stated: The certificate.
-        facts: The document of the model's own verdict, or as much of it as is known before it is certified.
+        facts: Hashes and versions of the model.
     """
     if stated["argument"] != ARGUMENT:
         return f"its argument is version {stated['argument']}, and this is version {ARGUMENT}"
@@ -287,9 +296,9 @@ def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
 
 
 def difference(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """The first field of a certificate that differs from what is found, in words; `None` if every field agrees.
+    """The first field of a certificate that differs from a document computed anew, in words; `None` if all agree.
 
-    Measured deviations differ from machine to machine: they must be numbers within the bound of rounding.
+    Measured deviations differ between machines: they must be numbers within the bound of rounding.
     """
     for name in (*_FACTS, *_FIGURES):
         if name not in found and name not in stated:
@@ -305,10 +314,21 @@ def difference(stated: Mapping[str, Any], found: Mapping[str, Any]) -> str | Non
 
 
 def _equal(stated: Any, found: Any) -> bool:
-    if isinstance(stated, dict) and isinstance(found, dict):
+    """Whether two values in JSON are equal, up to small differences of floating-point numbers."""
+    if _is_object(stated) and _is_object(found):
         return set(stated) == set(found) and all(_equal(stated[name], found[name]) for name in found)
-    if isinstance(stated, list) and isinstance(found, list):
+    if _is_list(stated) and _is_list(found):
         return len(stated) == len(found) and all(map(_equal, stated, found))
     if isinstance(found, float) and isinstance(stated, int | float) and not isinstance(stated, bool):
         return math.isclose(stated, found, rel_tol=_CLOSE) if abs(stated) < _LARGEST else False
     return type(stated) is type(found) and stated == found
+
+
+def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value in JSON is an object."""
+    return isinstance(value, dict)
+
+
+def _is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a value in JSON is a list."""
+    return isinstance(value, list)

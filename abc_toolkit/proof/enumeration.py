@@ -1,8 +1,13 @@
-"""All assignments of a receptive field, and the token that each requires.
+"""Assignments: all values that the tokens of a receptive field can have, each with the token that it requires.
 
-The values of a receptive field are an *assignment*. The local rule says what is written from place to
-place: running it over all digits gives all assignments. Where the receptive field shows no token of a range of places,
-only the rule's states are followed, however long the range is.
+The local rule is a transducer over places. An `Enumeration` runs it over all digits, place by place. A *partial
+assignment* holds what the remaining places depend on, and what the receptive field shows: the constants, the state, the
+values of the leaves so far, and the required token. Equal partial assignments are merged after each place. Of the
+places before the first leaf only the reachable states are needed. The work therefore depends on the number of
+assignments and hardly on the length.
+
+Tokens that the rule does not name take all values of their segment. The result may hold assignments that no problem
+has, which is harmless: a model that is right in more assignments is right in those that occur.
 """
 
 import math
@@ -41,12 +46,12 @@ class Reading:
         self._present: dict[int, list[tuple[bool, ...]]] = {}
 
     def name_of(self, segment: str, token: Mapping[str, int], row: int) -> tuple[str, int] | None:
-        """The name and the place by which the rule knows a token; `None` if it does not know it.
+        """The name and the place under which the rule reads or writes a token; `None` if it does neither.
 
         Args:
             segment: The token's segment.
             token: Its coordinates.
-            row: The row of the token that is predicted.
+            row: The row of the predicted token.
         """
         for name, read in self.reads.items():
             if read.segment == segment and read.row in (None, row - token["row"]):
@@ -61,14 +66,14 @@ class Reading:
         return named if named is not None and named[0] in self.rule.answers else None
 
     def present(self, row: int) -> list[tuple[bool, ...]]:
-        """For each place of a row, the operands that have a digit there.
+        """For each place of a row, whether each operand has a digit there.
 
         Raises:
-            CannotDecideError: If two tokens are one to the rule.
+            CannotDecideError: If two tokens have the same name and place.
         """
         if row not in self._present:
             places = {name: self.places(name, row) for name in self.reads}
-            for name in self.rule.constants:  # they are read at every place
+            for name in self.rule.constants:  # constants are read at every place
                 del places[name]
             length = 1 + max((place for found in places.values() for place in found), default=-1)
             self._present[row] = [
@@ -77,10 +82,14 @@ class Reading:
         return self._present[row]
 
     def places(self, name: str, row: int) -> set[int]:
-        """The places at which the layout has a token that the rule knows by a name, as seen from a row.
+        """The places at which the layout has a token of a name.
+
+        Args:
+            name: An operand, a constant or an answer of the rule.
+            row: The row of the predicted token.
 
         Raises:
-            CannotDecideError: If two tokens are one to the rule.
+            CannotDecideError: If two tokens have the same name and place.
         """
         read, found = self.reads[name], []
         for positions in (self.layout.source, self.layout.target):
@@ -96,20 +105,27 @@ class Reading:
 class Enumeration:
     """The assignments of one receptive field, each with the token that it requires.
 
-    An assignment is one number: its leaves and then the required token, a digit each in a base that has room for them.
-    A leaf that the rule does not name runs through all that its segment can hold.
+    An assignment is stored as one integer. Its digits, in a base that exceeds every token id and state, are the token
+    ids of the leaves, followed by that of the required token.
 
     Args:
         task: The task.
-        reading: The layout as the task's local rule reads it.
+        reading: The layout, as the task's local rule reads it.
         sizes: The layout's sizes.
-        shape: A shape that has them, if there is one.
+        shape: A shape of problems with these sizes, if there is one.
         field: The receptive field.
-        known: Assignments that were enumerated before, for receptive fields that are alike; more are added.
-        most: Most assignments.
+        known: A cache of the assignments of receptive fields that were enumerated before.
+        most: Largest number of assignments.
+
+    Attributes:
+        present: For each place of the predicted token's row, whether each operand has a digit there.
+        asked: Name and place of the predicted token; `None` if the rule does not write it.
+        required: Token id of the predicted token if the rule does not write it: the only one of its segment.
+        columns: The leaf that shows each name and place.
+        free: The values of each leaf that the rule does not name.
 
     Raises:
-        CannotDecideError: If the rule does not say what is to be predicted.
+        CannotDecideError: If nothing says which token is required.
     """
 
     def __init__(
@@ -128,13 +144,13 @@ class Enumeration:
         segment, predicted = field.predicted
         self.present = reading.present(predicted["row"])
         self.asked = reading.written(segment, predicted)
-        self.required = -1  # what stands there whatever the digits
+        self.required = -1
         if self.asked is None:
             values = task.values(segment)
             if len(values) != 1:
                 raise CannotDecideError(f"the local rule of {task.name} does not say what stands in {segment}")
             self.required = values[0]
-        self.columns: dict[tuple[str, int], int] = {}  # name and place to leaf
+        self.columns: dict[tuple[str, int], int] = {}
         self.free: dict[int, tuple[int, ...]] = {}
         for column, (own, token) in enumerate(field.tokens):
             named = reading.name_of(own, token, predicted["row"])
@@ -144,10 +160,10 @@ class Enumeration:
                 self.columns[named] = column
 
     def assignments(self) -> Tensor:
-        """The assignments, `[assignment]`; receptive fields that are alike share the tensor.
+        """The assignments, `[assignment]`. Receptive fields for which the rule does the same share one tensor.
 
         Raises:
-            CannotDecideError: If they are too many.
+            CannotDecideError: If there are too many.
         """
         rule = self.rule
         places = [place for name, place in self.columns if name not in rule.constants]
@@ -155,10 +171,10 @@ class Enumeration:
         first, last = min(places, default=0), max(places, default=-1)
         choice, state = rule.reached(tuple(self.present[:first])).nonzero(as_tuple=True)
         constants = torch.tensor(rule.choices, dtype=torch.long).reshape(len(rule.choices), -1)[choice]
-        held: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
-        held["state"] = state
-        # All that the rest depends on.
-        start = tuple((name, tuple(values.tolist())) for name, values in held.items())
+        partial: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
+        partial["state"] = state
+        # The key of the cache: everything that the assignments depend on, with places counted from the first.
+        start = tuple((name, tuple(values.tolist())) for name, values in partial.items())
         columns = tuple(
             (name, place - first * (name not in rule.constants), column)
             for (name, place), column in self.columns.items()
@@ -169,18 +185,23 @@ class Enumeration:
         key = (start, columns, tuple(self.free.items()), present, asked, ends)
         if key not in self.known:
             for place in range(first, last + 1):
-                held = self._after(place, held)
-            held = self._ending(last + 1, held)
-            every = torch.ones_like(held["state"])
+                partial = self._extended(place, partial)
+            partial = self._accepted(last + 1, partial)
+            every = torch.ones_like(partial["state"])
             for (name, _), column in self.columns.items():
                 if name in rule.constants:
-                    held[column] = held[f"constant {rule.constants.index(name)}"] + NUM_SPECIAL
-            self.known[key] = self._whole(held, every)
+                    partial[column] = partial[f"constant {rule.constants.index(name)}"] + NUM_SPECIAL
+            self.known[key] = self._completed(partial, every)
         return self.known[key]
 
-    def _whole(self, held: dict[Hashable, Tensor], every: Tensor) -> Tensor:
-        """Assignments: the values of the leaves that the rule names, with all values of the other leaves."""
-        required = held.get("required", self.required * every)
+    def _completed(self, partial: dict[Hashable, Tensor], every: Tensor) -> Tensor:
+        """The assignments of some partial ones, with all values of the leaves that the rule does not name.
+
+        Args:
+            partial: The partial assignments, a column each.
+            every: Ones, `[partial assignment]`.
+        """
+        required = partial.get("required", self.required * every)
         count = len(every) * math.prod(map(len, self.free.values()))
         if count > self.most:
             raise CannotDecideError(
@@ -192,30 +213,42 @@ class Enumeration:
         chosen = {
             column: torch.tensor(ids)[values[way, number]] for number, (column, ids) in enumerate(self.free.items())
         }
-        leaves = [chosen[column] if column in chosen else held[column][row] for column in range(len(self.field.leaves))]
+        leaves = [
+            chosen[column] if column in chosen else partial[column][row] for column in range(len(self.field.leaves))
+        ]
         return self._packed([*leaves, required[row]]).unique()
 
-    def _ending(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """The partial assignments up to a place from which the rule can end well."""
-        if all(self.rule.ends):
-            return held
-        able = torch.tensor(self.rule.ends).expand(len(self.rule.choices), -1)
-        for present in reversed(self.present[place:]):
-            able = (self.rule.leads(present) & able.unsqueeze(1)).any(dim=2)
-        choice = torch.zeros_like(held["state"])
-        for number in range(len(self.rule.constants)):
-            values = held[f"constant {number}"] - self.rule.least_constant
-            choice = choice * (self.task.base - self.rule.least_constant) + values
-        kept = able[choice, held["state"]]
-        return {name: values[kept] for name, values in held.items()}
+    def _accepted(self, place: int, partial: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """The partial assignments from which the rule can reach an accepting state.
 
-    def _after(self, place: int, held: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """The partial assignments up to a place: constants, state, and the tokens that are shown or required."""
-        rule, base = self.rule, self.task.base
+        Args:
+            place: The first place that has not been run.
+            partial: The partial assignments.
+        """
+        if all(self.rule.ends):
+            return partial
+        accepting = torch.tensor(self.rule.ends).expand(len(self.rule.choices), -1)
+        for present in reversed(self.present[place:]):
+            accepting = (self.rule.leads(present) & accepting.unsqueeze(1)).any(dim=2)
+        choice = torch.zeros_like(partial["state"])
+        for number in range(len(self.rule.constants)):
+            values = partial[f"constant {number}"] - self.rule.least_constant
+            choice = choice * (self.rule.base - self.rule.least_constant) + values
+        kept = accepting[choice, partial["state"]]
+        return {name: values[kept] for name, values in partial.items()}
+
+    def _extended(self, place: int, partial: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        """The partial assignments after one more place.
+
+        Args:
+            place: The place that is run.
+            partial: The partial assignments before it.
+        """
+        rule, base = self.rule, self.rule.base
         digits = all_of([base if there else 1 for there in self.present[place]])
-        # What can happen here follows from constants and state, so it is told apart once for all that share them.
+        # The steps depend on constants and state alone: they are computed once for all that share these.
         names = ["state", *(f"constant {i}" for i in range(len(rule.constants)))]
-        before, which = self._packed([held[name] for name in names]).unique(return_inverse=True)
+        before, which = self._packed([partial[name] for name in names]).unique(return_inverse=True)
         number = torch.arange(len(before)).repeat_interleave(len(digits))
         drawn = digits.repeat(len(before), 1).unbind(1)
         state, *constants = (part[number] for part in self._unpacked(before, len(names)))
@@ -234,12 +267,12 @@ class Enumeration:
                 f"there are more than {self.most:,} assignments: a prediction depends on {self.describe()}"
             )
         row = torch.arange(len(which)).repeat_interleave(ways[which])
-        first = ways.cumsum(0) - ways  # of each that came before, its first way on
+        first = ways.cumsum(0) - ways  # of each pair of constants and state, its first step
         way = first[which[row]] + torch.arange(total) - (ways[which].cumsum(0) - ways[which])[row]
-        held = {name: part[row] for name, part in held.items()}
-        held.update((name, part[way]) for name, part in zip(here, values, strict=True))
-        code = self._packed(list(held.values())).unique()
-        return dict(zip(held, self._unpacked(code, len(held)), strict=True))
+        partial = {name: part[row] for name, part in partial.items()}
+        partial.update((name, part[way]) for name, part in zip(here, values, strict=True))
+        code = self._packed(list(partial.values())).unique()
+        return dict(zip(partial, self._unpacked(code, len(partial)), strict=True))
 
     def tokens(self, assignments: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids of the leaves `[assignment, leaf]`, and the required tokens `[assignment]`."""
@@ -248,10 +281,11 @@ class Enumeration:
 
     @property
     def _radix(self) -> int:
+        """The base of assignments as numbers."""
         return max(len(self.task.vocabulary), self.rule.num_states)
 
     def _packed(self, parts: Sequence[Tensor]) -> Tensor:
-        """One number for some below the radix each, but for the first, which may be any."""
+        """Columns of numbers as one number each; all but the first column must be below the radix."""
         first = max(self._radix, int(parts[0].max()) + 1) if len(parts[0]) else self._radix
         if first * self._radix ** (len(parts) - 1) > 2**63:
             raise CannotDecideError(f"a prediction depends on too many tokens: {self.describe()}")
@@ -261,7 +295,8 @@ class Enumeration:
         return code
 
     def _unpacked(self, code: Tensor, count: int) -> list[Tensor]:
-        parts = []
+        """The columns that `_packed` was given."""
+        parts: list[Tensor] = []
         for _ in range(count - 1):
             parts.append(code % self._radix)
             code = code // self._radix
@@ -272,7 +307,7 @@ class Enumeration:
 
         Args:
             assignment: The assignment.
-            generator: Draws what the assignment leaves open; if not given, it is as small as can be.
+            generator: Draws everything else of the problem; the smallest values are taken, if not given.
 
         Raises:
             CannotDecideError: If none is found.
@@ -281,7 +316,7 @@ class Enumeration:
             raise CannotDecideError(f"no problem has the sizes of {self.describe(assignment)}")
         if self.rule.rows:
             return self._tried(self.shape, assignment, generator)
-        rule, base = self.rule, self.task.base
+        rule, base = self.rule, self.rule.base
         (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
         shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
         if self.asked is not None:
@@ -320,7 +355,15 @@ class Enumeration:
         leaves: Sequence[int],
         generator: Generator | None,
     ) -> Problems:
-        """A problem of the digits that the rule reads place by place, and of leaves that it does not name."""
+        """A problem with given digits.
+
+        Args:
+            shape: The problem's shape.
+            way: The digits of the rule's operands, place by place.
+            constants: Its constants.
+            leaves: Token ids of the leaves; only those that the rule does not name are used.
+            generator: Draws the digits of operands that the rule does not name; they are 0, if not given.
+        """
         digits = {name: list(column) for name, column in zip(self.rule.operands, zip(*way, strict=True), strict=True)}
         digits |= {name: [value] for name, value in zip(self.rule.constants, constants, strict=True)}
         source, operands = self.field.layout.source, []
@@ -333,7 +376,7 @@ class Enumeration:
                 continue
             other = torch.zeros(1, width, dtype=torch.long)
             if generator is not None:
-                other = torch.randint(self.task.base, (1, width), generator=generator)
+                other = torch.randint(self.rule.base, (1, width), generator=generator)
             for column in self.free:
                 string, token = self.field.leaves[column]
                 if string == "source" and bool(source.within(name)[token]):
@@ -342,7 +385,7 @@ class Enumeration:
         return self.task.problems(shape, operands)
 
     def _tried(self, shape: Shape, assignment: Tensor, generator: Generator | None, batches: int = 8) -> Problems:
-        """A problem in which an assignment occurs, found by trying problems that have its digits of the operands.
+        """A problem in which an assignment occurs, found by drawing problems that have its tokens of the source.
 
         Raises:
             CannotDecideError: If none is found.
@@ -377,7 +420,7 @@ class Enumeration:
         return f"{self.where()}, from {words}"
 
     def where(self) -> str:
-        """Which prediction it is, in words."""
+        """The prediction, in words."""
         along = self.rule.along
         segment, token = self.field.predicted
         place = token[along]
@@ -386,10 +429,10 @@ class Enumeration:
 
 
 class Kind:
-    """Predictions for which the model is one function of the tokens in their receptive fields.
+    """A kind: predictions for which the model is the same function of the values of the leaves.
 
     Attributes:
-        parts: Each prediction, and the assignments that occur in it.
+        parts: Each prediction, with its assignments.
     """
 
     def __init__(self) -> None:
@@ -397,7 +440,7 @@ class Kind:
 
     @property
     def enumeration(self) -> Enumeration:
-        """One that stands for all."""
+        """The first prediction, which represents all."""
         return self.parts[0][0]
 
     @cached_property
@@ -405,13 +448,14 @@ class Kind:
         """All assignments, each once, `[assignment]`."""
         return torch.cat(list({id(part): part for _, part in self.parts}.values())).unique()
 
-    def met(self, assignment: Tensor) -> list[Enumeration]:
+    def predictions_with(self, assignment: Tensor) -> list[Enumeration]:
         """The predictions in which an assignment occurs."""
         distinct = {id(part): part for _, part in self.parts}
         holds = {key: bool((part == assignment).any()) for key, part in distinct.items()}
         return [enumeration for enumeration, part in self.parts if holds[id(part)]]
 
 
+# The layout as the rule reads it, its sizes, a shape of problems with these sizes, and the receptive field.
 Prediction = tuple[Reading, Shape, Shape | None, ReceptiveField]
 
 
@@ -420,8 +464,8 @@ def kinds_of(task: DigitTask, predictions: Iterable[Prediction], most: int = MOS
 
     Args:
         task: The task.
-        predictions: The layout as the rule reads it, its sizes, a shape that has them, and a receptive field.
-        most: Most assignments, all together.
+        predictions: The predictions.
+        most: Largest number of assignments, all together.
 
     Raises:
         CannotDecideError: If there are more.

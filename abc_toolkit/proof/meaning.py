@@ -1,4 +1,16 @@
-"""What a local rule means: its table, the identities that its steps keep, the problems that it is held to."""
+"""The meaning of a local rule: the identities that its steps keep, its runs, and its agreement with the oracle.
+
+A proof of a model says that the model writes what the local rule writes. What that is in integers is a claim of its
+own, which has three parts.
+
+* **Identities.** An identity is a claim about one step, such as `a + b + carry = w + 10 next carry` for addition. It is
+  checked on every step of the rule's table from a reachable state. By induction over the places it holds for whole
+  numbers (`tasks.digits.identity`).
+* **Runs.** A rule may have several runs over the same digits, of which those count that end in an accepting state. That
+  exactly one counts is checked on the sets of states that runs over the same digits reach (the subset construction).
+* **Agreement.** The rule, the training data (`compute`) and the oracle (`solve`) are compared on at least `HELD_TO`
+  problems. This is a measurement: no claim of the proof rests on it.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,22 +38,21 @@ from abc_toolkit.tasks.digits.identity import (
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.vocabulary import NUM_SPECIAL
 
-HELD_TO = 10_000  # the least number of problems that a rule is held to
-_MOST_ENTRIES = 2 * 10**6
-_SHORT = 2_000  # shapes of so many problems are gone through whole
-_LONG = (2, 4, 10)  # times the longest training length
-_LONG_TOKENS = 1_000
+HELD_TO = 10_000  # least number of problems on which a rule is compared with the oracle
+_SHORT = 2_000  # problems of a shape up to which all of them are compared
+_LONG = (2, 4, 10)  # multiples of the longest training length that are compared too
+_LONG_TOKENS = 1_000  # of the longest problems
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What is proved of a local rule, and what it is held to.
+    """What is known of a local rule.
 
     Attributes:
-        proved: What follows, for every length, from identities that its steps keep.
-        runs: Why every problem has exactly one run, in words.
-        held_to: Number of problems on which rule, `compute` and `solve` agree.
-        longest: Digits of the longest operand among these.
+        proved: The statements of its identities, which hold for every length.
+        runs: Why exactly one run counts for every problem, in words.
+        held_to: Number of problems on which the rule, `compute` and `solve` agree.
+        longest: Digits of the longest operand of these problems.
     """
 
     proved: tuple[str, ...]
@@ -51,28 +62,32 @@ class Meaning:
 
 
 def meaning_of(task: DigitTask, rule: TabledRule, readings: Sequence[Reading]) -> Meaning:
-    """Checks the identities of a rule, its runs, and holds it to problems.
+    """Checks the identities and the runs of a rule, and compares it with the oracle.
 
     Args:
         task: The task.
         rule: Its local rule.
-        readings: Every layout that is gone through, as the rule reads it.
+        readings: Every layout up to the bound, as the rule reads it.
 
     Raises:
-        CannotDecideError: If an identity is not kept, or the rule, `compute` and `solve` differ on a problem.
+        CannotDecideError: If a step breaks an identity, or the rule, `compute` and `solve` differ on a problem.
     """
     _check_constants(task, rule)
-    held_to, longest = held(task, rule)
+    held_to, longest = compare_with_oracle(task, rule)
     ends = _ends(rule, readings)
     for identity in rule.identities():
-        reason = broken(rule, identity, ends) or _shortened(rule, identity, readings)
+        reason = broken_step(rule, identity, ends) or _incomplete_answer(rule, identity, readings)
         if reason is not None:
             raise CannotDecideError(f"the local rule of {task.name} does not keep '{identity.statement}': {reason}")
     return Meaning(tuple(identity.statement for identity in rule.identities()), _runs(rule), held_to, longest)
 
 
 def _check_constants(task: DigitTask, rule: TabledRule) -> None:
-    """Refuses a task some of whose problems have a constant that its rule does not cover."""
+    """Refuses a task some of whose problems have a constant below the least of its rule.
+
+    Raises:
+        CannotDecideError: If there is such a problem.
+    """
     problems = task.sample(Generator().manual_seed(0), 1, task.training_shapes()[0])
     source = task.layout(problems.shape).source
     for name, value in product(rule.constants, range(rule.least_constant)):
@@ -85,7 +100,7 @@ def _check_constants(task: DigitTask, rule: TabledRule) -> None:
 
 
 def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int, ...], int]]:
-    """Constants and states with which a run may end, in any row that has an answer."""
+    """The pairs of constants and state with which a run may end, in any row that has an answer."""
     found: set[tuple[tuple[int, ...], int]] = set()
     known: set[tuple[tuple[bool, ...], ...]] = set()
     for reading in readings:
@@ -107,8 +122,8 @@ def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int,
     return found
 
 
-def _shortened(rule: TabledRule, identity: Identity, readings: Iterable[Reading]) -> str | None:
-    """The answer of an identity that lacks a place which the rule visits; `None` if there is none."""
+def _incomplete_answer(rule: TabledRule, identity: Identity, readings: Iterable[Reading]) -> str | None:
+    """An answer of an identity that has no token at some place of a run, in words; `None` if there is none."""
     names = [own.name for own in identity.gives] if isinstance(identity, SumIdentity) else []
     names += [identity.answer] if isinstance(identity, CopyIdentity) else []
     for reading, name in product(readings, names):
@@ -120,7 +135,7 @@ def _shortened(rule: TabledRule, identity: Identity, readings: Iterable[Reading]
 
 
 def _runs(rule: TabledRule) -> str:
-    """Why every problem has exactly one run."""
+    """Why exactly one run counts for every problem, in words."""
     if len(rule.starts) == 1 and all(rule.ends):
         return "it begins in one state, and every run counts"
     for constants in rule.reachable:
@@ -128,7 +143,7 @@ def _runs(rule: TabledRule) -> str:
         after = rule.table[(slice(None), *[slice(None)] * len(rule.operands), *which)][..., 0]
         leads = after.reshape(rule.num_states, -1)
         together, new = {rule.starts}, {rule.starts}
-        while new:  # the states of all runs on the same digits, to a fixed point
+        while new:  # the sets of states of all runs over the same digits, to a fixed point
             new = {tuple(states) for one in new for states in leads[list(one)].T.tolist()} - together
             together |= new
         if any(sum(rule.ends[state] for state in states) != 1 for states in together):
@@ -136,13 +151,15 @@ def _runs(rule: TabledRule) -> str:
     return "of the runs on any digits exactly one ends well"
 
 
-def broken(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int, ...], int]] = ()) -> str | None:
-    """The step in which a rule breaks an identity, in words; `None` if every step keeps it.
+def broken_step(rule: TabledRule, identity: Identity, ends: Iterable[tuple[tuple[int, ...], int]] = ()) -> str | None:
+    """A step in which a rule breaks an identity, in words; `None` if every step keeps it.
+
+    The first and the last state of a run are checked too: they must carry nothing.
 
     Args:
         rule: The rule.
         identity: The identity.
-        ends: Constants and states with which runs may end.
+        ends: The pairs of constants and state with which runs may end.
     """
     for state, digits, constants, after, symbols in rule.steps:
         shown = dict(zip(rule.answers, symbols, strict=True))
@@ -185,12 +202,12 @@ class _Step:
     constant: int
 
     def keeps(self, identity: Identity, base: int, up: bool) -> bool:
-        """Whether it keeps an identity.
+        """Whether the step keeps an identity.
 
         Args:
             identity: The identity.
             base: Number of digits.
-            up: Whether the rule goes along places, from the least significant on.
+            up: Whether the rule goes along `place`, from the least significant digit on.
         """
         if isinstance(identity, SumIdentity):
             return self._keeps_sum(identity, base, up)
@@ -228,11 +245,14 @@ class _Step:
         )
 
 
-def held(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
-    """Compares a rule, `compute` and `solve` on problems; returns their number, and the digits of the longest.
+def compare_with_oracle(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
+    """Compares a rule, `compute` and `solve` on problems.
 
-    Problems are every one of short shapes, and those of the training mixture and of every evaluation set, at each
-    training length and at multiples of the longest, as long as there is room.
+    The problems are all of the short shapes, and samples of the training mixture and of every evaluation suite. The
+    lengths of the samples are the training lengths and multiples of the longest, up to `_LONG_TOKENS` tokens.
+
+    Returns:
+        The number of problems, and the digits of the longest operand.
 
     Raises:
         CannotDecideError: If they differ.
@@ -245,7 +265,7 @@ def held(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
     lengths = [*range(1, task.max_length + 1), *(times * task.max_length for times in _LONG)]
     work = []
     for length, name in product(lengths, (TRAINING, *SETS)):
-        with suppress(ProblemError):  # beyond a fixed width
+        with suppress(ProblemError):  # the length exceeds a fixed width
             for shape in task.evaluation_shapes(length, SETS[0] if name == TRAINING else name, generator):
                 task.layout(shape)
                 if sum(task.num_tokens(shape)) <= _LONG_TOKENS:
@@ -271,10 +291,11 @@ def _every(task: DigitTask, rule: TabledRule, shape: tuple[int, ...]) -> Problem
 
 
 def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:
-    """Targets `[batch, target_length - 1]` that a rule's table writes, row by row, each under the right rows above it.
+    """Targets that a rule's table writes, `[batch, target_length - 1]`.
 
-    It reads and writes by the rule's names alone, as the enumeration does. Where no run ends well, or nothing says what
-    stands there, the token is -1.
+    The rule reads and writes by its names alone, as in the enumeration. In a table, each row is written under the right
+    rows above it. A token is -1 where no run ends in an accepting state, or the rule does not write it and its segment
+    has several values.
     """
     layout = task.layout(problems.shape)
     reading, target = Reading(rule, layout), layout.target
@@ -307,8 +328,9 @@ def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:
 
 
 def _columns(reading: Reading, problems: Problems, row: int) -> dict[tuple[str, int], Tensor]:
-    """The digits that a rule reads in a row of some problems, by name and place, `[batch]` each."""
-    rule, found = reading.rule, {}
+    """The digits that a rule reads for a row, by name and place, `[batch]` each."""
+    rule = reading.rule
+    found: dict[tuple[str, int], Tensor] = {}
     strings = (reading.layout.source, problems.source), (reading.layout.target, problems.target)
     for name, (positions, tokens) in product((*rule.operands, *rule.constants), strings):
         read = reading.reads[name]
@@ -323,7 +345,11 @@ def _columns(reading: Reading, problems: Problems, row: int) -> dict[tuple[str, 
 
 
 def _agree(task: DigitTask, rule: TabledRule, problems: Problems) -> int:
-    """The number of problems, after checking that the rule and `compute` agree with `solve` on all of them."""
+    """The number of problems, on all of which the rule and `compute` agree with `solve`.
+
+    Raises:
+        CannotDecideError: If they differ on one.
+    """
     written, target = written_by(task, rule, problems), problems.target[:, :-1]
     vocabulary, checked = task.vocabulary, 0
     for source, own, computed in zip(problems.source, written, target, strict=True):

@@ -1,4 +1,4 @@
-"""The table of a local rule: its steps, its reachable states, and their fixed point."""
+"""The table of a local rule, and what follows from it: steps, reachable states, relations of states over places."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,28 @@ _MOST_ENTRIES = 2 * 10**6
 
 
 def all_of(sizes: Sequence[int]) -> Tensor:
-    """All tuples of numbers below the sizes, `[tuple, size]`."""
+    """All tuples of numbers below the sizes, in lexicographic order, `[tuple, size]`."""
     return torch.tensor(list(product(*map(range, sizes))), dtype=torch.long).reshape(math.prod(sizes), len(sizes))
 
 
 class TabledRule(LocalRule):
-    """A local rule as the table of its steps: what a proof rests on, and what a certificate holds.
+    """A local rule as the table of its steps.
+
+    The rule's own code is run once, to make the table. The proof rests on the table, and the certificate holds it.
 
     Args:
         task: The task.
         rule: Its local rule.
 
     Attributes:
-        table: Next state and symbols `[state, digit of each operand, constant of each, 1 + answer]`.
+        base: Number of digits.
+        table: The next state and the symbol of each answer, `[state, digits of the operands, constants, 1 + answer]`.
+        inside: Whether an entry is a state of the rule and symbols of the task, `[state, digits, constants]`.
+        ends: Whether each state is accepting.
 
     Raises:
-        CannotDecideError: If the rule leaves its states or the task's symbols, or the table is too large.
+        CannotDecideError: If a reachable step leaves the rule's states or the task's symbols, or the table is too
+            large.
     """
 
     def __init__(self, task: DigitTask, rule: LocalRule) -> None:
@@ -57,7 +63,7 @@ class TabledRule(LocalRule):
             raise CannotDecideError(f"the local rule of {task.name} does not write one symbol for each of its answers")
         limit = torch.tensor([rule.num_states, *[len(task.symbols)] * len(rule.answers)])
         inside = ((table >= 0) & (table < limit)).all(dim=1)
-        # What cannot be reached may be anything, such as a remainder beyond the divisor: it is made a step to nowhere.
+        # Steps from unreachable states, such as a remainder beyond the divisor, may be anything: their entries are 0.
         self.table = torch.where(inside[:, None], table, 0).reshape(*shape, -1)
         self.inside = inside.reshape(shape)
         for found, states in self.reachable.items():
@@ -86,7 +92,7 @@ class TabledRule(LocalRule):
     def plain(self) -> dict[str, Any]:
         """The rule as JSON."""
         roles = {"operand": self.operands, "constant": self.constants, "answer": self.answers}
-        reads = []
+        reads: list[dict[str, Any]] = []
         for role, names in roles.items():
             for name in names:
                 own = self.read(name)
@@ -105,8 +111,8 @@ class TabledRule(LocalRule):
 
     @cached_property
     def steps(self) -> list[tuple[int, tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]]:
-        """Every step from a state that can be reached: state, digits, constants, next state, symbols."""
-        found = []
+        """Every step from a reachable state: state, digits, constants, next state, symbols."""
+        found: list[tuple[int, tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]] = []
         table = self.table.reshape(-1, self.table.shape[-1]).tolist()
         for (state, *read), (after, *symbols) in zip(all_of(self.table.shape[:-1]).tolist(), table, strict=True):
             digits, constants = read[: len(self.operands)], read[len(self.operands) :]
@@ -117,8 +123,8 @@ class TabledRule(LocalRule):
 
     @cached_property
     def reachable(self) -> Mapping[tuple[int, ...], set[int]]:
-        """The reachable states, for each choice of constants: a fixed point over all digits."""
-        found = {}
+        """The reachable states for each choice of constants: the fixed point of all steps from the starts."""
+        found: dict[tuple[int, ...], set[int]] = {}
         for constants in product(range(self.least_constant, self.base), repeat=len(self.constants)):
             which = tuple(value - self.least_constant for value in constants)
             after = self.table[(slice(None), *[slice(None)] * len(self.operands), *which)][..., 0]
@@ -132,7 +138,7 @@ class TabledRule(LocalRule):
 
     @cached_property
     def choices(self) -> list[tuple[int, ...]]:
-        """All values of the constants."""
+        """All choices of the constants' values."""
         return list(product(range(self.least_constant, self.base), repeat=len(self.constants)))
 
     def leads(self, present: tuple[bool, ...]) -> Tensor:
@@ -153,7 +159,7 @@ class TabledRule(LocalRule):
         """The states that are reachable after some places, boolean `[choice of constants, state]`.
 
         Args:
-            places: For each, which operands have a digit there.
+            places: For each place, which operands have a digit there.
         """
         if places not in self._reached:
             if places:

@@ -189,7 +189,7 @@ def _findings(task: DigitTask, bounded: BoundedModel, kinds: Sequence[Kind], pro
         beyond = _beyond_training(trained, kind)
         found.beyond_training += len(beyond)
         few = beyond[: _EXAMPLES - len(found.examples)]
-        found.examples += [kind.met(assignment)[0].describe(assignment) for assignment in few]
+        found.examples += [kind.predictions_with(assignment)[0].describe(assignment) for assignment in few]
         failed = kind.assignments[~(margins.margin > 0)]
         found.wrong += [(kind, assignment) for assignment in failed[:: math.ceil(len(failed) / _TRIED) or 1]]
         thinnest = int(margins.slack.argmin())
@@ -197,7 +197,7 @@ def _findings(task: DigitTask, bounded: BoundedModel, kinds: Sequence[Kind], pro
             assignment = kind.assignments[thinnest]
             found.thin = (
                 f"rounding can make {float(margins.rounding[thinnest]):.2g} of a difference of logits, and the margin "
-                f"is {float(margins.margin[thinnest]):.2g} {kind.met(assignment)[0].describe(assignment)}"
+                f"is {float(margins.margin[thinnest]):.2g} {kind.predictions_with(assignment)[0].describe(assignment)}"
             )
     return found
 
@@ -293,7 +293,7 @@ def _part(kind: Kind, found: Margins) -> Part:
         len(kind.parts),
         len(kind.assignments),
         float(found.margin[least]),
-        kind.met(assignment)[0].describe(assignment),
+        kind.predictions_with(assignment)[0].describe(assignment),
         float(found.rounding.max()),
         float(found.slack.min()),
     )
@@ -339,7 +339,7 @@ def indistinguishable(
         return None
     row = int(same.nonzero()[0])
     first, second = ((kinds[int(number)], assignment) for number, assignment in location[row : row + 2])
-    return (first[0].met(first[1])[0], first[1]), (second[0].met(second[1])[0], second[1])
+    return (first[0].predictions_with(first[1])[0], first[1]), (second[0].predictions_with(second[1])[0], second[1])
 
 
 def _refuted(task: DigitTask, model: EncoderDecoder, kinds: Sequence[Kind], wrong: Sequence[Occurrence]) -> Certificate:
@@ -354,8 +354,10 @@ def _refuted(task: DigitTask, model: EncoderDecoder, kinds: Sequence[Kind], wron
     Raises:
         CannotDecideError: If no such problem is found.
     """
-    # A wrong token may leave the answer right, such as an end in place of a leading zero: longer problems are tried too.
-    found = [(own, assignment) for kind, assignment in wrong for own in _first_and_last(kind.met(assignment))]
+    # A wrong token may leave the answer right, such as an end in place of a leading zero: try longer problems too.
+    found = [
+        (own, assignment) for kind, assignment in wrong for own in _first_and_last(kind.predictions_with(assignment))
+    ]
     written = [(own, assignment, _text(task, own, assignment)) for own, assignment in found]
     found = [(own, assignment) for own, assignment, text in written if text is not None]
     texts = [text for _, _, text in written if text is not None]

@@ -95,7 +95,7 @@ class Coverage:
 
     def _problem(self, kind: Kind, assignment: Tensor, generator: Generator) -> Problems:
         """A training problem that contains an assignment."""
-        met = kind.met(assignment)
+        met = kind.predictions_with(assignment)
         return met[int(torch.randint(len(met), (), generator=generator))].problem(assignment, generator)
 
     def _hard_examples(self, problems: Sequence[Problems]) -> tuple[Problems, ...]:

@@ -17,8 +17,8 @@ from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import NoPE, Site
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Problems, Successor, Task
 from abc_toolkit.vocabulary import BOS
-from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.attention import Windowed
+from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.lowering import site_positions
 from abc_toolkit.windows.rules import Condition, Rule, Window
 

@@ -418,7 +418,7 @@ def test_kinds_hold_every_prediction_and_every_assignment(name: str) -> None:
         held = set().union(*(part.tolist() for _, part in own.parts))
         assert own.assignments.tolist() == sorted(held)
         for assignment in own.assignments[:: max(1, len(own.assignments) // 20)]:
-            met = own.met(assignment)
+            met = own.predictions_with(assignment)
             assert met == [enumeration for enumeration, part in own.parts if assignment in part]
             assert met
     assert len({own.enumeration.field.kind for own in found}) == len(found)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.proof.enumeration import Reading
-from abc_toolkit.proof.meaning import HELD_TO, _runs, broken, held, meaning_of
+from abc_toolkit.proof.meaning import HELD_TO, _runs, broken_step, compare_with_oracle, meaning_of
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import (
@@ -120,7 +120,7 @@ def entries(table: TabledRule) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def keeps_all(table: TabledRule, ends: Any = ()) -> bool:
-    return all(broken(table, identity, ends) is None for identity in table.identities())
+    return all(broken_step(table, identity, ends) is None for identity in table.identities())
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -173,7 +173,7 @@ def test_a_change_is_told_by_problems_too(name: str) -> None:
         column = draw.randrange(1, len(values))
         changed = Changed(rule, where, column, (values[column] + 1) % task.base)
         with pytest.raises(CannotDecideError, match=r"the local rule of .* does not say what 'solve' says of"):
-            held(task, changed)
+            compare_with_oracle(task, changed)
 
 
 def test_words_name_the_step_that_breaks_an_identity() -> None:
@@ -181,7 +181,7 @@ def test_words_name_the_step_that_breaks_an_identity() -> None:
     rule = rule_of(task)
     changed = TabledRule(task, Changed(rule, (2, 3, 4), 1, 0))
     identity, _ = changed.identities()
-    assert broken(changed, identity) == "in state 2, at digits (3,) with constants (4,)"
+    assert broken_step(changed, identity) == "in state 2, at digits (3,) with constants (4,)"
     with pytest.raises(CannotDecideError, match=r"^'?the local rule of division") as caught:
         meaning_of(task, changed, [Reading(changed, task.layout((2,)))])
     assert "\n" not in str(caught.value)
@@ -240,8 +240,8 @@ def tabled(rule: LocalRule) -> TabledRule:
 
 def test_a_sum_ends_without_a_carry() -> None:
     table = tabled(INCREMENT)
-    assert broken(table, ONE_MORE, {((), 0)}) is None
-    assert broken(table, ONE_MORE, {((), 0), ((), 1)}) == "a run ends in state 1, which carries"
+    assert broken_step(table, ONE_MORE, {((), 0)}) is None
+    assert broken_step(table, ONE_MORE, {((), 0), ((), 1)}) == "a run ends in state 1, which carries"
 
 
 def test_a_sum_from_the_highest_place_on_begins_without_a_carry() -> None:
@@ -249,12 +249,12 @@ def test_a_sum_from_the_highest_place_on_begins_without_a_carry() -> None:
     # State c at a place says that the place below carries c; 2 c + w = 2 d + carry from below.
     identity = SumIdentity("A = A", (share("operand 1", 1),), (share("answer", 1),), (0,))
     copied = Steps((0, 0), (0, 1), along="index")
-    assert broken(tabled(copied), identity) is None
+    assert broken_step(tabled(copied), identity) is None
     carrying = replace(identity, carry=(1,))
-    assert broken(tabled(copied), carrying) is not None
+    assert broken_step(tabled(copied), carrying) is not None
     # A state that carries 1 forever: base * 1 + d = w + 1 never holds of digits, but where nothing is written.
     start = Steps((0, 0, 0, 0), (0, 1, 0, 1), starts=(1,), along="index")
-    assert broken(
+    assert broken_step(
         tabled(start), replace(identity, takes=(share("operand 1", 2),), gives=(share("answer", 2),), carry=(0, 1))
     )
 
@@ -282,7 +282,7 @@ def test_a_sum_from_the_highest_place_on_begins_without_a_carry() -> None:
     ids=str,
 )
 def test_what_a_rule_does_not_keep_is_broken(identity: Identity) -> None:
-    assert broken(tabled(INCREMENT), identity, {((), 0)}) is not None
+    assert broken_step(tabled(INCREMENT), identity, {((), 0)}) is not None
 
 
 PARITY = Steps((0, 1, 1, 0), (0, 1, 1, 0))
@@ -291,34 +291,36 @@ RUNNING = RunningIdentity("the parity so far", "operand 1", "answer", (0, 1), 2)
 
 def test_a_running_sum_begins_at_zero() -> None:
     """Else what is shown is the sum and one more."""
-    assert broken(tabled(PARITY), RUNNING) is None
+    assert broken_step(tabled(PARITY), RUNNING) is None
     other = replace(PARITY, starts=(1,))
-    assert broken(tabled(other), RUNNING) is not None
-    assert broken(tabled(other), replace(RUNNING, carry=(1, 0))) is not None
+    assert broken_step(tabled(other), RUNNING) is not None
+    assert broken_step(tabled(other), replace(RUNNING, carry=(1, 0))) is not None
 
 
 def test_what_is_carried_is_below_its_bound() -> None:
     table = tabled(PARITY)
-    assert broken(table, CarryIdentity("", "answer", (0, 1), 2)) is None
-    assert broken(table, CarryIdentity("", "answer", (0, 1), 1)) is not None
-    assert broken(table, CarryIdentity("", "answer", (1, 0), 2)) is not None
-    assert broken(table, CarryIdentity("", "answer", (0, 1), "constant")) is not None  # which is 1 where there is none
+    assert broken_step(table, CarryIdentity("", "answer", (0, 1), 2)) is None
+    assert broken_step(table, CarryIdentity("", "answer", (0, 1), 1)) is not None
+    assert broken_step(table, CarryIdentity("", "answer", (1, 0), 2)) is not None
+    assert (
+        broken_step(table, CarryIdentity("", "answer", (0, 1), "constant")) is not None
+    )  # which is 1 where there is none
 
 
 def test_what_a_sum_gives_are_digits() -> None:
     """A sign that counts as the digit after the last is none."""
     table = TabledRule(Addition(base=2), Steps((0, 0), (0, 2)))
     doubled = SumIdentity("2 A = W", (Share("operand 1", (2,)),), (share("answer", 1),), (0,))
-    assert broken(table, doubled) is not None
+    assert broken_step(table, doubled) is not None
 
 
 def test_shares_stay_along_a_run() -> None:
     """A sign that changes from place to place is no sign of the whole number."""
     flipping = Steps((1, 1, 0, 0), (0, 1, 0, 1))
     shares = [Share(name, (1, -1)) for name in ("operand 1", "answer")]
-    assert broken(tabled(flipping), SumIdentity("", (shares[0],), (shares[1],), (0, 0))) is not None
+    assert broken_step(tabled(flipping), SumIdentity("", (shares[0],), (shares[1],), (0, 0))) is not None
     same = [share(name, 2) for name in ("operand 1", "answer")]
-    assert broken(tabled(flipping), SumIdentity("", (same[0],), (same[1],), (0, 0))) is None
+    assert broken_step(tabled(flipping), SumIdentity("", (same[0],), (same[1],), (0, 0))) is None
 
 
 def test_a_comparison_begins_with_equal_numbers() -> None:
@@ -326,12 +328,12 @@ def test_a_comparison_begins_with_equal_numbers() -> None:
     rule = rule_of(task)
     table = TabledRule(task, rule)
     (identity,) = rule.identities()
-    assert broken(table, identity) is None
+    assert broken_step(table, identity) is None
     begun = TabledRule(task, Changed(rule, (1, 0, 1), 0, 0))
-    assert broken(begun, identity) is None  # as it was
+    assert broken_step(begun, identity) is None  # as it was
     begun = Changed(rule, (1, 0, 1), 0, 0)
     begun.starts = (0,)
-    assert broken(TabledRule(task, begun), identity) == "a run does not begin with two equal numbers"
+    assert broken_step(TabledRule(task, begun), identity) == "a run does not begin with two equal numbers"
 
 
 @pytest.mark.parametrize("along", ["place", "index"])
@@ -354,11 +356,11 @@ def test_the_highest_difference_decides(along: str) -> None:
     Ordered.along = along  # type: ignore[assignment]
     identity = OrderIdentity("", ("operand 1", "operand 2"), order, "answer", (3, 4, 5))
     table = TabledRule(task, Ordered())
-    assert broken(table, identity) is None
+    assert broken_step(table, identity) is None
     for field in ({"order": (1, 0, -1)}, {"symbols": (5, 4, 3)}, {"operands": ("operand 2", "operand 1")}):
-        assert broken(table, replace(identity, **field)) is not None  # type: ignore[arg-type]
+        assert broken_step(table, replace(identity, **field)) is not None  # type: ignore[arg-type]
     Ordered.along = "index" if up else "place"  # type: ignore[assignment]
-    assert broken(TabledRule(task, Ordered()), identity) is not None
+    assert broken_step(TabledRule(task, Ordered()), identity) is not None
 
 
 # Runs.
@@ -433,7 +435,7 @@ def test_rule_compute_and_solve_are_held_to_each_other() -> None:
         with pytest.raises(
             CannotDecideError, match=rf"^({who}) of .* does not say what 'solve' says of \d+\+\d+ \(shape"
         ):
-            held(task, rule_of(task))
-    count, longest = held(Addition(), rule_of(Addition()))
+            compare_with_oracle(task, rule_of(task))
+    count, longest = compare_with_oracle(Addition(), rule_of(Addition()))
     assert count >= HELD_TO
     assert longest == 60

@@ -372,7 +372,7 @@ def test_a_proof_goes_through_in_base_2() -> None:
         counts.append(sum(len(kind.assignments) for kind in kinds))
         problems = small_windows.every_problem(task, (2, 2))
         for assignment in kinds[-1].assignments:
-            problem = kinds[-1].met(assignment)[0].problem(assignment)
+            problem = kinds[-1].predictions_with(assignment)[0].problem(assignment)
             assert problem.shape != (2, 2) or (problems.source == problem.source).all(dim=1).any()
     # A carry read off the two digits below: the number of assignments goes with the fourth power of the base.
     assert counts[0] < counts[1] < (3 / 2) ** 4 * counts[0]

@@ -135,7 +135,7 @@ def test_every_assignment_of_a_table_is_gone_through() -> None:
     for kind in coverage.kinds:
         for assignment in kind.assignments[:: max(1, len(kind.assignments) // 3)]:
             tokens, required = kind.enumeration.tokens(assignment[None])
-            for enumeration in kind.met(assignment):
+            for enumeration in kind.predictions_with(assignment):
                 with contextlib.suppress(CannotDecideError):
                     problem = enumeration.problem(assignment)
                     strings = {"source": problem.source[0], "prefix": prefix_of(problem.target)[0]}
