@@ -1,17 +1,18 @@
 """Checks a certificate anew: `python -m abc_toolkit.checker CERTIFICATE [--weights FILE] [--window FILE]`.
 
-It needs NumPy and the standard library, imports nothing of the toolkit, and is slow rather than clever. In the order of
-this file, it
+It needs NumPy and the standard library, imports nothing of the toolkit, and is slow rather than clever. The sections of
+this file are its steps:
 
-1. reads the three files, and refuses what is not well formed;
-2. derives the *bound of sizes*: up to which sizes problems are gone through so that all others repeat what was seen;
-3. builds each layout up to the bound token by token, and finds the *receptive field* of each prediction: the tokens
-   that it depends on, its leaves, and how. Predictions that are the same function of their leaves are of one *kind*;
-4. runs the rule, a transducer, through the places for every *assignment* of a kind: the tokens that the leaves can hold
-   in some problem, and the token that is then required;
-5. computes the logits of every assignment in float64, and how far float32 may be from them;
-6. checks the identities that say what the rule computes, on its table;
-7. compares all that with the certificate.
+1. It reads the three files, and refuses what is not well formed.
+2. It derives the *bound of sizes*: larger problems bring no new prediction.
+3. It builds each layout up to the bound token by token, and finds the *receptive field* of each prediction: its
+   *leaves*, the tokens that it depends on, and how it depends on them. Predictions that are the same function of their
+   leaves are of one *kind*.
+4. It runs the rule, a transducer over places, to find every *assignment* of a kind: the tokens that the leaves can hold
+   in some problem, and the token that is then required.
+5. It computes the logits of every assignment in float64, with a bound of their float32 error.
+6. It checks the identities that say what the rule computes, on the rule's table.
+7. It compares all results with the certificate.
 
 It trusts that the certificate's layout and rule are those of the task: compare them by eye. The exit status is 0 where
 everything agrees, 1 where something does not, 2 for bad input, and 3 where it cannot decide.
@@ -32,21 +33,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_PREDICTIONS = 3_000_000  # sizes and tokens that layouts are built for
+MOST_PREDICTIONS = 3_000_000  # sizes and tokens of all layouts
 MOST_ROWS = 30_000_000  # assignments of one kind
-TOO_MANY = f"a kind has more than {MOST_ROWS} assignments, which is beyond the budget"
+TOO_MANY = f"a kind has more than {MOST_ROWS} assignments, which exceeds the budget"
 BATCH = 1024  # assignments that go through the model at once
 CARTESIAN = ("place", "index", "row", "column")
 COORDINATES = (*CARTESIAN, "raw", "raw_from_end", "segment")
-SITES = {"encoder": ["encoder"], "decoder": ["decoder", "cross"]}  # of the attentions of a layer
-ATTENTIONS = {"encoder": ["self"], "decoder": ["self", "cross"]}  # their names
+SITES = {"encoder": ["encoder"], "decoder": ["decoder", "cross"]}  # sites of the attentions of a layer
+ATTENTIONS = {"encoder": ["self"], "decoder": ["self", "cross"]}  # names of these attentions in the weights
 HASHED = ("architecture", "task", "tokens", "positions", "layout", "rule", "identities")
 COMPARED = ("assignments", "smallest_margin", "largest_rounding", "smallest_slack")
 U = 2.0**-24  # rounding of float32
 EXP = 32 * 2.0**-23  # error of its exponential function
 SAFELY = 1 + 1e-6  # norms of matrices are rounded themselves
 HUGE = 1e18  # below this, squares do not overflow in float32
-TINY = 2.0**-100  # above what underflow takes away from a vector
+TINY = 2.0**-100  # more than underflow takes from a vector
 
 
 class Outcome(Exception):  # noqa: N818
@@ -73,8 +74,8 @@ def agree(does: bool, line: str) -> None:
 
 # 1. Files ------------------------------------------------------------------------------------------------------------
 
-# What JSON must look like: an object with at least these fields, a list of things alike, a value of one of the types of
-# a tuple, or one of the values of a set or a range.
+# Patterns of JSON: a dict is an object with at least these fields, a list is a list of any length with one pattern, a
+# type or a tuple is a value of that type or of one of these types, a set or a range is one of these values.
 NUMBER, TEXT, COUNT, WHOLE = (int, float), (str, type(None)), range(2**15), range(1, 2**15)
 CERTIFICATE: Any = {
     "schema": int, "argument": int, "verdict": str, "task": dict,
@@ -112,7 +113,7 @@ TENSOR: Any = {"dtype": str, "shape": [range(2**31)], "data_offsets": [int]}
 
 
 def fits(value: Any, pattern: Any, name: str, remedy: str = "write the certificate anew") -> None:
-    """Refuses JSON that does not look as it must."""
+    """Refuses JSON that does not match a pattern."""
     if isinstance(pattern, dict):
         fits(value, dict, name, remedy)
         for key, inside in pattern.items():
@@ -124,7 +125,7 @@ def fits(value: Any, pattern: Any, name: str, remedy: str = "write the certifica
             fits(inside, pattern[0], f"{name} {number}", remedy)
     elif isinstance(pattern, (set, range)):
         fits(value, tuple({type(each) for each in pattern}) if isinstance(pattern, set) else int, name, remedy)
-        require(value in pattern, f"{name} is {repr(value)[:40]}, which it cannot be", remedy)
+        require(value in pattern, f"{name} is {repr(value)[:40]}, which is not allowed", remedy)
     else:  # `type`, as `true` is no number
         good = type(value) in (pattern if isinstance(pattern, tuple) else (pattern,))
         require(good, f"{name} is {repr(value)[:40]}, of the wrong type", remedy)
@@ -142,13 +143,13 @@ def read_json(data: bytes, name: str) -> Any:
         return json.loads(data.decode("utf-8"), parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error).split("\n")[0]
-        raise Outcome(f"{name} is no JSON of finite numbers ({reason}): write it anew", 2) from error
+        raise Outcome(f"{name} is not JSON with finite numbers ({reason}): write it anew", 2) from error
 
 
 def read_tensors(data: bytes, name: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, which are all of finite float32 numbers, in float64."""
+    """The tensors of a safetensors file, in float64; the file must hold finite float32 numbers only."""
     size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else len(data)
-    require(size <= len(data) - 8, f"{name} is no whole safetensors file", "copy it anew")
+    require(size <= len(data) - 8, f"{name} is not a complete safetensors file", "copy it anew")
     header, raw = read_json(data[8 : 8 + size], name), data[8 + size :]
     fits(header, dict, f"the header of {name}", "copy it anew")
     tensors = {}
@@ -175,7 +176,7 @@ class Expr:
 
     @classmethod
     def from_value(cls, value: int | str | dict[str, int]) -> "Expr":
-        """The expression of a number, of a symbol, or of factors."""
+        """The expression of a number, of a symbol, or of the factors of symbols."""
         factors = value if isinstance(value, dict) else {value: 1} if isinstance(value, str) else {"": value}
         return cls(tuple(sorted((symbol, factor) for symbol, factor in factors.items() if factor)))
 
@@ -192,11 +193,11 @@ class Expr:
         return self + other * -1
 
     def put(self, values: "dict[str, Expr]") -> "Expr":
-        """With expressions in place of symbols."""
+        """The expression with its symbols replaced by expressions."""
         return sum((values.get(symbol, Expr.from_value(symbol)) * factor for symbol, factor in self.terms), Expr())
 
     def at(self, values: dict[str, int]) -> int:
-        """Its value."""
+        """The value of the expression."""
         return sum(factor * (values[symbol] if symbol else 1) for symbol, factor in self.terms)
 
     def factor(self, symbol: str) -> int:
@@ -220,18 +221,18 @@ Loops = tuple[tuple[str, Expr], ...]  # variable and number of rounds of each re
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """Tokens of a layout that are written alike: one, or one for each round of the repeats around it."""
+    """One token of a layout's description: a token for each round of the repeats around it."""
 
     segment: str
     coordinates: dict[str, Any]  # `None` where not linear; "held raw": what a token has in the decoder's prefix
     values: tuple[int, ...]  # token ids that it can hold
     loops: Loops  # the repeats around it
-    address: tuple[int, ...]  # where it stands in the nested lists
+    address: tuple[int, ...]  # its indices in the nested lists
 
 
 @dataclass(frozen=True, eq=False)
 class Repeat:
-    """Items that are written some times over."""
+    """Items that are repeated."""
 
     count: Expr
     variable: str
@@ -242,7 +243,7 @@ Nodes = list[Item | Repeat]
 
 
 class Case(NamedTuple):
-    """A case of the family of layouts: it holds where all of `where` are >= 0."""
+    """A case of the family of layouts: it holds for sizes that make all expressions of `where` >= 0."""
 
     where: list[Expr]
     start: Item
@@ -304,14 +305,12 @@ class Family:
                 variable, count = node["variable"], self._expr(node["repeat"], loops, name)
                 new = variable not in {"", *self.sizes, *(other for other, _ in loops)} and variable[0] != "?"
                 good = len(loops) < 2 and new and bool(node["items"])
-                require(
-                    good, f"{name}: the repeat over {variable!r} is a third inside others, empty, or has no new name"
-                )
+                require(good, f"{name}: the repeat over {variable!r} is nested three deep, is empty, or reuses a name")
                 inside = self._nodes(node["items"], (*loops, (variable, count)), here, name)
                 nodes.append(Repeat(count, variable, inside))
             else:
                 fits(node, self.item, name)
-                require(bool(node["values"]), f"{name}: there is no token of these values")
+                require(bool(node["values"]), f"{name}: a token has no values")
                 coordinates: dict[str, Any] = dict.fromkeys((*COORDINATES, "held raw", "held raw_from_end"))
                 coordinates |= {key: self._expr(node[key], loops, name) for key in CARTESIAN}
                 coordinates["segment"] = Expr.from_value(self.segments.index(node["segment"]))
@@ -324,7 +323,7 @@ class Family:
 
 
 def count_through(nodes: Nodes, before: Expr | None) -> Expr | None:
-    """Gives items the number of tokens before them, and returns that of all: `None` where it is not linear."""
+    """Sets the number of tokens before each item, and returns the number of all tokens; `None` if it is not linear."""
     for node in nodes:
         if isinstance(node, Item):
             node.coordinates["held raw"] = before
@@ -359,7 +358,10 @@ class Rule:
             for role in ("operand", "constant", "answer")
         )
         good = self.least_constant < self.base <= num_tokens - 2 and len(self.ends) == self.num_states
-        require(good and max(self.starts, default=0) < self.num_states, "rule: its numbers do not go together")
+        require(
+            good and max(self.starts, default=0) < self.num_states,
+            "rule: its base, least constant, states and ends do not fit together",
+        )
         shape = (self.num_states, *[self.base] * len(self.operands))
         shape += (*[self.base - self.least_constant] * len(self.constants), 1 + len(self.answers))
         try:
@@ -367,24 +369,24 @@ class Rule:
         except ValueError:
             self.table = np.zeros(0)
         good = self.table.shape == shape and self.table.dtype.kind == "i"
-        require(good, f"rule: its table is no table of integers of the shape {shape}")
+        require(good, f"rule: its table is not an array of integers of the shape {shape}")
         most = [self.num_states - 1] + [num_tokens - 3] * len(self.answers)
         good = bool((self.table >= 0).all() and (self.table <= most).all())
-        require(good, "rule: its table holds a state or a symbol that there is not")
+        require(good, "rule: its table holds an unknown state or symbol")
         values = range(self.least_constant, self.base)
         self.constant_values = list(itertools.product(values, repeat=len(self.constants)))
         cycles = [self.cycle(present) for present in itertools.product((False, True), repeat=len(self.operands))]
         self.first, self.period = max(first for first, _ in cycles), math.lcm(*(period for _, period in cycles))
-        self.ended: dict[tuple[int, ...], set[int]] = {}  # filled as runs are gone through
-        self.gaps: set[int] = set()  # answers that are not written at every place, filled as layouts are gone through
+        self.ended: dict[tuple[int, ...], set[int]] = {}  # last states of the runs so far, by the constants
+        self.gaps: set[int] = set()  # answers without a token at some place of the layouts so far
 
     def step(self, state: int, digits: Sequence[int], constants: Sequence[int]) -> tuple[int, dict[int, int]]:
-        """The next state, and what each operand and answer is by the number of its read."""
+        """The next state, and the symbols of operands and answers by the number of their read."""
         then, *written = self.table[(state, *digits, *(value - self.least_constant for value in constants))].tolist()
         return then, dict(zip(self.operands + self.answers, [*digits, *written], strict=True))
 
     def cycle(self, present: tuple[bool, ...]) -> tuple[int, int]:
-        """From which power on the relation of states repeats itself, and after how many, for all constants at once."""
+        """The first power from which on the relation of states is periodic, and its period, for all constants."""
         first, period = 0, 1
         for constants in self.constant_values:
             matrix = np.zeros((self.num_states, self.num_states), bool)
@@ -400,9 +402,9 @@ class Rule:
 
 @functools.cache
 def ways(rule: Rule, present: tuple[bool, ...], wanted: tuple[int, ...], constants: tuple[int, ...]) -> np.ndarray:
-    """All steps at a place: rows of a state, the symbols of the wanted reads, and the next state.
+    """All steps at a place, a row each: the state, the symbols of the wanted reads, and the next state.
 
-    The operands that are not present have no digit there, and read 0.
+    Operands that are not present have no digit at the place, and read 0.
     """
     rows, digits = [], [range(rule.base if there else 1) for there in present]
     for state, *read in itertools.product(range(rule.num_states), *digits):
@@ -433,18 +435,18 @@ class Window:
 
 # 2. The bound of sizes -----------------------------------------------------------------------------------------------
 
-Known = frozenset[Expr]  # what holds wherever a token is in a receptive field: each of these is >= 0
+Known = frozenset[Expr]  # expressions that are >= 0 wherever a token is in a receptive field
 
 
 class Token(NamedTuple):
-    """A token of a family of layouts: an item, and what the variable of each repeat around it is."""
+    """A token of a family of layouts: an item, with the value of the variable of each repeat around it."""
 
     item: Item
     values: tuple[Expr, ...]
 
     @classmethod
     def any_of(cls, item: Item, name: str) -> "Token":
-        """Any token of an item: each variable is a symbol of its own."""
+        """All tokens of an item as one: each variable is a symbol of its own."""
         once = Expr.from_value(1)  # the variable of a repeat that is gone through once is 0
         return cls(
             item, tuple(Expr() if c == once else Expr.from_value(f"?{name} {n}") for n, (_, c) in enumerate(item.loops))
@@ -459,19 +461,23 @@ class Token(NamedTuple):
         return None if expr is None else expr.put(self.bound)
 
     def left(self, number: int) -> Expr:
-        """How many rounds of a repeat around it are left after its own."""
+        """The number of rounds that a repeat around it has left after its own round."""
         return self.item.loops[number][1].put(self.bound) - 1 - self.values[number]
 
     def ranges(self) -> list[Expr]:
-        """What is >= 0 if there is such a token."""
+        """Expressions that are all >= 0 if the token exists."""
         return [*self.values, *(self.left(number) for number in range(len(self.values)))]
 
 
-Way = tuple[Token | None, list[Expr], list[Expr]]  # a token or none, what is >= 0 then, and the facts that tell
+# A token or none, expressions that are then >= 0, and the facts that decide it.
+Way = tuple[Token | None, list[Expr], list[Expr]]
 
 
 def possible(known: Iterable[Expr]) -> bool:
-    """Whether integers >= 0 for the symbols can make all expressions >= 0 (Bellman-Ford); differences alone count."""
+    """Whether integers >= 0 for the symbols can make all expressions >= 0 (Bellman-Ford).
+
+    Expressions that are no differences are ignored.
+    """
     edges: set[tuple[str, str, int]] = set()
     for expr in known:
         if expr.is_difference:
@@ -489,31 +495,30 @@ def possible(known: Iterable[Expr]) -> bool:
 
 
 def zero(*exprs: Expr) -> list[Expr]:
-    """That expressions are 0, as expressions that are >= 0."""
+    """Expressions that are all >= 0 if and only if the given ones are 0."""
     return [*exprs, *(expr * -1 for expr in exprs)]
 
 
 def unknown(*exprs: Expr) -> bool:
-    """Whether there are variables left of a key that is looked for."""
+    """Whether expressions hold a variable of a key that is not determined yet."""
     return any(symbol.startswith("?key") for expr in exprs for symbol in expr.symbols)
 
 
 def solved(token: Token, equations: list[Expr]) -> tuple[Token, list[Expr]]:
-    """A token with its unknown variables as equations (each = 0) determine them, and the equations left over."""
+    """Determines the unknown variables of a token by equations (each = 0); returns it and the equations left over."""
     values, rest = list(token.values), equations
     for symbol in (f"?key {n}" for n in range(len(values))):
         equation = next((each for each in rest if abs(each.factor(symbol)) == 1), Expr())
-        value = Expr.from_value(symbol) - equation * equation.factor(
-            symbol
-        )  # as factor * (factor * unknown + others) = 0
+        # The factor is 1 or -1, so factor * (factor * unknown + others) = 0 gives the unknown.
+        value = Expr.from_value(symbol) - equation * equation.factor(symbol)
         values, rest = ([expr.put({symbol: value}) for expr in exprs] for exprs in (values, rest))
     rest = [equation for equation in rest if equation.terms]
-    decide(not unknown(*rest), f"conditions on {token.item.segment!r} leave its variables no whole numbers")
+    decide(not unknown(*rest), f"conditions on {token.item.segment!r} do not determine its variables as integers")
     return Token(token.item, tuple(values)), rest
 
 
 def earlier(key: Token, query: Token) -> Iterator[tuple[list[Expr], list[Expr]]]:
-    """The ways in which a token stands before another in their string: what is then >= 0, and the facts."""
+    """The ways in which a token may precede another in their string: expressions that are then >= 0, and the facts."""
     equals: list[Expr] = []
     facts: list[Expr] = []
     for n, (a, b) in enumerate(zip(key.item.address, query.item.address, strict=False)):
@@ -528,7 +533,7 @@ def earlier(key: Token, query: Token) -> Iterator[tuple[list[Expr], list[Expr]]]
 
 
 def in_turn(parts: Iterable[Iterable[Way]]) -> Iterator[Way]:
-    """The first token that any of some parts of a string holds."""
+    """The ways in which some parts of a string have a first token."""
     conditions: list[Expr] = []
     facts: list[Expr] = []
     for part in parts:
@@ -545,7 +550,7 @@ def in_turn(parts: Iterable[Iterable[Way]]) -> Iterator[Way]:
 
 
 class Prediction:
-    """The facts that one prediction's kind and assignments rest on, for a case of layouts and an item of its target."""
+    """The facts that decide the kind and the assignments of a prediction, for an item of the target in a case."""
 
     def __init__(self, family: Family, number: int, item: Item, model: "Model", window: Window, rule: Rule) -> None:
         self.case, self.family, self.window, self.rule = family.cases[number], family, window, rule
@@ -564,13 +569,13 @@ class Prediction:
             self.follow_run(query, frozenset(given))
 
     def note(self, facts: Iterable[Expr], of_run: bool = False) -> None:
-        """Takes down facts."""
+        """Collects facts."""
         for fact in facts:
-            decide(fact.is_difference, f"{fact} against 0 is no comparison of two sizes or numbers of rounds")
+            decide(fact.is_difference, f"the comparison of {fact} with 0 is not one of two sizes or numbers of rounds")
             (self.run_facts if of_run else self.facts).add(fact)
 
     def follow(self, query: Token, given: Known, model: "Model") -> None:
-        """Follows the receptive field down to the leaves; the facts on the way are noted."""
+        """Follows the receptive field down to the leaves, and notes the facts on the way."""
         target, source = [self.case.start, *flat(self.case.target)][:-1], list(flat(self.case.source))
         reached: set[tuple[Token, Known]] = set()
         streams = {(query, given)}  # by the token that each predicts
@@ -595,7 +600,7 @@ class Prediction:
             decide(linear, f"a position table takes a coordinate of {token.item.segment!r} that is not linear")
 
     def opened(self, rule: Any, query: Token, known: Known, items: list[Item]) -> set[tuple[Token, Known]]:
-        """The keys that a rule of the window may open to a query, each with what then holds."""
+        """The keys that a rule of the window may open to a query, each with expressions that are then >= 0."""
         found, causal = set(), rule["site"] == "decoder"
         if rule["query_segment"] not in (None, query.item.segment):
             return found
@@ -612,7 +617,7 @@ class Prediction:
                 continue
             key, rest = solved(key, equations)
             fixed = not unknown(*key.values)
-            decide(fixed, f"{rule['name']} opens ever more keys of {item.segment!r}, as its conditions leave them free")
+            decide(fixed, f"{rule['name']} opens the more keys of {item.segment!r}, the longer the problem")
             for conditions, facts in earlier(key, query) if causal else [([], [])]:
                 now = known.union(key.ranges(), zero(*rest), conditions)
                 if possible(now):
@@ -621,7 +626,7 @@ class Prediction:
         return found
 
     def beside(self, token: Token, step: int, known: Known) -> list[tuple[Token, Known]]:
-        """The token after (1) or before (-1) one of the target; there may be several for several sizes."""
+        """The tokens that may stand after (`step` 1) or before (-1) a token of the target: it depends on the sizes."""
 
         def first(nodes: Nodes, values: dict[str, Expr]) -> Iterator[Way]:
             return in_turn(first_of(node, values) for node in nodes[::step])
@@ -634,7 +639,7 @@ class Prediction:
                 yield from round_of(node, values, Expr() if step == 1 else count - 1, count, count - 1)
 
         def round_of(node: Repeat, values: dict[str, Expr], number: Expr, left: Expr, fact: Expr) -> Iterator[Way]:
-            """A round of a repeat, if any is left, which the fact tells."""
+            """The first token of a round of a repeat, if a round is left, which the fact decides."""
             for token, more, noted in first(node.nodes, values | {node.variable: number}):
                 empty = token is None and possible(known.union(more, [left - 1]))
                 decide(not empty, "a round of a repeat may be empty")
@@ -643,7 +648,7 @@ class Prediction:
             yield None, [left * -1], [fact]
 
         def beyond(nodes: Nodes, address: Sequence[int], values: dict[str, Expr]) -> Iterator[Way]:
-            """What follows an address: in the same round, in the next round, or out of the repeat."""
+            """The token after an address: in the same round, in the next round, or outside the repeat."""
             node, parts = nodes[address[0]], []
             if isinstance(node, Repeat):
                 mine = token.bound[node.variable]
@@ -660,7 +665,7 @@ class Prediction:
         return found
 
     def compare_leaves(self) -> None:
-        """Notes the order of the leaves, where the sizes tell it."""
+        """Notes the facts that decide the order of the leaves."""
         for (side, a, known), (other, b, more) in itertools.combinations(self.leaves, 2):
             both = known | more
             for n, (x, y) in enumerate(zip(a.values, b.values, strict=False)):
@@ -670,7 +675,7 @@ class Prediction:
                 both = both.union(zero(x - y))
 
     def follow_run(self, query: Token, given: Known) -> None:
-        """Notes what the rule's run depends on: which leaves it names, and how its events lie to each other."""
+        """Notes the facts that decide the rule's run: which leaves it names, and the distances of its events."""
         events: set[tuple[Expr, Known]] = set()
         row = query.coordinate("row")
         for read in self.rule.reads:
@@ -695,7 +700,7 @@ class Prediction:
         return token.coordinate(self.rule.along) - read["shift"]
 
     def range_events(self, read: Any, item: Item, row: Expr, given: Known) -> set[tuple[Expr, Known]]:
-        """The first and the last place that an item gives a read of the rule, in rows that fit."""
+        """The first and the last place at which the rule reads tokens of an item, in rows that fit."""
         token = Token.any_of(item, "key")
         fit = [] if read["row"] is None else [row - token.coordinate("row") - read["row"]]
         if not possible([*given, *token.ranges(), *zero(*fit)]):
@@ -708,13 +713,13 @@ class Prediction:
         moving = [symbol for symbol in last if place.factor(symbol)]
         one = len(moving) < 2 and all(abs(place.factor(key)) == 1 for key in moving)
         good = one and not unknown(*then, *last.values())
-        decide(good, f"the places of {item.segment!r} are no range that one variable goes through")
+        decide(good, f"the places of {item.segment!r} are not a range of one variable")
         self.note([*rest, *then, *last.values()])
         ends = (dict.fromkeys(moving, Expr()), {symbol: last[symbol] for symbol in moving})
         return {(place.put(end), given.union(then, zero(*rest))) for end in ends}
 
     def bounds(self, period: int, first: int) -> dict[str, int]:
-        """The bound of each size by the lemma: K (G + P) of the component that it is in."""
+        """The bound of each size by the lemma: K (G + P) of the group of symbols that it is in."""
         component: dict[str, set[str]] = {}
         for fact in self.facts | self.run_facts:
             joined = set(fact.symbols).union(*(component.get(symbol, set()) for symbol in fact.symbols))
@@ -729,7 +734,7 @@ class Prediction:
 
 
 def bound_of_sizes(family: Family, model: "Model", window: Window, rule: Rule) -> dict[str, int]:
-    """Up to which value each size must be gone through."""
+    """The bound of each size."""
     period = math.lcm(rule.period, *(position["period"] for position in model.positions))
     bounds = dict(zip(family.sizes, family.least, strict=True))
     for number, case in enumerate(family.cases):
@@ -747,15 +752,15 @@ Placed = dict[str, Any]  # a token of a layout: its coordinates, and its item un
 
 
 class Form(NamedTuple):
-    """How a prediction is computed from its leaves, the same for all predictions of a kind.
+    """How a prediction is computed from its leaves; predictions of a kind share it.
 
-    A stream has the number of its leaf. A layer lists the streams that are needed after it, each with the open streams
-    and their biases for every head of self- and of cross-attention.
+    A stream has the number of its leaf. A layer lists the streams that are needed after it. Each comes with the open
+    streams and their biases, for every head of self-attention and of cross-attention.
     """
 
     encoder: tuple[Any, ...]
     decoder: tuple[Any, ...]
-    residues: tuple[tuple[int, ...], ...]  # what the position tables take at each leaf
+    residues: tuple[tuple[int, ...], ...]  # rows of the position tables at each leaf
     num_sources: int  # leaves of the source, which come first; those of the prefix are numbered from 0 again
     read: int  # the stream that is read out
 
@@ -771,7 +776,7 @@ def written(nodes: Nodes, values: dict[str, int]) -> Iterator[Placed]:
 
 
 class Layout:
-    """The tokens of all problems of some sizes, and the keys that the window opens."""
+    """The layout of all problems of some sizes, with the keys that the window opens."""
 
     def __init__(self, case: Case, sizes: dict[str, int], model: "Model", window: Window, rule: Rule) -> None:
         self.sizes, self.model, self.rule = sizes, model, rule
@@ -820,7 +825,7 @@ class Layout:
         return [self.source[n] for n in source] + [self.prefix[n] for n in prefix], form
 
     def places(self, row: int) -> tuple[list[set[int]], int]:
-        """Places at which each operand has a digit, seen from a row, and the last place of the rule's run."""
+        """The places at which each operand has a digit, and the last place of the rule's run, for a predicted row."""
         there: list[set[int]] = [set() for _ in self.rule.reads]
         for places, read in zip(there, self.rule.reads, strict=True):
             for token in self.target if read["role"] == "answer" else self.source + self.target:
@@ -835,7 +840,7 @@ class Layout:
 
 
 def may_be(read: Any, token: Placed, row: int) -> bool:
-    """Whether a token is what the rule reads, seen from a row."""
+    """Whether the rule reads a token when it predicts a row."""
     return read["segment"] == token["item"].segment and read["row"] in (None, row - token["row"])
 
 
@@ -860,9 +865,9 @@ def open_keys(rules: list[Any], queries: list[Placed], keys: list[Placed], causa
 
 
 class Plan(NamedTuple):
-    """What the assignments of a prediction are computed from."""
+    """Everything that the assignments of a prediction are computed from."""
 
-    # The places from 0 on: which operands have a digit, which reads are told, and how many such places follow.
+    # The places from 0 on: which operands have a digit, which reads are shown by leaves, and the number of such places.
     steps: tuple[tuple[tuple[bool, ...], tuple[int, ...], int], ...]
     leaves: tuple[tuple[str, Any], ...]  # number of the told symbol, or of the constant, or the ids that it can hold
     required: tuple[str, Any]  # of the required token
@@ -906,7 +911,7 @@ def plan_of(layout: Layout, query: int, leaves: list[Placed], rule: Rule) -> Pla
 
 
 def joined(runs: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Runs (symbols so far, then the state) that take a step (state, symbols, next state) in all ways."""
+    """Runs (symbols so far, state) followed by all steps (state, symbols, next state) that fit."""
     parts = [np.zeros((0, runs.shape[1] + steps.shape[1] - 2), runs.dtype)]
     for state in np.unique(runs[:, -1]):
         mine, then = runs[runs[:, -1] == state, :-1], steps[steps[:, 0] == state, 1:]
@@ -916,9 +921,9 @@ def joined(runs: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def assignments(plan: Plan, rule: Rule) -> np.ndarray:
-    """All assignments of a plan: rows of the ids of the leaves, then of the required token.
+    """All assignments of a plan, a row each: the ids of the leaves, then that of the required token.
 
-    The rule takes down the states in which runs end, by the constants, where the required token is an answer.
+    If the required token is an answer, the last states of the runs are added to `rule.ended`.
     """
     sources = [*plan.leaves, plan.required]
     found = []
@@ -973,22 +978,22 @@ Streams = dict[int, Bounded]  # by number
 
 
 class Model:
-    """The model in float64, and how far float32 may be from it."""
+    """The model in float64, with bounds of its float32 errors."""
 
     def __init__(self, data: Any, positions: list[Any], num_tokens: int, tensors: dict[str, np.ndarray]) -> None:
         self.num_layers = {"encoder": data["num_encoder_layers"], "decoder": data["num_decoder_layers"]}
         self.dim, self.num_heads, self.pre = data["model_dim"], data["num_heads"], data["norm"] == "pre"
         self.positions, self.weights = positions, dict(tensors)
-        require(self.dim % self.num_heads == 0, "architecture: its sizes do not go together")
+        require(self.dim % self.num_heads == 0, "architecture: model_dim is not a multiple of num_heads")
         backbone = data["backbone"]
         decide(backbone == "encoder-decoder", f"the backbone {backbone!r} is another model than the encoder-decoder")
         methods = list(position_methods(data["position"]))
         for n, (name, settings) in enumerate(methods):
             known = name == "Cyclic" and n < len(positions)
-            decide(known, f"the position method {name} comes to no table that repeats itself")
+            decide(known, f"the position method {name} has no periodic table")
             same = all(positions[n][key] == value for key, value in settings.items() if key in positions[n])
-            require(same, "positions: a table is not what the architecture says")
-        require(len(methods) == len(positions), "positions: the architecture has not so many tables")
+            require(same, "positions: a table differs from the architecture")
+        require(len(methods) == len(positions), "positions: the architecture has fewer tables")
         for table in positions:
             require(bool(table["coordinates"]) and table["base"] >= 1, "positions: a table has no coordinate or base")
         self._check_shapes(num_tokens, data["feedforward_dim"])
@@ -1022,13 +1027,13 @@ class Model:
             found = self.weights[name].shape
             require(found == shape, f"the tensor {name} has the shape {found}, not {shape}", remedy)
         more = min(set(self.weights) - set(shapes), default="")
-        require(not more, f"the weights hold {more}, which this model has not", remedy)
+        require(not more, f"the weights hold {more}, which is not a tensor of this model", remedy)
 
     def check_overflow(self, window: Window) -> None:
-        """Ends the check where a number might overflow in float32, whatever tokens there are, whether read or not.
+        """Ends the check if a number might overflow in float32, for any tokens, read or not.
 
-        A number that overflows at a closed key makes the query's stream NaN, as 0 times infinity is. Each number on the
-        way is at most the 2-norm of a vector, which is bounded here in exact arithmetic; float32 does not double it.
+        An overflow at a closed key would make the query's stream NaN, as 0 times infinity is. Each number on the way is
+        at most the 2-norm of a vector, which is bounded here in exact arithmetic; float32 at most doubles it.
         """
         root, sizes = math.sqrt(self.dim), [abs(rule["bias"]) for rule in window.rules]
 
@@ -1037,7 +1042,7 @@ class Model:
             return sizes[-1]
 
         def normed(name: str, size: float) -> float:
-            # Of a vector that is nearly the same everywhere, float32 may leave rounding errors alone.
+            # Of a vector that is nearly constant, float32 may leave nothing but rounding errors.
             left = root + 4 * gamma(self.dim + 8) * size / math.sqrt(1e-5)
             sizes.append(float(abs(self.weights[f"{name}.weight"]).max() * left + norm(self.weights[f"{name}.bias"])))
             return sizes[-1]
@@ -1062,14 +1067,14 @@ class Model:
             encoded = normed(f"{side}_norm", stream) if f"{side}_norm.weight" in self.weights else stream
         sizes += [embedded, linear("output", encoded)]  # the decoder's own by now
         safe = all(2 * size <= HUGE for size in sizes)
-        decide(safe, f"float32 may overflow, as the weights or biases allow of numbers up to {max(sizes):.3g}")
+        decide(safe, f"float32 may overflow, as the weights or biases allow numbers up to {max(sizes):.3g}")
 
     def residues(self, token: Placed) -> tuple[int, ...]:
-        """What the position tables take of a token's coordinates."""
+        """The rows of the position tables for a token."""
         return tuple(token[name] % table["period"] for table in self.positions for name in table["coordinates"])
 
     def embed(self, residues: tuple[int, ...], ids: np.ndarray) -> Bounded:
-        """The embeddings of some tokens, with the position vectors of a leaf."""
+        """The embeddings of some tokens at a leaf, with its position vectors."""
         x = self.weights["embedding.weight"][ids] * math.sqrt(self.dim)
         left, error = list(residues), 0.0
         for table in self.positions:
@@ -1097,11 +1102,11 @@ class Model:
         off = x.error / least + (drift + 8 * U + gamma(d + 4) + 4 * U) * x.size / least
         largest = abs(weight).max()
         error = largest * off + 3 * U * (largest * (norm(n) + off) + norm(bias)) + TINY
-        # A large error of the variance is no longer one of the quotient of the same size.
+        # For a large error of the variance, the error of the quotient is not bounded by it.
         return Bounded(n * weight + bias, np.where(drift <= 0.25, error, math.inf))
 
     def attention(self, name: str, x: Bounded, streams: Streams, heads: Any) -> Bounded:
-        """Attention of the stream `x`, which for each head reads open streams with their biases."""
+        """Attention of the stream `x` to the open streams of each head, with their biases."""
         q, width = self.linear(f"{name}.query", x), self.dim // self.num_heads
         read = {n for open_ in heads for n, _ in open_}
         k, v = ({n: self.linear(f"{name}.{part}", streams[n]) for n in read} for part in ("key", "value"))
@@ -1130,17 +1135,17 @@ class Model:
         return self.linear(f"{name}.output", Bounded(mixed, np.sqrt(squares)))
 
     def add(self, x: Bounded, update: Bounded, name: str) -> Bounded:
-        """The residual sum, normalised afterwards in post-norm."""
+        """The residual connection: normalised after it in post-norm."""
         value, error = x.value + update.value, x.error + update.error
         total = Bounded(value, error + U * (norm(value) + error) + TINY)
         return total if self.pre else self.layer_norm(name, total)
 
     def normed(self, name: str, x: Bounded) -> Bounded:
-        """What a part of a layer reads."""
+        """The input of a part of a layer: normalised before it in pre-norm."""
         return self.layer_norm(name, x) if self.pre else x
 
     def layer(self, name: str, streams: Streams, memory: Streams, needed: Any) -> tuple[Streams, Streams]:
-        """The streams that are needed after a layer: before and after its feed-forward block."""
+        """The streams that are needed after a layer, before and after its feed-forward block."""
         inside = {n: self.normed(f"{name}.self_norm", x) for n, x in streams.items()}
         before, after = {}, {}
         for n, *opens in needed:
@@ -1155,10 +1160,10 @@ class Model:
         return before, after
 
     def slope(self, name: str, x: Bounded, outer: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The transposed derivative of a layer normalisation at `x` times vectors `outer`.
+        """The transposed derivative of a layer normalisation at `x`, times vectors `outer`.
 
-        With it comes by how much it can turn on the way to what float32 makes of `x`, where these have length 1, and by
-        how much the layer moves vectors apart on that way.
+        Two bounds on the segment from `x` to its float32 value come with it: the change of that product for vectors of
+        length 1, and the Lipschitz constant of the layer.
         """
         weight = self.weights[f"{name}.weight"]
         (n, s, least), u, largest = normalised(x), weight * outer, abs(weight).max()
@@ -1167,11 +1172,11 @@ class Model:
         return back, 2 / math.sqrt(3) * largest * x.error / (math.sqrt(self.dim) * least**2), largest / least
 
     def refined(self, x: Bounded, required: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """A finer bound of how far float32 may be from a difference of logits, along its gradient.
+        """A finer bound of the float32 error of a difference of logits, by its gradient.
 
-        The derivative is taken at the exact vectors, from the stream `x` before the last feed-forward block on. How far
-        it turns on the way to the rounded ones is bounded: of the normalisations by their second derivative, of the
-        rectifier by the units that may open or close.
+        The derivative is taken at the exact vectors, from the stream `x` before the last feed-forward block on. Its
+        change on the way to the rounded vectors is bounded: that of the normalisations by their second derivative, that
+        of the rectifier by the units that may switch on or off.
         """
         name = f"decoder.{self.num_layers['decoder'] - 1}.feedforward"
         first, last = self.weights[f"{name}.0.weight"], self.weights[f"{name}.3.weight"]
@@ -1199,11 +1204,11 @@ class Model:
             + norm(v) * (z.error - spread_y * y.error)
         )
 
-    @np.errstate(all="ignore")  # what is not finite leads nothing
+    @np.errstate(all="ignore")  # margins that are not finite are refused later
     def margins(self, form: Form, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """By how much the required token leads each other one, and how far float32 may be from that.
+        """The lead of the required token over each other one, and its float32 error.
 
-        Both are arrays `[assignment, token]`, with infinity and 0 for the required token.
+        Both are arrays `[assignment, token]`; for the required token itself they hold infinity and 0.
         """
         leaves = [self.embed(residues, ids[:, n]) for n, residues in enumerate(form.residues)]
         memory, streams = dict(enumerate(leaves[: form.num_sources])), dict(enumerate(leaves[form.num_sources :]))
@@ -1231,7 +1236,7 @@ class Model:
 
 
 def position_methods(part: Any) -> Iterator[tuple[str, Any]]:
-    """The name and the settings of each position method that a description is composed of."""
+    """The name and the settings of each position method in a description."""
     if isinstance(part, dict) and "class_path" in part:
         name, settings = str(part["class_path"]).rpartition(".")[2], part.get("init_args", {})
         if name == "Compose":
@@ -1245,7 +1250,7 @@ def position_methods(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def normalised(x: Bounded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows less their mean over their deviation, the deviation, and the least that float32 may make of that."""
+    """Rows minus their mean over their deviation, the deviation, and its least value within the float32 error."""
     c, d = x.value - x.value.mean(axis=1, keepdims=True), x.value.shape[1]
     s = np.sqrt((c * c).sum(axis=1, keepdims=True) / d + 1e-5)
     return c / s, s, np.sqrt(np.maximum(norm(c) - x.error, 0) ** 2 / d + 1e-5)
@@ -1264,7 +1269,7 @@ IDENTITIES: Any = {
 
 
 def identity_fails(identity: Any, rule: Rule) -> str | None:
-    """Where an identity does not hold on the rule's table, `None` if it does."""
+    """A place where an identity does not hold on the rule's table, in words; `None` if it holds everywhere."""
     kind, up, said = identity["kind"], rule.along == "place", f"identity {identity['statement']!r}"
     decide(kind in IDENTITIES, f"nothing is known of identities of the kind {kind!r}")
     identity = {"answer": None} | {key: value for key, value in identity.items() if key in IDENTITIES[kind]}
@@ -1277,10 +1282,10 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     of_constant = identity.get("bound") == "constant" or any(term["times_constant"] for term in takes + gives)
     good = used <= set(names) and (len(rule.constants) == 1 or not of_constant)
     good &= {len(carry), *(len(term["per_state"]) for term in takes + gives)} == {rule.num_states}
-    require(good, f"{said}: the rule has not such reads, one constant, or so many states")
+    require(good, f"{said}: the rule lacks its reads or its constant, or has another number of states")
     good = isinstance(identity.get("bound", 0), int) or of_constant
     good &= kind != "order" or (len(operands), len(identity["symbols"])) == (2, 3)
-    require(good, f"{said}: it has no such bound, or not two operands and three symbols")
+    require(good, f"{said}: its bound is unknown, or it does not have two operands and three symbols")
 
     def holds(state: int, then: int, symbols: dict[int, int], constants: tuple[int, ...]) -> bool:
         def total(terms: list[Any]) -> int:
@@ -1288,7 +1293,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             return sum(factor * symbols[names[term["name"]]] for factor, term in zip(factors, terms, strict=True))
 
         read, written = [symbols[names[name]] for name in operands], answer and symbols[names[answer]]
-        if kind == "linear":  # going up, the carry of the next state is worth more; going down, that of this state
+        if kind == "linear":  # the carry of the higher place counts `base` times: upwards that of the next state
             owed = rule.base * carry[then] - carry[state] if up else carry[then] - rule.base * carry[state]
             digits = all(symbols[names[term["name"]]] < rule.base for term in gives)
             same = all(term["per_state"][state] == term["per_state"][then] for term in takes + gives)
@@ -1305,7 +1310,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
         return written == read[0]
 
     if any(names[name] in rule.gaps for name in ([answer] if kind == "copy" else [term["name"] for term in gives])):
-        return "a place at which nothing is written"
+        return "a place without a token"
     if (kind in ("order", "running") or (kind == "linear" and not up)) and any(carry[state] for state in rule.starts):
         return "a start of the run"
     for constants in rule.constant_values:
@@ -1331,10 +1336,10 @@ def named(sizes: dict[str, int]) -> str:
 
 
 def shapes_of(family: Family, bound: dict[str, int], say: Callable[[str, str], None]) -> list[tuple[Case, Any]]:
-    """All sizes up to the bound that there are problems of, each with its case; says what they will cost."""
+    """All sizes up to the bound for which there are problems, each with its case; says how much work they are."""
     ranges = [range(least, bound[size] + 1) for size, least in zip(family.sizes, family.least, strict=True)]
     shapes, cost = [], math.prod(values.stop - values.start for values in ranges)
-    beyond = f"there are more than {MOST_PREDICTIONS} sizes and tokens to go through, which is beyond the budget"
+    beyond = f"there are more than {MOST_PREDICTIONS} sizes and tokens to try, which exceeds the budget"
     decide(cost <= MOST_PREDICTIONS, beyond)
     for values in itertools.product(*ranges):
         sizes = dict(zip(family.sizes, values, strict=True))
@@ -1343,12 +1348,12 @@ def shapes_of(family: Family, bound: dict[str, int], say: Callable[[str, str], N
             tokens = itertools.chain(written(case.source, sizes), written(case.target, sizes))
             cost += sum(1 for _ in itertools.islice(tokens, MOST_PREDICTIONS))
             decide(cost <= MOST_PREDICTIONS, beyond)
-    say("layouts", f"{len(shapes)}, with {cost} sizes and tokens to go through")
+    say("layouts", f"{len(shapes)}, with {cost} sizes and tokens to try")
     return shapes
 
 
 def describe(ids: np.ndarray, margins: np.ndarray, lead: float, plans: dict[Plan, Any], rule: Rule, text: str) -> str:
-    """An assignment for which the model is wrong, in words."""
+    """An assignment in which the model is wrong, in words."""
     words = {0: "start", 1: "end", **{n + 2: repr(symbol) for n, symbol in enumerate(text)}}
     token = [words.get(number, f"token {number}") for number in [*ids.tolist(), int(margins.argmin())]]
     sizes, query, leaves = next(plans[plan] for plan in plans if (assignments(plan, rule) == ids).all(axis=1).any())
@@ -1363,7 +1368,13 @@ def describe(ids: np.ndarray, margins: np.ndarray, lead: float, plans: dict[Plan
 
 
 def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str, str], None]) -> None:
-    """Checks a certificate, and says what was done: a heading, and what to say of it.
+    """Checks a certificate.
+
+    Args:
+        path: The certificate.
+        weights_path: The model's weights.
+        window_path: Its window.
+        say: Reports a result, given a heading and a text.
 
     Raises:
         Outcome: If anything does not agree, cannot be decided, or is bad input.

@@ -1,7 +1,7 @@
-"""Where every token of a problem stands: its segment and its coordinates.
+"""Layouts: the segment and the coordinates of every token of a problem.
 
-A *segment* is the tokens with one role (operand 1, operator, answer ...): a run, unless operands are written in turn.
-Each token has integer coordinates:
+A *segment* is the tokens with one role (operand 1, operator, answer ...). They are contiguous, unless operands are
+written in turn. Each token has integer coordinates:
 
 * `place`: place value inside its segment, 0 = least significant;
 * `index`: position inside its segment counted from the other end, 0 = most significant;

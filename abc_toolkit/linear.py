@@ -1,7 +1,7 @@
-"""Linear expressions of integer symbols, and functions of integers run on them.
+"""Linear expressions of integer symbols, and functions of integers that are run on them.
 
-A layout is described by lengths. Where a task says them of a shape of numbers, the layout is one; where the same code
-is given symbols, it is the layout of every length.
+A task describes its layout by a function of lengths. Given integers, this function describes the layout of one shape.
+Given symbols, the same code describes the layouts of all shapes at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ Plain = dict[str, int]
 
 
 class NotLinearError(Exception):
-    """A computation on symbols is not linear, so that nothing can be said of it for every integer."""
+    """A computation on symbols is not linear, so nothing is known about it for every integer."""
 
 
 class Linear:
     """`constant + sum of coefficient * symbol`, with integer coefficients.
 
-    A comparison of two expressions that is not settled by their constants takes the side that `cases` is exploring. All
-    that is not linear raises, so that code that runs to its end on symbols computes, on integers, what the result says.
+    A comparison of two expressions that depends on symbols gives the outcome that `cases` is exploring. Operations that
+    are not linear raise an error. If code runs to its end on symbols, its result is therefore right for all integers.
 
     Args:
         terms: Coefficient of each symbol.
@@ -116,10 +116,10 @@ class Linear:
         return self.terms == other.terms and self.constant == other.constant
 
     def at(self, values: "Mapping[str, Any]") -> Any:
-        """The expression with symbols replaced, by numbers, tensors or expressions; others stay.
+        """The expression with some of its symbols replaced.
 
         Args:
-            values: What to put in place of each symbol.
+            values: A number, a tensor or an expression for each symbol that is replaced.
         """
         result: Any = Linear({symbol: own for symbol, own in self.terms.items() if symbol not in values}, self.constant)
         if not result.terms:
@@ -142,7 +142,13 @@ def symbol(name: str) -> Linear:
 
 @dataclass
 class _Exploration:
-    """The sides that comparisons take in one run, and what follows from them."""
+    """One run of a function on expressions.
+
+    Attributes:
+        sides: The outcomes of the run's comparisons, in their order.
+        facts: Expressions that are at least 0 by these outcomes.
+        taken: Number of comparisons so far.
+    """
 
     sides: list[bool]
     facts: list[Linear]
@@ -158,7 +164,7 @@ def _is_positive(expression: Linear) -> bool:
     if not _explorations:
         raise NotLinearError("two symbols are compared outside `cases`")
     now = _explorations[-1]
-    for fact in now.facts:  # what was decided stays decided
+    for fact in now.facts:  # a comparison that is repeated has the same outcome
         if fact.same_as(expression - 1):
             return True
         if fact.same_as(-expression):
@@ -172,20 +178,20 @@ def _is_positive(expression: Linear) -> bool:
 
 
 def cases(function: Callable[..., T], arguments: Sequence[Linear], most: int = 64) -> Iterator[tuple[list[Linear], T]]:
-    """Everything that a function of integers can come to, by running it on expressions.
+    """All results that a function of integers can have, found by running it on expressions.
 
     Args:
-        function: Called anew for each way in which its comparisons may turn out.
-        arguments: What it is given.
-        most: Most cases.
+        function: The function, which is called once for each combination of outcomes of its comparisons.
+        arguments: Its arguments.
+        most: Largest number of cases.
 
     Yields:
-        Expressions that are all at least 0 in this case, and what the function returns in it. Every choice of integers
-        is of exactly one case. A `ValueError` of the function, such as a length that is too large, ends the case it
-        occurs in: it is yielded in place of the result.
+        Expressions that are all at least 0 in this case, and the function's result in it. Every choice of integers
+        belongs to exactly one case. If the function raises a `ValueError`, such as for a length that is too large, the
+        error is yielded in place of the result.
 
     Raises:
-        NotLinearError: If the function does what is not linear, or has more cases.
+        NotLinearError: If the function is not linear, or has more than `most` cases.
     """
     pending: list[list[bool]] = [[]]
     for _ in range(most):

@@ -578,41 +578,41 @@ IN_TARGET = ("layout", "cases", 0, "target")
         (put(True, "kinds"), "kinds is True, of the wrong type: write the certificate anew"),
         (put(put, "bound", "sizes", "s0"), "bound, sizes has no field 's0'"),
         (put([], "bound", "sizes"), "bound, sizes is [], of the wrong type"),
-        (put(1, "tokens", "bos"), "tokens, bos is 1, which it cannot be"),
-        (put(2, "tokens", "count"), "tokens, count is 2, which it cannot be"),
+        (put(1, "tokens", "bos"), "tokens, bos is 1, which is not allowed"),
+        (put(2, "tokens", "count"), "tokens, count is 2, which is not allowed"),
         (put(None, "architecture"), "architecture is None, of the wrong type"),
-        (put(5, "architecture", "num_heads"), "architecture: its sizes do not go together"),
-        (put("rms", "architecture", "norm"), "architecture, norm is 'rms', which it cannot be"),
+        (put(5, "architecture", "num_heads"), "architecture: model_dim is not a multiple of num_heads"),
+        (put("rms", "architecture", "norm"), "architecture, norm is 'rms', which is not allowed"),
         (put(2, "architecture", "num_decoder_layers"), "the weights have no tensor decoder.1.feedforward.0.weight"),
         (put(0, "architecture", "num_decoder_layers"), "the weights hold decoder.0.cross_attention.key_value.bias"),
         (put(16, "architecture", "feedforward_dim"), "has the shape (64, 32), not (16, 32): give the weights of this"),
         (put([{"coordinates": []}], "positions"), "positions 0 has no field 'base'"),
         (put(put, "layout", "cases", 0, "start"), "layout, cases 0 has no field 'start'"),
-        (put([-1], "layout", "least"), "layout, least 0 is -1, which it cannot be"),
+        (put([-1], "layout", "least"), "layout, least 0 is -1, which is not allowed"),
         (put([item("answer", BITS)], *IN_TARGET), "does not begin with token 0 of 'start' and end in token 1"),
         (put([], *IN_TARGET), "does not begin with token 0 of 'start' and end in token 1"),
         (put({"s7": 1}, *IN_TARGET, 0, "repeat"), "{'s7': 1} is no linear expression of the sizes"),
         (put({"s0": 0.5}, *IN_TARGET, 0, "repeat"), "{'s0': 0.5} is no linear expression of the sizes"),
         (put("s0", *IN_TARGET, 0, "repeat"), "repeat is 's0', of the wrong type"),
-        (put("s0", *IN_TARGET, 0, "variable"), "the repeat over 's0' is a third inside others, empty, or has no"),
-        (put([], *IN_TARGET, 0, "items"), "the repeat over 'v' is a third inside others, empty, or has no"),
-        (put("sum", *IN_TARGET, 0, "items", 0, "segment"), "layout, case 0, segment is 'sum', which it cannot be"),
-        (put([4], *IN_TARGET, 0, "items", 0, "values"), "layout, case 0, values 0 is 4, which it cannot be"),
-        (put([], *IN_TARGET, 0, "items", 0, "values"), "layout, case 0: there is no token of these values"),
-        (put("x", "rule", "along"), "rule, along is 'x', which it cannot be"),
-        (put("sign", "rule", "reads", 0, "role"), "rule, reads 0, role is 'sign', which it cannot be"),
-        (put([2], "rule", "starts"), "rule: its numbers do not go together"),
-        (put([True], "rule", "ends"), "rule: its numbers do not go together"),
-        (put([[[0, 0]]], "rule", "table"), "rule: its table is no table of integers of the shape (2, 2, 2)"),
-        (put([[0], [0, 0]], "rule", "table"), "rule: its table is no table of integers of the shape (2, 2, 2)"),
-        (put([2, 0], "rule", "table", 0, 0), "rule: its table holds a state or a symbol that there is not"),
-        (put([0.5, 0], "rule", "table", 0, 0), "rule: its table is no table of integers"),
+        (put("s0", *IN_TARGET, 0, "variable"), "the repeat over 's0' is nested three deep, is empty, or"),
+        (put([], *IN_TARGET, 0, "items"), "the repeat over 'v' is nested three deep, is empty, or"),
+        (put("sum", *IN_TARGET, 0, "items", 0, "segment"), "layout, case 0, segment is 'sum', which is not allowed"),
+        (put([4], *IN_TARGET, 0, "items", 0, "values"), "layout, case 0, values 0 is 4, which is not allowed"),
+        (put([], *IN_TARGET, 0, "items", 0, "values"), "layout, case 0: a token has no values"),
+        (put("x", "rule", "along"), "rule, along is 'x', which is not allowed"),
+        (put("sign", "rule", "reads", 0, "role"), "rule, reads 0, role is 'sign', which is not allowed"),
+        (put([2], "rule", "starts"), "rule: its base, least constant, states and ends do not fit together"),
+        (put([True], "rule", "ends"), "rule: its base, least constant, states and ends do not fit together"),
+        (put([[[0, 0]]], "rule", "table"), "rule: its table is not an array of integers of the shape (2, 2, 2)"),
+        (put([[0], [0, 0]], "rule", "table"), "rule: its table is not an array of integers of the shape (2, 2, 2)"),
+        (put([2, 0], "rule", "table", 0, 0), "rule: its table holds an unknown state or symbol"),
+        (put([0.5, 0], "rule", "table", 0, 0), "rule: its table is not an array of integers"),
         (put(put, "identities", 0, "modulus"), "identity 'each bit is the parity up to it' has no field 'modulus'"),
-        (put(0, "identities", 0, "modulus"), "bit is the parity up to it', modulus is 0, which it cannot be"),
-        (put("x", "identities", 0, "operand"), "the rule has not such reads, one constant, or so many states"),
-        (put([0], "identities", 0, "carry"), "the rule has not such reads, one constant, or so many states"),
-        (put(math.nan, "smallest_margin"), "is no JSON of finite numbers (it holds NaN): write it anew"),
-        (put({"deep": [-math.inf]}, "task"), "is no JSON of finite numbers (it holds -Infinity): write it anew"),
+        (put(0, "identities", 0, "modulus"), "bit is the parity up to it', modulus is 0, which is not allowed"),
+        (put("x", "identities", 0, "operand"), "the rule lacks its reads or its constant, or has another number"),
+        (put([0], "identities", 0, "carry"), "the rule lacks its reads or its constant, or has another number"),
+        (put(math.nan, "smallest_margin"), "is not JSON with finite numbers (it holds NaN): write it anew"),
+        (put({"deep": [-math.inf]}, "task"), "is not JSON with finite numbers (it holds -Infinity): write it anew"),
     ],
 )
 def test_a_bad_certificate_is_told_in_one_line(
@@ -628,11 +628,11 @@ def test_a_bad_certificate_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        (b"", "is no JSON of finite numbers (Expecting value"),
-        (b"\xff\xfe", "is no JSON of finite numbers ('utf-8' codec"),
-        (b"[" * 10**6, "is no JSON of finite numbers (nested too deep): write it anew"),
-        (b'{"schema": 1e999}', "is no JSON of finite numbers (it holds 1e999): write it anew"),
-        (b'{"schema": 1' + b"0" * 5000 + b"}", "is no JSON of finite numbers ("),
+        (b"", "is not JSON with finite numbers (Expecting value"),
+        (b"\xff\xfe", "is not JSON with finite numbers ('utf-8' codec"),
+        (b"[" * 10**6, "is not JSON with finite numbers (nested too deep): write it anew"),
+        (b'{"schema": 1e999}', "is not JSON with finite numbers (it holds 1e999): write it anew"),
+        (b'{"schema": 1' + b"0" * 5000 + b"}", "is not JSON with finite numbers ("),
         (b"[]", "is [], of the wrong type: write the certificate anew"),
     ],
 )
@@ -649,8 +649,8 @@ def test_a_file_that_is_no_certificate(
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        (b"abc", "is no whole safetensors file: copy it anew"),
-        (struct.pack("<Q", 2**63) + b"{}", "is no whole safetensors file: copy it anew"),
+        (b"abc", "is not a complete safetensors file: copy it anew"),
+        (struct.pack("<Q", 2**63) + b"{}", "is not a complete safetensors file: copy it anew"),
         (struct.pack("<Q", 2) + b"[]", "is [], of the wrong type: copy it anew"),
         (struct.pack("<Q", 2) + b"{}", "the weights have no tensor"),
         (safetensors({"a": np.zeros(2, np.float64)}, "F64"), "tensor a is of type F64: only float32 (F32) is checked"),
@@ -676,9 +676,12 @@ def test_bad_weights_are_told_in_one_line(
     ("change", "line"),
     [
         (put(3, "num_heads"), "window: num_heads is 3, but 4 in the certificate: give this model's window"),
-        (put("side", "rules", 0, "site"), "window, rules 0, site is 'side', which it cannot be: give this model's"),
+        (put("side", "rules", 0, "site"), "window, rules 0, site is 'side', which is not allowed: give this model's"),
         (put(1, "rules", 0, "layer"), "window, rule 0: there is no such layer or head: give this model's window"),
-        (put("x", "rules", 1, "conditions", 0, "key"), "window, rules 1, conditions 0, key is 'x', which it cannot be"),
+        (
+            put("x", "rules", 1, "conditions", 0, "key"),
+            "window, rules 1, conditions 0, key is 'x', which is not allowed",
+        ),
         (put(1.0, "rules", 0, "conditions", 0, "equals"), "equals is 1.0, of the wrong type: give this model's window"),
         (put(put, "rules", 0, "bias"), "window, rules 0 has no field 'bias': give this model's window"),
     ],
@@ -706,8 +709,8 @@ def certify_lines(made: Made, *lines: Json) -> int:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        ([line("cross", 2, "operand 1")], "window, rule 2 opens ever more keys of 'operand 1'"),
-        ([line("decoder", 2, None, ("row", 0, "row"))], "window, rule 2 opens ever more keys of 'answer'"),
+        ([line("cross", 2, "operand 1")], "window, rule 2 opens the more keys of 'operand 1'"),
+        ([line("decoder", 2, None, ("row", 0, "row"))], "window, rule 2 opens the more keys of 'answer'"),
         ([line("cross", 2, "operand 1", ("index", 0, "place"), ("raw", 1, None))], ""),
     ],
 )
@@ -737,12 +740,12 @@ def rope(certificate: Json) -> None:
     ("change", "reason"),
     [
         (doubled, "two tokens are 'operand 1' at place 0 (s0 = 1)"),
-        (rope, "the position method RoPE comes to no table that repeats itself"),
+        (rope, "the position method RoPE has no periodic table"),
         (put("mamba", "architecture", "backbone"), "the backbone 'mamba' is another model"),
         (put([1, 2], *IN_TARGET, 0, "items", 0, "values"), "nothing says which token of 'end' is required"),
-        (put(10**7, "bound", "sizes", "s0"), "there are more than 3000000 sizes and tokens to go through"),
-        (put({"s0": 10**9}, *IN_TARGET, 0, "repeat"), "is no comparison of two sizes or numbers of rounds"),
-        (put([{"s0": 2}], "layout", "cases", 0, "where"), "2 s0 against 0 is no comparison of two sizes"),
+        (put(10**7, "bound", "sizes", "s0"), "there are more than 3000000 sizes and tokens to try"),
+        (put({"s0": 10**9}, *IN_TARGET, 0, "repeat"), "is not one of two sizes or numbers of rounds"),
+        (put([{"s0": 2}], "layout", "cases", 0, "where"), "2 s0 with 0 is not one of two sizes"),
         (put("sum", "identities", 0, "kind"), "nothing is known of identities of the kind 'sum'"),
         (shifted, "the rule has no place for a token of 'answer' (s0 = 1)"),
     ],
@@ -789,7 +792,7 @@ def test_what_may_overflow_is_bounded_layer_by_layer(biases: tuple[str, ...], st
 
 def test_cannot_decide_about_a_bias_that_may_overflow(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert certify_lines(made, line("cross", 2, "operand 1", own(), bias=-1e18)) == 3
-    assert "float32 may overflow, as the weights or biases allow of numbers up to 1e+18" in capsys.readouterr().out
+    assert "float32 may overflow, as the weights or biases allow numbers up to 1e+18" in capsys.readouterr().out
 
 
 # The parts -----------------------------------------------------------------------------------------------------------
@@ -1224,7 +1227,7 @@ def test_a_number_is_written_whole() -> None:
     model = checker.Model(certificate["architecture"], [], 5, random_tensors(5, 32, 64, (0, 1), True, 0))
     sizes = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4}
     window = checker.Window(sizes | {"rules": []}, certificate["architecture"])
-    for described, fails in ((ADDITION["layout"], None), (short, "a place at which nothing is written")):
+    for described, fails in ((ADDITION["layout"], None), (short, "a place without a token")):
         rule = checker.Rule(ADDITION["rule"], 5)
         built = checker.Layout(checker.Family(described, 5).cases[0], {"s0": 3}, model, window, rule)
         built.places(0)

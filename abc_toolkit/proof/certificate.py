@@ -222,11 +222,11 @@ def read_certificate(text: str) -> dict[str, Any]:
     """The document in the text of a certificate's file.
 
     Raises:
-        CertificateError: If the text is no JSON, of another schema, or a field is missing or of a wrong type.
+        CertificateError: If the text is no JSON, of another schema, or a field is missing or of the wrong type.
     """
 
     def refuse(constant: str) -> NoReturn:
-        raise CertificateError(f"it holds {constant}, which is no number")
+        raise CertificateError(f"it holds {constant}, which is not a number")
 
     try:
         data = json.loads(text, parse_constant=refuse)
@@ -235,7 +235,7 @@ def read_certificate(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CertificateError(f"it is not JSON ({error})") from None
     if not _is_object(data) or "verdict" not in data:
-        raise CertificateError("it is no certificate: it states no verdict")
+        raise CertificateError("it is not a certificate: it states no verdict")
     if data.get("schema") != SCHEMA:
         schema = json.dumps(data.get("schema"))[:60]
         raise CertificateError(f"it is of schema {schema}, and this version reads schema {SCHEMA}")
@@ -262,10 +262,10 @@ def _check_fields(data: Mapping[str, Any]) -> None:
         value = data[name]
         kind = (int, float) if kind is float else kind
         if not isinstance(value, kind) or isinstance(value, bool) or _not_finite(value):
-            raise CertificateError(f"its field {name} is {json.dumps(value)[:60]}, of a wrong type")
+            raise CertificateError(f"its field {name} is {json.dumps(value)[:60]}, of the wrong type")
     unknown = sorted(set(data) - set(wanted))
     if unknown:
-        raise CertificateError(f"it has a field {json.dumps(unknown[0])[:60]}, which certificates have not")
+        raise CertificateError(f"it has a field {json.dumps(unknown[0])[:60]}, which is not a field of certificates")
 
 
 def _not_finite(value: Any) -> bool:
@@ -288,10 +288,10 @@ def foreign(stated: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
         return f"its argument is version {stated['argument']}, and this is version {ARGUMENT}"
     for name in facts["hashes"]:
         if stated["hashes"].get(name) != facts["hashes"][name]:
-            return f"the hash of its {name} is another"
+            return f"the hash of its {name} differs"
     for name, version in facts["versions"].items():
         if stated["versions"].get(name) != version:
-            return f"it was made with {name} {stated['versions'].get(name)}, and this is {version}"
+            return f"it was made with {name} {stated['versions'].get(name)}, and {version} is installed"
     return None
 
 

@@ -712,13 +712,13 @@ def _forgeries(certificate: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "another argument": ({"argument": 0}, "is not of this run: its argument is version 0, and this is version 1"),
         "other weights": (
             {"hashes": hashes | {"weights": "ab"}},
-            "is not of this run: the hash of its weights is another",
+            "is not of this run: the hash of its weights differs",
         ),
         "another window": (
             {"hashes": hashes | {"window": "ab"}},
-            "is not of this run: the hash of its window is another",
+            "is not of this run: the hash of its window differs",
         ),
-        "another rule": ({"hashes": hashes | {"rule": "ab"}}, "does not hold: the hash of its rule is another"),
+        "another rule": ({"hashes": hashes | {"rule": "ab"}}, "does not hold: the hash of its rule differs"),
         "another version": (
             {"versions": certificate["versions"] | {"torch": "0.1"}},
             "is not of this run: it was made with torch 0.1",
@@ -749,11 +749,11 @@ def _forgeries(certificate: dict[str, Any]) -> dict[str, tuple[str, str]]:
     found["a field that is missing"] = (json.dumps(without), "cannot be checked: its field identities is missing")
     found["not a number"] = (
         json.dumps(certificate | {"argument": float("nan")}),
-        "cannot be checked: it holds NaN, which is no number",
+        "cannot be checked: it holds NaN, which is not a number",
     )
     found["half of it"] = (json.dumps(certificate)[:1000], r"cannot be checked: it is not JSON \(")
-    found["nothing in it"] = ("{}", "cannot be checked: it is no certificate: it states no verdict")
-    found["a list"] = ("[]", "cannot be checked: it is no certificate: it states no verdict")
+    found["nothing in it"] = ("{}", "cannot be checked: it is not a certificate: it states no verdict")
+    found["a list"] = ("[]", "cannot be checked: it is not a certificate: it states no verdict")
     return found
 
 
@@ -777,7 +777,7 @@ def test_a_certificate_of_what_a_run_no_longer_holds_is_stale(
     (retrained / "window.json").write_text(json.dumps(window, indent=3))
     resealed(retrained)
     _refused(abc("certify"), "certificate.json is stale: .*another window.*; replace it with --overwrite")
-    _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its window is another")
+    _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its window differs")
     assert abc("certify", "--overwrite")[0] in (0, 1)
     assert json.loads(path.read_text())["verdict"] == certified["verdict"]
     weights = load_file(retrained / "weights.safetensors")
@@ -785,7 +785,7 @@ def test_a_certificate_of_what_a_run_no_longer_holds_is_stale(
     save_file(weights, retrained / "weights.safetensors")
     resealed(retrained)
     _refused(abc("certify"), "certificate.json is stale")
-    _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its weights is another")
+    _refused(abc("certify", "--verify", str(path)), "is not of this run: the hash of its weights differs")
     shutil.rmtree(retrained)
     _refused(abc("certify", "--overwrite"), "no finished 'retrain'")
     assert path.exists()

@@ -1,8 +1,8 @@
-"""What each step of a local rule keeps, so that by induction a whole run says what is meant of whole numbers.
+"""Identities: claims about each step of a local rule, from which claims about whole numbers follow by induction.
 
-An identity is a claim about one step: about a state, the digits at a place, the next state and what is written. It is
-finite to check, and a proof checks it on the rule's whole table. Written in the order of places, `A` is the number that
-an operand's digits make, `W` the number that an answer's make, and `c` the constant that the rule reads at every place.
+An identity is about one step: a state, the digits at a place, the next state, and the symbols that are written. A proof
+checks it on all steps of the rule's table. Below, `A` is the number whose digits an operand holds, `W` the number whose
+digits an answer holds, and `c` the constant that the rule reads at every place.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Share:
-    """How often the digits of an operand or an answer count.
+    """The factor of an operand or an answer in a sum.
 
     Attributes:
         name: The operand or answer.
-        per_state: How often, in each state; it must not change along a run.
-        times_constant: Whether `c` times as often.
+        per_state: The factor in each state; it must not change along a run.
+        times_constant: Whether the factor is multiplied by `c`.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Identity:
 
     Attributes:
         kind: Its name in a certificate.
-        statement: What follows of whole numbers, in words.
+        statement: The claim about whole numbers that follows, in words.
     """
 
     kind: ClassVar[str]
@@ -44,17 +44,17 @@ class Identity:
 
 @dataclass(frozen=True)
 class SumIdentity(Identity):
-    """What goes in at a place and what was carried is what comes out and what is carried on.
+    """A sum of digits with a carry: what is read and carried in equals what is written and carried out.
 
-    Along `place`: `sum of takes + carry = sum of gives + base * next carry`, and no run ends with a carry. Multiplied
-    by `base^place` and added up, the carries cancel: `sum of takes A + first carry = sum of gives W`. Along `index`:
-    `base * carry + sum of takes = sum of gives + next carry`, which adds up, from the first digit on, to `sum of takes
-    A = sum of gives W + last carry`.
+    Along `place`: `sum of takes + carry = sum of gives + base * next carry`, and no run ends with a carry. Multiply
+    these equations by `base^place` and add them up: the carries cancel, and `sum of takes A + first carry = sum of
+    gives W`. Along `index`: `base * carry + sum of takes = sum of gives + next carry`. From the first digit on these
+    add up to `sum of takes A = sum of gives W + last carry`.
 
     Attributes:
-        takes: Operands.
-        gives: Answers.
-        carry: What each state carries.
+        takes: Operands, with their factors.
+        gives: Answers, with their factors.
+        carry: The carry of each state.
     """
 
     kind = "linear"
@@ -66,11 +66,11 @@ class SumIdentity(Identity):
 
 @dataclass(frozen=True)
 class CarryIdentity(Identity):
-    """An answer shows what is carried on, which is at least 0 and below a bound.
+    """An answer shows the carry out, which is at least 0 and below a bound.
 
     Attributes:
         answer: The answer.
-        carry: What each state carries.
+        carry: The carry of each state.
         bound: The bound; `constant` for `c`.
     """
 
@@ -88,7 +88,7 @@ class RunningIdentity(Identity):
     Attributes:
         operand: The operand.
         answer: The answer.
-        carry: What each state stands for.
+        carry: The sum that each state stands for.
         modulus: The modulus.
     """
 
@@ -102,13 +102,13 @@ class RunningIdentity(Identity):
 
 @dataclass(frozen=True)
 class OrderIdentity(Identity):
-    """A state is the order of two numbers made of the digits so far: the highest place that differs decides.
+    """A state is the order of two numbers, of their digits so far: the highest place that differs decides.
 
     Attributes:
         operands: The two operands.
-        order: What each state stands for: -1 if the first number is smaller, 0 if they are equal, else 1.
-        answer: The answer that shows it.
-        symbols: The symbols that it shows for -1, 0 and 1.
+        order: The order that each state stands for: -1 if the first number is smaller, 0 if they are equal, else 1.
+        answer: The answer that shows the order.
+        symbols: The symbols that the answer shows for -1, 0 and 1.
     """
 
     kind = "order"
@@ -135,10 +135,10 @@ class CopyIdentity(Identity):
 
 
 def share(name: str, states: int, times_constant: bool = False) -> Share:
-    """A share of 1 in every state."""
+    """The factor 1 in every state."""
     return Share(name, (1,) * states, times_constant)
 
 
 def carried_sum(statement: str, states: int, takes: Sequence[Share], gives: Sequence[Share]) -> SumIdentity:
-    """The identity of a rule whose state is the number that is carried."""
+    """The identity of a rule whose state is the carry."""
     return SumIdentity(statement, tuple(takes), tuple(gives), tuple(range(states)))

@@ -14,12 +14,12 @@ from abc_toolkit.tasks.digits.identity import Identity
 
 @dataclass(frozen=True)
 class Read:
-    """Where a local rule reads an operand or an answer.
+    """The tokens that hold an operand, a constant or an answer of a local rule.
 
     Attributes:
-        segment: The segment of the tokens that hold them.
-        row: How many rows above that of the predicted token they are; any row, if not given.
-        shift: What a token's coordinate is above the place at which the rule reads it.
+        segment: The segment of the tokens.
+        row: The number of rows from the tokens down to the predicted token; any number, if not given.
+        shift: The coordinate of the token that is read at place 0.
     """
 
     segment: str
@@ -30,21 +30,23 @@ class Read:
 class LocalRule(abc.ABC):
     """A finite-state transducer over places that says what the next token of a target is.
 
-    At each place, from the least significant on (or, along `index`, from the most significant), it reads a digit of
-    every operand (0 beyond its end), goes from one state to the next and writes a token of every segment of the target
-    that has one there. Where the target ends, `EOS` follows. It may guess what only a later place decides: it begins in
-    several states, and of its runs those count that end well; there is exactly one for every problem.
+    At each place, from the least significant on (or, along `index`, from the most significant), the rule reads a digit
+    of every operand (0 beyond its end), goes from one state to the next, and writes a token of every answer that has
+    one there. Where the target ends, `EOS` follows.
+
+    A rule may guess what only a later place decides: it begins in several states, and of its runs those count that end
+    in an accepting state. For every problem exactly one run counts.
 
     Attributes:
-        operands: Segments that give it a digit at each place.
-        constants: Segments of one digit that it reads at every place.
-        least_constant: Least value of such a digit.
-        answers: Segments of the target.
-        along: The coordinate by which it goes: `place`, or `index`, for which operands must be of equal width.
-        num_states: Its states.
-        starts: Those in which it may begin.
-        rows: Whether it begins anew in each row of a table, whose rows above give it operands. All that these could
-            hold is gone through, whether or not there are such rows.
+        operands: Names of what it reads at each place, a digit each. A name is a segment, unless `read` says otherwise.
+        constants: Names of segments of one digit, which it reads at every place.
+        least_constant: Least value of a constant.
+        answers: Names of the segments of the target that it writes.
+        along: The coordinate that it goes along: `place`, or `index`, for which operands must have equal widths.
+        num_states: Number of states.
+        starts: The states in which a run may begin.
+        rows: Whether it runs once for each row of a table, and reads rows above as operands. A proof then tries all
+            digits in those rows, whether or not a problem has such rows.
     """
 
     operands: ClassVar[tuple[str, ...]]
@@ -60,16 +62,25 @@ class LocalRule(abc.ABC):
     def step(
         self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        """The next state, and the symbol that each of `answers` has here, by its number; all of one shape."""
+        """One step of the rule.
+
+        Args:
+            state: The state.
+            digits: The digit of each operand.
+            constants: The value of each constant.
+
+        Returns:
+            The next state, and the number of the symbol of each answer. All tensors have one shape.
+        """
 
     def ends_well(self, state: Tensor) -> Tensor:
-        """The states in which a run may end, boolean."""
+        """Whether states are accepting: runs that end in them count."""
         return torch.ones_like(state, dtype=torch.bool)
 
     def identities(self) -> tuple[Identity, ...]:
-        """Identities that each step keeps, which prove what the rule means; empty if none is claimed."""
+        """Identities that each step keeps, which prove what the rule means in integers; empty if none is claimed."""
         return ()
 
     def read(self, name: str) -> Read:
-        """Where the rule reads an operand or an answer: the segment of that name, unless the rule says otherwise."""
+        """The tokens of an operand, a constant or an answer: those of the segment with its name, by default."""
         return Read(name)
