@@ -5,11 +5,11 @@ written in turn. Each token has integer coordinates:
 
 * `place`: place value inside its segment, 0 = least significant;
 * `index`: position inside its segment counted from the other end, 0 = most significant;
-* `row`, `column`: where it stands in a table, whose rows the target holds one after the other: `column` is the place
-  inside the row, and an operand's digit has that of the row or the column that it belongs to; without a table every
-  `row` is 0 and `column` is `place`;
+* `row`, `column`: row and column in a table, whose rows the target holds one after the other. `column` is the place
+  inside the row; a digit of an operand has the number of the row or of the column that it belongs to. Without a table
+  every `row` is 0, and `column` is `place`;
 * `raw`: position in its string (source or target), from the start;
-* `raw_from_end`: tokens that follow it in its string;
+* `raw_from_end`: number of tokens that follow it in its string;
 * `segment`: the number of its segment.
 
 One convention holds throughout: *a query carries the coordinates of the token it predicts, a key those of the
@@ -34,7 +34,7 @@ COORDINATES = ("place", "index", "row", "column", "raw", "raw_from_end", "segmen
 
 
 class _Chosen(Mapping[str, Tensor]):
-    """Coordinates of some tokens, looked up when they are first asked for: most hooks ask for none."""
+    """Coordinates of some tokens. Each is selected when it is first asked for, as most hooks ask for none."""
 
     def __init__(self, coordinates: Mapping[str, Tensor], item: slice | Tensor) -> None:
         self._all = coordinates
@@ -55,11 +55,11 @@ class _Chosen(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Segments and coordinates of tokens: of a run of them, `[length]`, or of keys gathered from one.
+    """Segments and coordinates of tokens.
 
     Attributes:
-        names: Names of the segments that the coordinate `segment` counts.
-        coordinates: Each named coordinate of each token, `[length]`; of gathered keys `[head, query, slot]`.
+        names: Names of the segments; the coordinate `segment` is an index into them.
+        coordinates: Coordinates by name, `[length]`, or `[head, query, slot]` of gathered keys.
     """
 
     names: tuple[str, ...]
@@ -120,11 +120,12 @@ class Layout:
     def string(self) -> "Layout":
         """The layout of source and target as one string, as a model without an encoder reads them.
 
-        `prefix` are its tokens as keys, `target` the same as queries: those of the source carry their own coordinates,
-        as nothing is predicted from them, the others those of the token that they predict. `raw` and `raw_from_end`
-        count through the string, and are a query's those of the token that it holds. `source` is left as it is.
+        `prefix` holds the tokens of the string as keys, and `target` the same tokens as queries. A query of the source
+        carries its own coordinates, as nothing is predicted from it; a query of the target carries those of the token
+        that it predicts. `raw` and `raw_from_end` count through the whole string; a query's are those of the token that
+        it holds. `source` is unchanged.
         """
-        with torch.inference_mode(False):  # it is kept, and may be trained on later
+        with torch.inference_mode(False):  # the layout is cached, and may be trained on later
             return Layout(self.source, _in_line(self.source, self.target), _in_line(self.source, self.prefix))
 
     def to(self, device: torch.device) -> "Layout":
@@ -138,7 +139,7 @@ class Token:
 
     Attributes:
         segment: Its segment.
-        place: Its place; like the others an integer or a linear expression of sizes and of variables of repeats.
+        place: Its place: an integer, or a linear expression of sizes and of variables of repeats, as all coordinates.
         index: Its index.
         row: Its row.
         column: Its column; its place if not given.
@@ -160,12 +161,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Tokens written several times, one run of them after the other.
+    """Items that are written several times, in rounds.
 
     Attributes:
-        count: How often: an integer, or a linear expression of sizes.
-        variable: The symbol that counts the runs from 0, used in the coordinates of the tokens.
-        items: What is written each time.
+        count: Number of rounds: an integer, or a linear expression of sizes.
+        variable: The symbol that counts the rounds from 0, for use in the coordinates of the tokens.
+        items: The items of a round.
     """
 
     count: int | Linear
@@ -178,7 +179,7 @@ Item = Token | Repeat
 
 @dataclass(frozen=True)
 class LayoutDescription:
-    """What a layout is made of: of one shape if its amounts are integers, of a family of shapes if they hold symbols.
+    """A description of a layout: of one shape if its expressions are integers, of all shapes if they hold symbols.
 
     Attributes:
         names: Names of the segments.
@@ -194,8 +195,9 @@ class LayoutDescription:
 
     @property
     def symbols(self) -> set[str]:
-        """The sizes that it holds."""
-        variables, found = set(), set()
+        """The symbols in its expressions, without the variables of its repeats."""
+        variables: set[str] = set()
+        found: set[str] = set()
 
         def look(item: Item) -> None:
             if isinstance(item, Token):
@@ -211,7 +213,7 @@ class LayoutDescription:
         return found - variables
 
     def target_length(self, sizes: Mapping[str, int]) -> int:
-        """Tokens of the target, `EOS` included, for some values of the sizes that it holds."""
+        """Number of tokens of the target, `EOS` included, for some values of the symbols."""
 
         def length(items: Sequence[Item]) -> int:
             return sum(
@@ -238,7 +240,7 @@ class LayoutDescription:
         }
 
     def layout(self) -> Layout:
-        """The layout, if all amounts are integers."""
+        """The layout; all expressions must be integers."""
         target = _laid_out(self.target, self.names)
         prefix = torch.cat([_laid_out((self.start,), self.names), target[:, :-1]], dim=1)
         source = _laid_out(self.source, self.names)
@@ -277,15 +279,15 @@ def digit_description(
 ) -> LayoutDescription:
     """Description of a source whose segments are written most significant digit first, and of what answers it.
 
-    `EOS` as a query goes on counting from the last segment of the target (place `length`, index -1; `downwards` the
-    other way round), so that a line such as *the token just written* holds for it too.
+    `EOS` as a query continues the last segment of the target (place `length`, index -1; with `downwards` place -1 and
+    index `length`), so that a line such as *the token just written* holds for it too.
 
     Args:
         source: Name and length of each segment of the source, in order.
-        target: The same of the target; a number stands for an answer of so many digits.
-        in_turn: Whether the source's segments are written in turn, one token of each, in place of one after the other.
-        answers_in_turn: The same of the target's.
-        downwards: Whether the target's segments are written most significant digit first too, not last.
+        target: Name and length of each segment of the target; a number is the length of a single answer.
+        in_turn: Whether the source's segments are written in turn, a token of each, instead of one after the other.
+        answers_in_turn: Whether the target's segments are written in turn.
+        downwards: Whether the target's segments are written most significant digit first too, instead of last.
     """
     answers = target if isinstance(target, Sequence) else [(ANSWER, target)]
     length = answers[-1][1]
@@ -319,9 +321,10 @@ def _written(segments: Segments, downwards: bool, in_turn: bool) -> tuple[Item, 
     number = symbol("i")
     if not in_turn:
         return tuple(Repeat(length, "i", (token(name, length, number),)) for name, length in segments)
-    items, done = [], 0
-    left = list(segments)
-    while left:  # one run of turns after the other, up to the length of the next segment to end
+    items: list[Item] = []
+    done: int | Linear = 0
+    left: list[tuple[str, int | Linear]] = list(segments)
+    while left:  # one repeat for each segment that ends: all segments that are left take turns up to its end
         shortest = min(length for _, length in left)
         turn = tuple(token(name, length, done + number) for name, length in left)
         items.append(Repeat(shortest - done, "i", turn))
@@ -330,7 +333,7 @@ def _written(segments: Segments, downwards: bool, in_turn: bool) -> tuple[Item, 
 
 
 def raw_layout(target_length: int, source_length: int) -> Layout:
-    """Layout of strings of which nothing is known but their lengths: one segment each, as the paper sees them."""
+    """Layout of strings of which only the lengths are known: one segment each, as in the paper."""
     return digit_layout([("source", source_length)], target_length - 1)
 
 
@@ -349,7 +352,7 @@ def stream_layout(names: Sequence[str], segment: Tensor, coordinates: Mapping[st
 
 
 def _in_line(source: Positions, target: Positions) -> Positions:
-    """Positions of two runs of tokens, the one after the other."""
+    """Positions of the tokens of two strings, one after the other."""
     shared = [name for name in source.coordinates if name in target.coordinates]
     coordinates = {name: torch.cat([source.coordinates[name], target.coordinates[name]]) for name in shared}
     raw = torch.arange(len(source) + len(target), device=source.segment.device)

@@ -207,7 +207,8 @@ def _plain_layout(task: DigitTask) -> dict[str, Any]:
             return item | {"items": [with_values(part) for part in item["items"]]}
         return item | {"values": list(task.values(item["segment"]))}
 
-    found, segments = [], []
+    found: list[dict[str, Any]] = []
+    segments: list[str] = []
     for case in layout_cases(task):
         plain = case.description.plain()
         segments = plain["segments"]
