@@ -669,7 +669,7 @@ def test_results_of_an_earlier_version_are_refused_in_a_line(tmp_path: Path) -> 
     path = tmp_path / "results.json"
     old = '[{"task": "parity", "set": "uniform", "length": 3, "tokens": 7, "samples": 4, "exact_match": 1.0}]'
     path.write_text(old)
-    with pytest.raises(UserError, match="has the rows of an earlier version: do 'abc evaluate --overwrite' again$"):
+    with pytest.raises(UserError, match=r"has the rows of an earlier version: do 'abc evaluate --overwrite' again$"):
         read_rows(path)
     rows, _ = evaluate_models(TASKS["addition"], models(TASKS["addition"]), [1], (UNIFORM,), 4, "parallel", 0, CPU)
     path.write_text(json.dumps([row.plain() for row in rows]))
