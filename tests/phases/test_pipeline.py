@@ -292,7 +292,7 @@ def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> No
         AttentionMaps.load(pipeline / "calibrate" / "attention_maps.safetensors")
 
 
-@pytest.mark.parametrize("backbone", ["decoder-only", "mamba"])
+@pytest.mark.parametrize("backbone", [pytest.param("decoder-only", marks=pytest.mark.slow), "mamba"])
 def test_a_model_of_one_string_is_fitted_evaluated_and_no_more(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Callable[..., tuple[int, str, str]]
 ) -> None:
