@@ -19,7 +19,7 @@ from typing import Any
 with suppress(ValueError):  # outside the main thread it does not come here
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from abc_toolkit.cli.commands import COMMANDS, PIPELINE, VERDICTS, format_help
+from abc_toolkit.cli.commands import COMMANDS, DOCTOR, PIPELINE, VERDICTS, format_help
 from abc_toolkit.errors import UserError, lacks_memory
 
 # Threads that spin while they wait make tiny operations many times slower on a busy machine.
@@ -88,6 +88,9 @@ def _answer(words: list[str]) -> int:
     if command == "doctor":
         from abc_toolkit.cli.doctor import doctor
 
+        if {"-h", "--help"} & set(words):
+            print(f"usage: abc doctor\n\n{DOCTOR}")
+            return 0
         if len(words) > 1:
             raise UserError(f"'abc doctor' takes no options: leave out {' '.join(words[1:])}")
         return doctor()
@@ -147,9 +150,7 @@ def _called(command: str, arguments: dict[str, Any]) -> int:
             made = COMMANDS[command].load()(**arguments)
             if command == "certify":
                 return VERDICTS[made.verdict]
-            if command == "run" and made.certificate is not None and made.certificate.verdict == "wrong":
-                return VERDICTS["wrong"]
-            return 0
+            return VERDICTS["wrong"] if command == "run" and made.verdict == "wrong" else 0
     except KeyboardInterrupt as interrupt:
         _remark(f"Interrupted. {_how_to_go_on(command, getattr(interrupt, 'resumable', False))}")
         raise SystemExit(130) from None

@@ -47,11 +47,11 @@ def run_with(run: Path | None, needed: Phase, capability: type, command: str) ->
     return found
 
 
-def check_backbone(sizes: Architecture, run: Run) -> None:
+def check_backbone(architecture: Architecture, run: Run) -> None:
     """Refuses a model that no window can be read off."""
-    if sizes.kind != "encoder-decoder":
+    if architecture.kind != "encoder-decoder":
         raise UserError(
-            f"windows are of encoder-decoders, and the model of {run.path} is {sizes.kind}: 'abc fit' and "
+            f"windows are of encoder-decoders, and the model of {run.path} is {architecture.kind}: 'abc fit' and "
             "'abc evaluate' are what there is for it"
         )
 

@@ -16,7 +16,7 @@ from abc_toolkit.phases.certify import certify as prove
 from abc_toolkit.phases.evaluate import RESULTS, EvaluationResult, check_evaluating, evaluate
 from abc_toolkit.phases.measure import read_rows
 from abc_toolkit.phases.training import fit, retrain
-from abc_toolkit.proof import CannotDecideError, Certificate
+from abc_toolkit.proof import CannotDecideError
 from abc_toolkit.proof.basis import basis_of
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, differences
@@ -33,10 +33,10 @@ class PipelineResult(EvaluationResult):
     """What `run_all` returns.
 
     Attributes:
-        certificate: The certificate, if one was made.
+        verdict: The verdict of the run's certificate: `correct`, `wrong` or `undecided`; `None` if it has none.
     """
 
-    certificate: Certificate | None = None
+    verdict: str | None = None
 
 
 def run_all(
@@ -69,7 +69,7 @@ def run_all(
             wrong.
 
     Returns:
-        The evaluation, and the certificate.
+        The evaluation, and the verdict of the certificate.
 
     Raises:
         UserError: As the phases.
@@ -140,19 +140,20 @@ def _done(run: Run, phase: Phase, settings: Mapping[str, Any], resume: bool, ove
 
 
 def _certified(result: EvaluationResult, asked: bool, overwrite: bool) -> PipelineResult:
-    """The result with a certificate, where one is asked for and a proof can be tried."""
+    """The result with the verdict of a certificate, where one is asked for and a proof can be tried."""
     run = result.run
-    certificate = None
     task = run.task("retrain") if asked else None
-    if isinstance(task, Certifiable):
-        try:
-            basis_of(task, run.load_model("retrain"))
-        except CannotDecideError as error:
-            console.remark(f"Not certified: {error}.")
-        else:
-            if not run.up_to_date("certify"):
-                certificate = prove(run=run.path, overwrite=overwrite or run.has("certify"))
-    return PipelineResult(run, result.rows, certificate)
+    if not isinstance(task, Certifiable):
+        return PipelineResult(run, result.rows)
+    if run.up_to_date("certify"):
+        return PipelineResult(run, result.rows, str(run.record("certify")["results"].get("verdict")))
+    try:
+        basis_of(task, run.load_model("retrain"))
+    except CannotDecideError as error:
+        console.remark(f"Not certified: {error}.")
+        return PipelineResult(run, result.rows)
+    certificate = prove(run=run.path, overwrite=overwrite or run.has("certify"))
+    return PipelineResult(run, result.rows, certificate.verdict)
 
 
 def _finished_before(run: Run) -> EvaluationResult:

@@ -616,7 +616,7 @@ def _start(*words: str, folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_training_that_was_stopped_from_outside_is_resumed(sent: signal.Signals, abc: Abc, tmp_path: Path) -> None:
     words = [*TINY, "--trainer.max_steps", "3000", "--model.dropout", "0.1"]
     process = _start("fit", *words, "--run", "stopped", folder=tmp_path)

@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 import re
 import resource
@@ -26,7 +27,7 @@ from abc_toolkit.models.decoding import greedy, planned, solve_problems, solves
 from abc_toolkit.models.memory import check_memory
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.phases import measure
-from abc_toolkit.phases.measure import Total, evaluate_models, evaluation_problems
+from abc_toolkit.phases.measure import Total, evaluate_models, evaluation_problems, read_rows
 from abc_toolkit.positions import NoPE, Sinusoidal
 from abc_toolkit.report import terminal
 from abc_toolkit.seeds import seeded
@@ -662,3 +663,14 @@ def test_chunks_are_the_batches(cells: int, pieces: int, monkeypatch: pytest.Mon
         assert torch.equal(torch.cat([problems.source for problems in own]), batch.source)
         assert torch.equal(torch.cat([problems.target for problems in own]), batch.target)
     assert all(len(layout.source) == problems.source.shape[1] for problems, layout in served)
+
+
+def test_results_of_an_earlier_version_are_refused_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    old = '[{"task": "parity", "set": "uniform", "length": 3, "tokens": 7, "samples": 4, "exact_match": 1.0}]'
+    path.write_text(old)
+    with pytest.raises(UserError, match=r"has the rows of an earlier version: do 'abc evaluate --overwrite' again$"):
+        read_rows(path)
+    rows, _ = evaluate_models(TASKS["addition"], models(TASKS["addition"]), [1], (UNIFORM,), 4, "parallel", 0, CPU)
+    path.write_text(json.dumps([row.plain() for row in rows]))
+    assert read_rows(path) == tuple(rows)

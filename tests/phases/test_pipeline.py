@@ -19,6 +19,7 @@ from abc_toolkit.phases import pipeline as phase_module
 from abc_toolkit.phases.evaluate import EvaluationResult
 from abc_toolkit.phases.training import ArchitectureChanges
 from abc_toolkit.positions import NoPE, Sinusoidal
+from abc_toolkit.proof import CannotDecideError
 from abc_toolkit.runs.folder import PIPELINE, PROGRESS, WEIGHTS, Phase, Run
 from abc_toolkit.tasks import Parity
 from abc_toolkit.tasks.objective import Stopping
@@ -125,18 +126,52 @@ def test_results_that_somebody_wrote_are_refused_in_a_line(text: str, pipeline: 
 SMALL = {"model": Architecture(model_dim=32, feedforward_dim=64, num_heads=2)}
 
 
-def test_a_run_is_resumed_under_the_same_settings_alone(pipeline: Path) -> None:
+def _settings_of_the_pipeline() -> dict[str, Any]:
     training = {
         "data": Data(validation_problems=64),
         "optimizer": Optimizer(warmup_steps=10, averaging=0.9),
         "trainer": TrainerSettings(max_steps=800, validate_every=20, accelerator="cpu"),
     }
-    same: dict[str, dict[str, Any]] = {
+    return {
         "fit_settings": SMALL | {"stopping": Stopping(exact_match=1.0, loss=0.02)} | training,
         "calibrate_settings": {"problems": 64},
         "retrain_settings": {"stopping": Stopping(exact_match=1.0, loss=0.05)} | training,
         "evaluate_settings": {"length": "1x,2x", "samples": 16},
     }
+
+
+def test_a_run_is_certified_at_its_end(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resume(**more: Any) -> Any:
+        settings = _settings_of_the_pipeline() | more
+        return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, **settings)
+
+    assert resume(certify=False).verdict is None
+    assert not Run(pipeline).has("certify")
+    result = resume()
+    path = pipeline / "certify" / "certificate.json"
+    assert result.verdict == json.loads(path.read_text())["verdict"]
+    before = path.read_bytes()
+    monkeypatch.setattr(phase_module, "prove", None)  # is not called: what is up to date stays
+    assert resume().verdict == result.verdict
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_cannot_be_certified_says_why(
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cannot(*_: Any) -> None:
+        raise CannotDecideError("nothing is known of it")
+
+    monkeypatch.setattr(phase_module, "basis_of", cannot)
+    settings = _settings_of_the_pipeline()
+    result = abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, **settings)
+    assert result.verdict is None
+    assert "Not certified: nothing is known of it." in capsys.readouterr().err
+    assert not Run(pipeline).has("certify")
+
+
+def test_a_run_is_resumed_under_the_same_settings_alone(pipeline: Path) -> None:
+    same = _settings_of_the_pipeline()
 
     def resume(**changes: Any) -> EvaluationResult:
         return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, certify=False, **(same | changes))
@@ -257,7 +292,7 @@ def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> No
         AttentionMaps.load(pipeline / "calibrate" / "attention_maps.safetensors")
 
 
-@pytest.mark.parametrize("backbone", ["decoder-only", "mamba"])
+@pytest.mark.parametrize("backbone", [pytest.param("decoder-only", marks=pytest.mark.slow), "mamba"])
 def test_a_model_of_one_string_is_fitted_evaluated_and_no_more(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -49,7 +49,10 @@ SLOW_ADDITION = pytest.param("addition without a decoder", marks=pytest.mark.slo
 LONGEST = {"parity": 8, "successor": 3, "addition": 2}  # of the problems that are tried one by one
 
 
-@pytest.fixture(params=LEARNT)
+SLOW = [pytest.mark.slow]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=SLOW * (name == "successor")) for name in LEARNT])
 def trained(request: pytest.FixtureRequest) -> tuple[DigitTask, EncoderDecoder]:
     return learnt(request.param)
 

@@ -147,3 +147,14 @@ def test_a_changed_description_gives_a_value_of_the_kind_or_one_line(data: st.Da
         said = str(error)
     assert "\n" not in said
     assert {name for name in set(sys.modules) - loaded if not name.startswith("abc_toolkit.")} == set()
+
+
+def test_runs_of_earlier_versions_name_classes_by_modules_that_are_gone() -> None:
+    for path in (
+        "abc_toolkit.tasks.parity.Parity",
+        "abc_toolkit.tasks.Parity",
+        "abc_toolkit.tasks.digits.parity.Parity",
+    ):
+        assert rebuild({"class_path": path, "init_args": {}}, Task) == Parity()
+    with pytest.raises(UserError, match=r"add --trust abc_toolkit\.tasks\.parity"):
+        rebuild({"class_path": "abc_toolkit.tasks.parity.Nosuch", "init_args": {}}, Task)

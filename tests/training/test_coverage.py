@@ -83,7 +83,8 @@ def test_each_of_the_weakest_assignments_occurs_in_a_hard_example(
 
 
 @pytest.mark.parametrize(
-    "name", ["parity", "successor", pytest.param("addition without a decoder", marks=pytest.mark.slow)]
+    "name",
+    ["parity", *(pytest.param(name, marks=pytest.mark.slow) for name in ("successor", "addition without a decoder"))],
 )
 def test_a_model_that_has_learnt_everything_passes(name: str) -> None:
     task, model = learnt(name)
