@@ -1,4 +1,4 @@
-"""The bound of sizes: the lemma on predictions that are really built, and what it makes of windows and rules."""
+"""The bound: the lemma on predictions that are really built, and the bounds of windows and rules."""
 
 import itertools
 import math
@@ -78,7 +78,7 @@ def line(site: str, segment: str | None, *conditions: Condition, **more: Any) ->
 
 
 def random_window(draw: random.Random, task: DigitTask) -> Window:
-    """Lines of all kinds of conditions, mostly such as a proof can follow."""
+    """Lines with all kinds of conditions, mostly ones that a proof can follow."""
     encoder, decoder = draw.choice((0, 0, 1)), draw.choice((1, 2))
     shape = task.training_shapes()[0]
     sources = [name for name, _ in task.segments(shape)]
@@ -113,7 +113,7 @@ def random_window(draw: random.Random, task: DigitTask) -> Window:
 def walked(
     items: Sequence[Item], sizes: Mapping[str, int], path: tuple[int, ...] = (), values: tuple[int, ...] = ()
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The tokens of a string in their order: where they stand in the description, and the values of the repeats."""
+    """The tokens of a string in order: the path in the description, and the values of the repeats."""
     for number, item in enumerate(items):
         if isinstance(item, Token):
             yield (*path, number), values
@@ -125,7 +125,7 @@ def walked(
 
 
 def shortened(values: Mapping[str, int], facts: _Facts, settling: int, period: int) -> dict[str, int]:
-    """The lemma's replacement: long gaps between neighbours become the least long ones of the same residue."""
+    """The lemma's replacement: a long gap becomes the shortest long gap of the same residue."""
     components: dict[str, list[str]] = {}
     for name in values:
         components.setdefault(facts._root(name), []).append(name)
@@ -175,7 +175,7 @@ class Builder:
 
 
 def drawn_values(draw: random.Random, case: Case, query: _Symbolic, least: Mapping[str, int], most: int) -> Any:
-    """Sizes and variables of a query: near one another, near the ends, or anywhere."""
+    """Sizes and variables of a query: close to each other, close to the ends, or anywhere."""
     sizes: dict[str, int] = {}
     for name, value in least.items():
         near = draw.choice([value, *sizes.values()]) + draw.randint(-2, 3)
@@ -316,7 +316,7 @@ def test_what_is_found_beyond_the_bound_is_found_up_to_it(name: str) -> None:
 
 
 def counted(most: int) -> Machine:
-    """A transducer that counts places up to a number, whatever the digits."""
+    """A transducer that counts places up to a number and ignores the digits."""
     moves = [min(state + 1, most) for state in range(most + 1) for _ in range(2)]
     return Machine(2, 2, most + 1, tuple(moves), tuple(state % 2 for state in range(most + 1) for _ in range(2)))
 
@@ -336,7 +336,7 @@ def powers(matrix: list[list[bool]], most: int) -> list[list[list[bool]]]:
 
 
 def relations(task: Machine) -> list[list[list[bool]]]:
-    """Which states lead to which, for each choice of operands present and of the constant: from the task's settings."""
+    """The relations of states for each choice of operands present and of the constant, by the task's settings."""
     inputs = 1 + (task.second in ("same", "own", "constant"))
     states = range(task.states)
     # A guess is one more copy of the states.
@@ -356,7 +356,7 @@ def relations(task: Machine) -> list[list[list[bool]]]:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_relations_settle_where_they_settle(seed: int) -> None:
-    """Against powers of the relations, written out: from `S` on with period `P`, and not from `S - 1` on."""
+    """Compared with written-out powers of the relations: periodic from `S` on, and not from `S - 1` on."""
     draw = random.Random(seed)
     task = replace(random_machine(draw), fixed=0)
     start, period = settles(ruled(task))
@@ -436,7 +436,7 @@ def test_lines_that_open_at_a_length_raise_the_bound_to_it(far: int, conditions:
 
 @pytest.mark.parametrize("far", [9, 1000])
 def test_lines_to_tokens_that_the_rule_does_not_read_count_too(far: int) -> None:
-    """An operand that does not matter: whether there is such a token is a fact of its own."""
+    """An operand that does not matter: whether it has a token is a fact too."""
     task = Machine(2, 2, second="idle")
     for condition, size in ((Condition("place", far), "s1"), (Condition("place", far, "place"), "s0")):
         bound = bound_of(task, ruled(task), window_of(line("cross", "operand 2", condition)), 1)
@@ -539,7 +539,7 @@ def written(items: Sequence[Item], values: Mapping[str, int]) -> list[tuple]:
 
 
 def test_the_largest_sizes_of_all_predictions_count() -> None:
-    """The bound is the most of what each token of the target needs, and never below the least size."""
+    """The bound is the largest that any token of the target needs, and at least the least size."""
     task = Parity(max_length=2)
     rule = ruled(task)
 

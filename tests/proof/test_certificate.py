@@ -1,4 +1,4 @@
-"""The file of a verdict: what is read, what is refused, and that every field of it is compared."""
+"""The file of a certificate: reading, refusals, and the comparison of every field."""
 
 import copy
 import hashlib
@@ -76,7 +76,7 @@ def fresh() -> dict[str, Any]:
 
 
 def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where each field and each entry of a document is, however deep."""
+    """The path of each field and each entry of a document, at any depth."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, own in items:
         yield (*path, key)
@@ -248,7 +248,7 @@ def others(value: Any) -> list[Any]:
 
 
 def test_every_change_of_a_field_is_seen() -> None:
-    """Of every field and every entry within, but for what was measured, which has a test of its own."""
+    """Every field and every entry, except measured deviations, which have a test of their own."""
     found = fresh()
     every = [path for path in paths(found) if path[0] not in MEASURED]
     table = [path for path in every if path[:2] == ("rule", "table")]

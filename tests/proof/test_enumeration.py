@@ -62,7 +62,7 @@ def places_of(field: ReceptiveField) -> list[tuple[str, int]]:
 
 
 def enumerations(task: DigitTask, rules: Sequence[Rule], shape: Shape) -> Iterator[Enumeration]:
-    """Those of every prediction of a shape."""
+    """The enumerations of every prediction of a shape."""
     reading = Reading(rule_of(task), task.layout(shape))
     fields = ReceptiveFields(window(task, rules), reading.layout)
     for query in range(len(reading.layout.target)):
@@ -129,7 +129,7 @@ def test_a_receptive_field_alone_gives_the_models_logits(
 @pytest.mark.parametrize("name", ["successor", "multiplication"])
 @torch.no_grad()
 def test_assignments_that_differ_in_some_leaves_are_not_mixed_up(name: str, encoder: int) -> None:
-    """Contexts that agree in most leaves give, all at once, what each gives alone."""
+    """Assignments that agree in most leaves have the same logits together as alone."""
     task, rules = RULES[name]
     own = (*rules, decoder(1, TWO_BELOW, layer=0), *ENCODER[: 2 * encoder])
     model = make(task, own, encoder=encoder).double()
@@ -234,7 +234,7 @@ def test_a_generator_draws_what_a_assignment_leaves_open(name: str) -> None:
 
 
 def test_a_drawn_constant_is_any_that_the_assignment_allows() -> None:
-    """Only what an assignment shows of the second factor is fixed."""
+    """Only the digits of the second factor that an assignment shows are fixed."""
     task, _ = RULES["multiplication"]
     (enumeration, *_) = enumerations(task, (), (3,))
     (assignment,) = (
@@ -262,7 +262,7 @@ def test_too_many_assignments_are_refused_with_the_prediction_that_has_them() ->
 
 
 def test_what_the_receptive_field_does_not_show_is_not_counted() -> None:
-    """Between the places of a receptive field there may be many more, each with digits of its own."""
+    """Between the places of a receptive field there may be many others, with any digits."""
     _, rules = RULES["subtraction"]
     task = Subtraction(max_length=9)
     for enumeration in enumerations(task, rules, (9, 9)):
@@ -343,7 +343,7 @@ class Silent(Written):
 
 
 class Twofold(Written):
-    """A rule that takes two operands for one."""
+    """A rule that reads two operands under one name."""
 
     def read(self, name: str) -> Read:
         return Read("operand", row=None) if name == "operand 1" else super().read(name)
@@ -428,7 +428,7 @@ def test_kinds_hold_every_prediction_and_every_assignment(name: str) -> None:
 @pytest.mark.parametrize("name", ["parity", "successor"])
 @torch.no_grad()
 def test_predictions_of_one_kind_are_one_function(name: str, inner: PositionMethod) -> None:
-    """They get equal logits for equal tokens, whichever of their receptive fields computes them."""
+    """Predictions of a kind have equal logits for equal tokens, by any of their receptive fields."""
     task, rules = RULES[name]
     model = make(task, rules, inner)
     found, several = kinds(replace(task, max_length=9), model), 0
@@ -444,7 +444,7 @@ def test_predictions_of_one_kind_are_one_function(name: str, inner: PositionMeth
 
 @torch.no_grad()
 def test_predictions_that_differ_in_biases_alone_are_of_two_kinds() -> None:
-    """At place 2 the own digit counts for more."""
+    """At place 2 the query's own digit counts for more."""
     task = Successor(max_length=6)
     rules = (cross(0), cross(0, FIRST), replace(cross(0, (*OWN, Condition("place", 2))), bias=2.0))
     model = make(task, rules).double()
@@ -548,7 +548,7 @@ def test_a_line_without_end_is_named(case: str) -> None:
 
 @pytest.mark.parametrize("line", [line("cross", Condition("place", 0, "index")), line("encoder", segment="operand 1")])
 def test_lines_that_no_query_has_are_not_held_against_a_window(line: Rule) -> None:
-    """They open nothing at any length."""
+    """The lines open no key at any length."""
     for own in (replace(line, query_segment="start"), replace(line, key_segment="order")):
         assert bound(ADDITION, make(ADDITION, (own,), encoder=1)) == replace(
             bound(ADDITION, make(ADDITION, (), encoder=1)), culprit=own.describe() if own.conditions else ""

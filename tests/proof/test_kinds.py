@@ -1,4 +1,4 @@
-"""The kinds of wrong models that were once certified, one of each, and those that took too long to be decided."""
+"""One model of each kind that was once wrongly certified, or took too long to decide."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def built(
     most: int = 2000,
     count: int = 100,
 ) -> EncoderDecoder:
-    """A model that knows all problems up to a length by heart."""
+    """A model that has memorised all problems up to a length."""
     generator = Generator().manual_seed(0)
     window = Window(type(task).__name__, 0, layers, 4, tuple(own(lines)), {})
     position = Windowed(window, NoPE() if inner is None else inner)
@@ -72,21 +72,21 @@ def built(
 
 
 def adder(inner: PositionMethod | None = None, known: int = 3, extra: Sequence[Rule] = ()) -> Made:
-    """Addition in base 2, right up to a length."""
+    """A model of addition in base 2 that is right up to a length."""
     model = built(ADDITION, sufficient_lines(ADDITION), inner, known)
     assert isinstance(model.position, Windowed)
     return ADDITION, moved(model, [*model.position.window.rules, *extra]).float()
 
 
 def beside(inner: PositionMethod) -> Made:
-    """Addition, right at every length but for positions that are added."""
+    """A model of addition that would be right at every length without the added positions."""
     task, model = adder(known=10)
     assert isinstance(model.position, Windowed)
     return task, moved(model.double(), model.position.window.rules, inner).float()
 
 
 def with_line(*conditions: Condition, segment: str = "operand 1", bias: float = 20.0) -> Made:
-    """Addition, right at every length but for a line more."""
+    """A model of addition that would be right at every length without one more line."""
     return adder(known=10, extra=[Rule("cross", 0, 0, segment, conditions, bias)])
 
 
@@ -112,7 +112,7 @@ DISTANT = (Condition("place", -37, "place"), Condition("index", 0))
 
 
 def counting() -> Made:
-    """Copies five places and turns the bits of all others; a window of one place cannot tell which they are."""
+    """Copies five places and inverts all other bits; a window of one place cannot tell them apart."""
     moves = tuple(min(state + 1, 5) for state in range(6) for _ in range(2))
     writes = tuple(bit ^ (state == 5) for state in range(6) for bit in range(2))
     task = Machine(max_length=5, base=2, states=6, moves=moves, writes=writes, down=True)
@@ -124,7 +124,7 @@ def counting() -> Made:
 
 
 def planted(seed: int = 0) -> Made:
-    """A unit that acts in a single receptive field, on what rounding leaves of it."""
+    """A unit that acts on rounding errors, in a single receptive field."""
     task = Addition(max_length=2, base=3)
     model = built(task, sufficient_lines(task), known=6, count=2000)
     generator = Generator().manual_seed(seed)
@@ -132,7 +132,7 @@ def planted(seed: int = 0) -> Made:
 
 
 def not_a_number(name: str, value: float, row: int) -> Made:
-    """The adder with a number in one matrix that is none, or is not finite."""
+    """The adder with a NaN or an infinite number in one matrix."""
     task, model = adder(known=10)
     model.state_dict()[name][row] = value
     return task, model
@@ -184,7 +184,7 @@ def dropping(max_length: int = 3) -> Made:
 
 
 def idle(wrong: int | None) -> Made:
-    """Copies a number beside a digit that does not matter, but for one that makes it go wrong."""
+    """Copies a number and ignores a digit, except for one digit with which it fails."""
     task = Machine(3, 6, 1, (0,) * 6, tuple(range(6)), second="idle digit")
     lines = [*sufficient_lines(task), Rule("cross", 0, 0, "operand 2", (Condition("place", 0),))]
     generator = Generator().manual_seed(0)
@@ -200,7 +200,7 @@ def idle(wrong: int | None) -> Made:
 
 
 def shown() -> list[int]:
-    """The digits of no matter that single samples of short shapes show."""
+    """The ignored digits that single samples of short shapes show."""
     task = Machine(3, 6, 1, (0,) * 6, tuple(range(6)), second="idle digit")
     return [int(task.sample(Generator(), 1, (n,)).source[0, -1]) - 2 for n in range(1, 15)]
 

@@ -1,4 +1,4 @@
-"""What a rule means: each identity holds of the shipped rules and of no rule that differs in a single entry."""
+"""The meaning of rules: each identity holds for the shipped rules, and for no rule with one entry changed."""
 
 import itertools
 import random
@@ -98,7 +98,7 @@ def rule_of(task: DigitTask) -> LocalRule:
 
 
 def ends_of(table: TabledRule) -> set[tuple[tuple[int, ...], int]]:
-    """Constants and states with which a run on numbers that fit may end: after zeros."""
+    """The constants and states with which a run on numbers that fit may end, after zeros."""
     found = set()
     for constants in table.choices:
         states = set(table.starts) if table.along == "index" else table.reachable[constants]
@@ -113,7 +113,7 @@ def ends_of(table: TabledRule) -> set[tuple[tuple[int, ...], int]]:
 
 
 def entries(table: TabledRule) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Where each step that can occur stands, and what it is."""
+    """Each reachable step, with its index in the table."""
     return [
         ((state, *digits, *constants), (after, *symbols)) for state, digits, constants, after, symbols in table.steps
     ]
@@ -139,7 +139,7 @@ def test_identities_of_shipped_rules_hold(name: str) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_change_of_an_entry_breaks_an_identity(name: str) -> None:
-    """All of them where the table is small: identities leave no entry open."""
+    """All entries of small tables: identities determine every entry."""
     task, _ = TASKS[name]
     rule = rule_of(task)
     table = TabledRule(task, rule)
@@ -245,7 +245,7 @@ def test_a_sum_ends_without_a_carry() -> None:
 
 
 def test_a_sum_from_the_highest_place_on_begins_without_a_carry() -> None:
-    """Doubling from the highest place on needs to know what comes: the state guesses the next digit."""
+    """Doubling from the highest place down needs the next digit, which the state guesses."""
     # State c at a place says that the place below carries c; 2 c + w = 2 d + carry from below.
     identity = SumIdentity("A = A", (share("operand 1", 1),), (share("answer", 1),), (0,))
     copied = Steps((0, 0), (0, 1), along="index")
@@ -290,7 +290,7 @@ RUNNING = RunningIdentity("the parity so far", "operand 1", "answer", (0, 1), 2)
 
 
 def test_a_running_sum_begins_at_zero() -> None:
-    """Else what is shown is the sum and one more."""
+    """Otherwise the answer shows the sum plus one."""
     assert broken_step(tabled(PARITY), RUNNING) is None
     other = replace(PARITY, starts=(1,))
     assert broken_step(tabled(other), RUNNING) is not None
@@ -308,14 +308,14 @@ def test_what_is_carried_is_below_its_bound() -> None:
 
 
 def test_what_a_sum_gives_are_digits() -> None:
-    """A sign that counts as the digit after the last is none."""
+    """A symbol beyond the base is not a digit."""
     table = TabledRule(Addition(base=2), Steps((0, 0), (0, 2)))
     doubled = SumIdentity("2 A = W", (Share("operand 1", (2,)),), (share("answer", 1),), (0,))
     assert broken_step(table, doubled) is not None
 
 
 def test_shares_stay_along_a_run() -> None:
-    """A sign that changes from place to place is no sign of the whole number."""
+    """Factors that change from place to place are no factor of a whole number."""
     flipping = Steps((1, 1, 0, 0), (0, 1, 0, 1))
     shares = [Share(name, (1, -1)) for name in ("operand 1", "answer")]
     assert broken_step(tabled(flipping), SumIdentity("", (shares[0],), (shares[1],), (0, 0))) is not None
@@ -338,7 +338,7 @@ def test_a_comparison_begins_with_equal_numbers() -> None:
 
 @pytest.mark.parametrize("along", ["place", "index"])
 def test_the_highest_difference_decides(along: str) -> None:
-    """In either direction, against whole numbers; the other direction's rule is none."""
+    """In both directions, compared with whole numbers; a rule of one direction fails in the other."""
     task = Comparison(base=3)
     up = along == "place"
     order = (-1, 0, 1)

@@ -97,7 +97,7 @@ class Expected:
     opened: dict[tuple[str, int, int, int], dict[int, float]]  # by site, layer, head and query
 
     def form(self) -> Any:
-        """What is the same for predictions that are one function of their leaves."""
+        """Equal for predictions that are the same function of their leaves."""
         sources, streams = ([sorted(part) for part in parts] for parts in (self.sources, self.streams))
         rank = {"source": sources[0].index, "stream": streams[0].index}
         opened = set()
@@ -216,7 +216,7 @@ def test_receptive_fields_are_those_of_nested_loops(made: tuple[str, Window]) ->
 
 
 def test_kinds_are_functions_of_leaves_over_several_layouts() -> None:
-    """Far apart or near, in a long problem or a short one: only what is open to what counts."""
+    """Far apart or close, in a long problem or a short one: only the open keys count."""
     task, draw = Addition(padding="none"), random.Random(5)
     for _ in range(6):
         rules = [

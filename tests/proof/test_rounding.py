@@ -35,7 +35,7 @@ Array = NDArray[Any]
 
 @dataclass
 class Arithmetic:
-    """Sums of one precision, in an order that is drawn; exact ones in their own order.
+    """Sums in one precision, in a random order; exact sums are in their own order.
 
     Attributes:
         dtype: The precision.
@@ -172,7 +172,7 @@ def lines(encoder: int, decoder: int, open_keys: int) -> tuple[Rule, ...]:
 
 @dataclass(frozen=True)
 class Setting:
-    """Of which shape a model is."""
+    """The shape of a model."""
 
     encoder: int = 0
     decoder: int = 1
@@ -216,7 +216,7 @@ TABLED = TabledRule(TASK, _RULE)
 
 
 def scaled(model: EncoderDecoder, name: str) -> None:
-    """Weights that make much of rounding."""
+    """Weights that amplify rounding errors."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for own, parameter in model.named_parameters():
@@ -279,7 +279,7 @@ def test_no_order_of_summation_goes_beyond_the_bound(name: str, weights: str) ->
 
 
 def between(logits: Array, required: torch.Tensor) -> Array:
-    """By how much the required logit is above each."""
+    """The lead of the required logit over each other one."""
     return np.take_along_axis(logits, required.numpy()[:, None], axis=1) - logits
 
 
@@ -349,7 +349,7 @@ def test_a_normalisation_in_any_order(dim: int, mean: float, spread: float) -> N
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 @torch.no_grad()
 def test_a_normalisation_of_what_is_far_off(share: float) -> None:
-    """Turned as far as an error of a share of the length can turn: the derivative grows on the way."""
+    """The vector turns as far as a relative error allows: the derivative grows on the way."""
     own = torch.nn.LayerNorm(4).double()
     x, across = (torch.tensor([parts]).double() for parts in ([1.0, -1, 0, 0], [0.0, 0, 1, -1]))
     turned = (1 - share**2) * x + share * (1 - share**2) ** 0.5 * across
@@ -403,7 +403,7 @@ def test_another_precision_is_refused() -> None:
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @torch.no_grad()
 def test_weights_so_large_that_numbers_may_overflow(norm: str, largest: float) -> None:
-    """In every parameter by itself: no finite bound where float32 comes to no number."""
+    """For each parameter alone: no finite bound where float32 gives NaN."""
     setting = Setting(norm=norm, open_keys=1)
     for name, _ in built(setting)[0].named_parameters():
         model, kinds = built(setting)
@@ -471,7 +471,7 @@ def test_a_unit_that_acts_on_rounding_noise_leaves_no_slack(strength: float, mar
 
 @torch.no_grad()
 def test_the_finer_bound_counts_units_that_open_on_the_way() -> None:
-    """Hidden units just closed, with large weights behind them, open for what rounding may make of the stream."""
+    """Hidden units that are just off, with large weights behind them, and that rounding may switch on."""
     task, rules = RULES["parity"]
     model = make(task, rules)
     last = model.decoder[-1]
@@ -512,7 +512,7 @@ def test_the_finer_bound_counts_units_that_open_on_the_way() -> None:
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4, 1e8, 1e12, 1e17])
 @torch.no_grad()
 def test_a_normalised_vector_is_no_larger_than_is_said(size: float) -> None:
-    """Nearly constant vectors too, of which rounding alone is left once they are centred."""
+    """Nearly constant vectors too, which are nothing but rounding errors once they are centred."""
     layer = torch.nn.LayerNorm(24)
     layer.weight.copy_(torch.randn(24))
     layer.bias.copy_(torch.randn(24))

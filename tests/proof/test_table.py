@@ -1,4 +1,4 @@
-"""A local rule as a table: against the rule's own steps, and runs gone through one by one."""
+"""The table of a local rule, compared with the rule's own steps and with runs one by one."""
 
 import itertools
 import random
@@ -71,7 +71,7 @@ def choices_of(rule: LocalRule, base: int) -> list[tuple[int, ...]]:
 
 
 def graph_of(rule: LocalRule, base: int, constants: Sequence[int], present: Sequence[bool]) -> dict[int, set[int]]:
-    """Which states lead to which, from those that can be reached, by single steps."""
+    """The relation of reachable states over one place, by single steps."""
     found: dict[int, set[int]] = {}
     pending = list(reached_from(rule, base, constants))
     for state in pending:
@@ -208,7 +208,7 @@ class Odd(LocalRule):
 @pytest.mark.parametrize(("after", "symbol"), [(3, 0), (-1, 0), (10**9, 0), (0, 11), (0, 10**9), (0, -1)])
 @pytest.mark.parametrize("starts", [(0,), (0, 2)])
 def test_a_rule_that_leaves_its_states_or_symbols_is_refused(after: int, symbol: int, starts: tuple[int, ...]) -> None:
-    """Where it can be reached; what it would do elsewhere does not matter."""
+    """In a reachable state; steps from other states do not matter."""
     task = Addition()  # of 11 symbols
     with pytest.raises(CannotDecideError, match="local rule of addition leaves its states or the task's symbols"):
         TabledRule(task, Odd(0, after, symbol, starts))

@@ -313,7 +313,7 @@ def test_positions_that_repeat_may_stand_beside_the_window() -> None:
 
 
 def check_alike(task: Task, rules: Sequence[Rule], reason: str) -> None:
-    """Whether the two problems of a reason need what it says they need, and look the same within the window."""
+    """Whether the two problems of a reason need the tokens that it names, and have equal views."""
     words = r"; the window is not sufficient: (\S+) needs (.+) at place (\d+) and (\S+) needs (.+) at place (\d+), but"
     found = re.search(words, reason)
     assert found is not None, reason
@@ -393,7 +393,7 @@ def test_calibration_and_proof_agree_on_what_a_line_is_for(name: str) -> None:
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("task", [Parity(max_length=4), Successor(max_length=2)], ids=lambda task: task.name)
 def test_calibration_and_proof_agree_on_what_a_window_shows(task: DigitTask, biases: bool) -> None:
-    """What hashes of views find among problems, logits of random weights find among assignments, and the reverse.
+    """Hashes of views on problems and logits of random weights on assignments find the same conflicts.
 
     Where keys of a head have different biases, views tell apart even keys that all hold the same.
     """
