@@ -447,7 +447,7 @@ class Token(NamedTuple):
     @classmethod
     def any_of(cls, item: Item, name: str) -> "Token":
         """All tokens of an item as one: each variable is a symbol of its own."""
-        once = Expr.from_value(1)  # the variable of a repeat that is gone through once is 0
+        once = Expr.from_value(1)  # the variable of a repeat of one round is 0
         return cls(
             item, tuple(Expr() if c == once else Expr.from_value(f"?{name} {n}") for n, (_, c) in enumerate(item.loops))
         )

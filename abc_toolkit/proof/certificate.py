@@ -256,7 +256,7 @@ def _check_fields(data: Mapping[str, Any]) -> None:
         optional = ("tokens", "positions", "layout", "rule", "identities")
         wanted |= {name: (dict, list, type(None)) for name in optional}
     else:
-        raise CertificateError(f"its verdict is {json.dumps(data['verdict'])[:60]}, which is none")
+        raise CertificateError(f"its verdict is {json.dumps(data['verdict'])[:60]}, which is unknown")
     for name, kind in wanted.items():
         if name not in data:
             raise CertificateError(f"its field {name} is missing")

@@ -727,7 +727,7 @@ def _forgeries(certificate: dict[str, Any]) -> dict[str, tuple[str, str]]:
         "another reason": ({"reason": "none"}, 'does not hold: reason is "none"'),
         "fewer assumptions": ({"assumptions": []}, r"does not hold: assumptions is \[\]"),
         "a field that nobody knows": ({"more": 1}, 'cannot be checked: it has a field "more"'),
-        "a verdict that is none": ({"verdict": "right"}, "cannot be checked: its verdict is .right., which is none"),
+        "a verdict that is none": ({"verdict": "right"}, "cannot be checked: its verdict is .right., which is unknown"),
         "a table of another rule": ({"rule": certificate["rule"] | {"ends": [True, False]}}, "does not hold: rule is"),
     }
     if verdict == "correct":
