@@ -56,10 +56,10 @@ class TaskCase:
     wrong: Mapping[str, str] = field(default_factory=dict)
 
 
-def evaluation_strings(task: DigitTask, length: int, set_name: str, batch: int = 256) -> list[str]:
+def evaluation_strings(task: DigitTask, length: int, suite: str, batch: int = 256) -> list[str]:
     """Sources of an evaluation set."""
     g = generator()
-    problems = [task.sample(g, batch, shape, set_name) for shape in task.evaluation_shapes(length, set_name, g)]
+    problems = [task.sample(g, batch, shape, suite) for shape in task.evaluation_shapes(length, suite, g)]
     return [task.vocabulary.decode(row) for batch_of_shape in problems for row in batch_of_shape.source]
 
 
@@ -153,14 +153,14 @@ class DigitTaskContract(TaskContract):
 
     cases: ClassVar[dict[str, TaskCase]]
 
-    @pytest.mark.parametrize("set_name", [TRAINING, *SETS])
-    def test_problems_are_right(self, case: TaskCase, set_name: str) -> None:
+    @pytest.mark.parametrize("suite", [TRAINING, *SETS])
+    def test_problems_are_right(self, case: TaskCase, suite: str) -> None:
         task, g = case.task, generator()
         shapes = list(task.training_shapes())
-        if set_name != TRAINING:
-            shapes += [shape for length in LENGTHS for shape in task.evaluation_shapes(length, set_name, g)]
+        if suite != TRAINING:
+            shapes += [shape for length in LENGTHS for shape in task.evaluation_shapes(length, suite, g)]
         for shape in dict.fromkeys(shapes):
-            problems, layout = task.sample(g, 24, shape, set_name), task.layout(shape)
+            problems, layout = task.sample(g, 24, shape, suite), task.layout(shape)
             assert problems.shape == shape
             assert problems.source.shape == (24, len(layout.source))
             assert problems.target.shape == (24, len(layout.target)) == (24, len(layout.prefix))
@@ -246,12 +246,12 @@ class DigitTaskContract(TaskContract):
         assert meaning.held_to >= HELD_TO
         assert meaning.longest >= task.max_length
 
-    @pytest.mark.parametrize("set_name", SETS)
-    def test_tokens_are_counted(self, case: TaskCase, set_name: str) -> None:
+    @pytest.mark.parametrize("suite", SETS)
+    def test_tokens_are_counted(self, case: TaskCase, suite: str) -> None:
         task, g = case.task, generator()
-        shapes = [shape for length in LENGTHS for shape in task.evaluation_shapes(length, set_name, g)]
+        shapes = [shape for length in LENGTHS for shape in task.evaluation_shapes(length, suite, g)]
         for shape in (*task.training_shapes(), *shapes):
-            problems, layout = task.sample(g, 1, shape, set_name), task.layout(shape)
+            problems, layout = task.sample(g, 1, shape, suite), task.layout(shape)
             assert task.num_tokens(shape) == (len(layout.source), len(layout.target))
             assert task.num_tokens(shape) == (problems.source.shape[1], problems.target.shape[1])
 
@@ -275,13 +275,13 @@ class DigitTaskContract(TaskContract):
         count = case.task.num_problems(shape)
         assert len(set(training_strings(case.task, shape, max(4000, 40 * count)))) == count
 
-    @pytest.mark.parametrize("set_name", SETS)
-    def test_evaluation_shapes_are_of_the_length(self, case: TaskCase, set_name: str) -> None:
+    @pytest.mark.parametrize("suite", SETS)
+    def test_evaluation_shapes_are_of_the_length(self, case: TaskCase, suite: str) -> None:
         for length in LENGTHS:
-            shapes = case.task.evaluation_shapes(length, set_name, generator())
+            shapes = case.task.evaluation_shapes(length, suite, generator())
             assert shapes
             assert all(max(shape) <= length and min(shape) >= 1 for shape in shapes)
-            assert set_name != UNIFORM or all(set(shape) == {length} for shape in shapes)
+            assert suite != UNIFORM or all(set(shape) == {length} for shape in shapes)
 
     def test_examples(self, case: TaskCase) -> None:
         task = case.task
@@ -346,10 +346,10 @@ class DigitTaskContract(TaskContract):
 class NumberContract(DigitTaskContract):
     """Checks of a task whose answer is a number, written least significant digit first at a fixed width."""
 
-    @pytest.mark.parametrize("set_name", [TRAINING, *SETS])
-    def test_target_is_the_result_the_other_way_round(self, case: TaskCase, set_name: str) -> None:
+    @pytest.mark.parametrize("suite", [TRAINING, *SETS])
+    def test_target_is_the_result_the_other_way_round(self, case: TaskCase, suite: str) -> None:
         for shape in case.task.training_shapes():
-            problems = case.task.sample(generator(), 24, shape, set_name)
+            problems = case.task.sample(generator(), 24, shape, suite)
             width = problems.target.shape[1] - 1
             for source, target in zip(problems.source, problems.target, strict=True):
                 result = case.oracle(case.task.vocabulary.decode(source))
