@@ -22,18 +22,20 @@ KEYS_A_SLOT = 40
 _CELLS = 2**25  # numbers that attention may hold at once for the query-key pairs of a batch
 
 
-def linear(in_dim: int, out_dim: int, parts: int = 1) -> nn.Linear:
+def linear(in_dim: int, out_dim: int, parts: int = 1, bias: bool = True) -> nn.Linear:
     """A linear layer with Xavier-uniform weights and zero biases.
 
     Args:
         in_dim: Width of the input.
         out_dim: Width of each part of the output.
         parts: Number of layers that run as one; each is initialised on its own.
+        bias: Whether it has biases.
     """
-    layer = nn.Linear(in_dim, parts * out_dim)
+    layer = nn.Linear(in_dim, parts * out_dim, bias=bias)
     for weight in layer.weight.chunk(parts):
         nn.init.xavier_uniform_(weight)
-    nn.init.zeros_(layer.bias)
+    if bias:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -102,6 +104,7 @@ class Attention(nn.Module):
         num_heads: Number of heads; divides `model_dim`.
         dropout: Probability that an attention weight is dropped in training.
         position: The hooks of the position method in this site and layer.
+        bias: Whether the projections have biases.
 
     Attributes:
         path: `dense`, `gathered`, or `auto`, which chooses by the number of keys.
@@ -110,7 +113,9 @@ class Attention(nn.Module):
         ValueError: If `num_heads` does not divide `model_dim`.
     """
 
-    def __init__(self, model_dim: int, num_heads: int, dropout: float, position: AttentionPosition) -> None:
+    def __init__(
+        self, model_dim: int, num_heads: int, dropout: float, position: AttentionPosition, bias: bool = True
+    ) -> None:
         super().__init__()
         if model_dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide model_dim {model_dim}")
@@ -118,9 +123,9 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.position = position
         self.path: AttentionPath = "auto"
-        self.query = linear(model_dim, model_dim)
-        self.key_value = linear(model_dim, model_dim, parts=2)
-        self.output = linear(model_dim, model_dim)
+        self.query = linear(model_dim, model_dim, bias=bias)
+        self.key_value = linear(model_dim, model_dim, parts=2, bias=bias)
+        self.output = linear(model_dim, model_dim, bias=bias)
 
     def keys_values(self, x: Tensor) -> Tensor:
         """Keys, not yet rotated, and values `[batch, key, 2, head, dim]` of a stream `[batch, key, model_dim]`."""

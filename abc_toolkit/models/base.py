@@ -18,6 +18,7 @@ from abc_toolkit.tasks.base import Batch, Interface
 from abc_toolkit.vocabulary import BOS
 
 Backbone = Literal["encoder-decoder", "decoder-only", "encoder-only", "mamba"]
+BlockKind = Literal["standard", "llama"]
 Maps = dict[tuple[str, int], Tensor]
 
 
@@ -36,6 +37,8 @@ class Architecture:
         position: Position method; if not given, sinusoids of place and segment with base 100, and none for `mamba`.
         backbone: `encoder-decoder`; `decoder-only`, which reads source and target as one string; `mamba`, the same
             without attention; `encoder-only`. By default the first, or, without a target, the second.
+        block: `standard`, or `llama`: RMS normalisation, SwiGLU, no biases.
+        init_std: Standard deviation of the initial weights of `llama`; if not given, by the width of each layer.
     """
 
     num_encoder_layers: int = 0
@@ -47,6 +50,8 @@ class Architecture:
     dropout: float = 0.0
     position: PositionMethod | None = None
     backbone: Backbone | None = None
+    block: BlockKind = "standard"
+    init_std: float | None = None
 
     @property
     def kind(self) -> Backbone:
@@ -85,6 +90,14 @@ class Architecture:
             raise UserError("--model.backbone encoder-only needs layers: give --model.num_encoder_layers at least 1")
         if self.backbone == "mamba" and self.norm == "post":
             raise UserError("--model.backbone mamba normalises before each block: leave out --model.norm post")
+        if self.block == "llama" and self.backbone == "mamba":
+            raise UserError("--model.backbone mamba has blocks of its own: leave out --model.block llama")
+        if self.block == "llama" and self.norm == "post":
+            raise UserError("--model.block llama normalises before each block: leave out --model.norm post")
+        if self.init_std is not None:
+            check_numbers(self, "model", ("init_std",))
+            if self.block != "llama":
+                raise UserError(f"--model.init_std {self.init_std:g} is of --model.block llama: give both or neither")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,19 +157,24 @@ class Model(nn.Module, abc.ABC):
         self.positioning = self.position.build(
             ModelSizes(dim, architecture.num_heads, architecture.num_encoder_layers, architecture.num_decoder_layers)
         )
-        self.embedding, self.embedding_scale = self._input_adapter(self.interface, dim)
+        bias = architecture.block != "llama"
+        self.embedding, self.embedding_scale = self._input_adapter(self.interface, dim, bias)
         self.dropout = nn.Dropout(architecture.dropout)
         self.add_layers()
-        self.output = linear(dim, self.interface.num_outputs)
+        self.output = linear(dim, self.interface.num_outputs, bias=bias)
         if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
+        self.initialise()
 
     @staticmethod
-    def _input_adapter(interface: Interface, dim: int) -> tuple[nn.Module, float]:
+    def _input_adapter(interface: Interface, dim: int, bias: bool) -> tuple[nn.Module, float]:
         """The module that turns inputs into a stream, token embedding or linear read-in, and its scale."""
         if interface.num_tokens:
             return nn.Embedding(interface.num_tokens, dim), dim**0.5
-        return linear(interface.input_dim, dim), 1.0
+        return linear(interface.input_dim, dim, bias=bias), 1.0
+
+    def initialise(self) -> None:
+        """Draws initial weights that are others than those of the modules by themselves. Called once, at the end."""
 
     @abc.abstractmethod
     def add_layers(self) -> None:

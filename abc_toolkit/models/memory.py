@@ -157,7 +157,8 @@ def _trained_model_bytes(task: Task, architecture: Architecture) -> float:
     adapters = dim * (interface.num_tokens + interface.input_dim + interface.num_outputs)
     encoder, decoder = architecture.num_encoder_layers, architecture.num_decoder_layers
     attentions = encoder + decoder * (2 if architecture.kind == "encoder-decoder" else 1)
-    parameters = adapters + 4 * dim**2 * attentions + 2 * dim * hidden * (encoder + decoder)
+    matrices = 3 if architecture.block == "llama" else 2  # of a feed-forward block
+    parameters = adapters + 4 * dim**2 * attentions + matrices * dim * hidden * (encoder + decoder)
     if architecture.kind == "mamba":
         parameters = adapters + 6 * dim**2 * (encoder + decoder)
     rows = sum(_whole_numbers(architecture.position))  # a method learns at most a row of the width for each
@@ -187,7 +188,7 @@ def _trained_problem_bytes(task: Task, architecture: Architecture) -> float:
     if architecture.kind != "encoder-decoder":
         decoded = (source + target) * architecture.num_decoder_layers
         cells = (source + target) * decoded
-    width = _KEPT * architecture.model_dim + 2 * architecture.feedforward_dim
+    width = _KEPT * architecture.model_dim + (4 if architecture.block == "llama" else 2) * architecture.feedforward_dim
     if architecture.kind == "mamba":
         cells, width = 0, 2 * _STATES * architecture.model_dim
     logits = (target or source) * task.interface.num_outputs

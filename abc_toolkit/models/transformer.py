@@ -11,14 +11,25 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions, raw_layout
 from abc_toolkit.models.attention import Attention, AttentionPath, Gather, Scope, dense_scope, linear
-from abc_toolkit.models.base import Architecture, DecoderState, DecodingModel, DecodingPlan, Maps, Model, answering
+from abc_toolkit.models.base import (
+    Architecture,
+    BlockKind,
+    DecoderState,
+    DecodingModel,
+    DecodingPlan,
+    Maps,
+    Model,
+    answering,
+)
 from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal, Site
 
 Side = Literal["encoder", "decoder"]
+_LLAMA_EPSILON = 1e-6  # of the normalisation, as in Llama
 
 
 class FeedForward(nn.Sequential):
@@ -27,6 +38,30 @@ class FeedForward(nn.Sequential):
     def __init__(self, architecture: Architecture) -> None:
         dim, hidden = architecture.model_dim, architecture.feedforward_dim
         super().__init__(linear(dim, hidden), nn.ReLU(), nn.Dropout(architecture.dropout), linear(hidden, dim))
+
+
+class SwiGLU(nn.Module):
+    """`W2 (silu(W1 x) * W3 x)` without biases, with dropout on the hidden layer; `W1` and `W3` run as one.
+
+    Source: Shazeer 2020 (arXiv 2002.05202), as in Llama (arXiv 2302.13971).
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        dim, hidden = architecture.model_dim, architecture.feedforward_dim
+        self.gate_up = linear(dim, hidden, parts=2, bias=False)
+        self.dropout = nn.Dropout(architecture.dropout)
+        self.down = linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.dropout(functional.silu(gate) * up))
+
+
+def normalisation(architecture: Architecture) -> nn.Module:
+    """The normalisation of a model's streams: by mean and variance, or in Llama's blocks by the root mean square."""
+    dim = architecture.model_dim
+    return nn.RMSNorm(dim, eps=_LLAMA_EPSILON) if architecture.block == "llama" else nn.LayerNorm(dim)
 
 
 class Block(nn.Module):
@@ -49,25 +84,26 @@ class Block(nn.Module):
         self.layer = layer
         self.cross = cross
         self.pre = architecture.norm == "pre"
+        llama = architecture.block == "llama"
 
         def attention(site: Site) -> Attention:
-            return Attention(dim, heads, architecture.dropout, position.at(site, layer))
+            return Attention(dim, heads, architecture.dropout, position.at(site, layer), bias=not llama)
 
         self.self_attention = attention(side)
-        self.self_norm = nn.LayerNorm(dim)
+        self.self_norm = normalisation(architecture)
         if cross:
             self.cross_attention = attention("cross")
-            self.cross_norm = nn.LayerNorm(dim)
-        self.feedforward = FeedForward(architecture)
-        self.feedforward_norm = nn.LayerNorm(dim)
+            self.cross_norm = normalisation(architecture)
+        self.feedforward = SwiGLU(architecture) if llama else FeedForward(architecture)
+        self.feedforward_norm = normalisation(architecture)
         self.dropout = nn.Dropout(architecture.dropout)
 
-    def add(self, x: Tensor, norm: nn.LayerNorm, update: Tensor) -> Tensor:
+    def add(self, x: Tensor, norm: nn.Module, update: Tensor) -> Tensor:
         """The residual connection: normalised afterwards in post-norm."""
         x = x + self.dropout(update)
         return x if self.pre else norm(x)
 
-    def normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def normed(self, x: Tensor, norm: nn.Module) -> Tensor:
         """What a block reads: normalised beforehand in pre-norm."""
         return norm(x) if self.pre else x
 
@@ -176,6 +212,28 @@ class Stack(nn.ModuleList):
         return x
 
 
+def initialise_llama(module: nn.Module, architecture: Architecture) -> None:
+    """Draws the weights of Llama's blocks anew, from normal distributions around 0.
+
+    The standard deviation is `init_std` or, if that is not given, the root of one over the inputs; what a block adds to
+    the stream is then divided by the root of twice the depth, so that the stream does not grow with it.
+
+    Args:
+        module: What holds the blocks. Position methods in them keep their own initial values.
+        architecture: Sizes and `init_std`.
+    """
+    blocks = [part for part in module.modules() if isinstance(part, Block)]
+    given = architecture.init_std
+    for block in blocks:
+        attentions = [part for part in (block.self_attention, getattr(block, "cross_attention", None)) if part]
+        assert isinstance(block.feedforward, SwiGLU)
+        inward = [block.feedforward.gate_up, *(layer for part in attentions for layer in (part.query, part.key_value))]
+        outward = [block.feedforward.down, *(part.output for part in attentions)]
+        for layer in (*inward, *outward):
+            depth = (2 * len(blocks)) ** 0.5 if layer in outward else 1.0
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5 / depth if given is None else given)
+
+
 class Transformer(nn.Module):
     """A plain stack of self-attention layers: maps a stream `[batch, length, model_dim]` to another.
 
@@ -189,6 +247,7 @@ class Transformer(nn.Module):
         norm: Layer normalisation before (`pre`) or after (`post`) each block.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method; sinusoids of the raw index if not given.
+        block: `standard`, or `llama`: RMS normalisation, SwiGLU, no biases.
 
     Raises:
         UserError: If the sizes, or the position method and they, do not go together.
@@ -205,16 +264,19 @@ class Transformer(nn.Module):
         norm: Literal["pre", "post"] = "pre",
         dropout: float = 0.0,
         position: PositionMethod | None = None,
+        block: BlockKind = "standard",
     ) -> None:
         super().__init__()
         self.causal = causal
         # An architecture has a decoder in any case; without `causal` it is not built.
         layers = (0, num_layers) if causal else (num_layers, 1)
-        sizes = Architecture(*layers, model_dim, num_heads, feedforward_dim, norm, dropout)
+        sizes = Architecture(*layers, model_dim, num_heads, feedforward_dim, norm, dropout, block=block)
         method = Sinusoidal() if position is None else position
         self.positioning = method.build(ModelSizes(model_dim, num_heads, *layers))
         self.layers = Stack(sizes, self.positioning, "decoder" if causal else "encoder")
-        self.norm = nn.LayerNorm(model_dim) if norm == "pre" else nn.Identity()
+        self.norm = normalisation(sizes) if norm == "pre" else nn.Identity()
+        if block == "llama":
+            initialise_llama(self.layers, sizes)
 
     def forward(self, x: Tensor, positions: Positions | None = None, maps: Maps | None = None) -> Tensor:
         """Runs the stack.
@@ -355,6 +417,22 @@ class TransformerState(DecoderState):
 class AttentionModel(Model):
     """A model of attention."""
 
+    def initialise(self) -> None:
+        """The initial weights of Llama's blocks, and of what stands before and after them.
+
+        If no `init_std` is given, outputs are small to begin with: a tenth of what the width makes them.
+        """
+        if self.architecture.block != "llama":
+            return
+        initialise_llama(self, self.architecture)
+        given = self.architecture.init_std
+        if isinstance(self.embedding, nn.Linear):
+            std = self.embedding.in_features**-0.5 if given is None else given
+            nn.init.normal_(self.embedding.weight, std=std)
+        elif given is not None:
+            nn.init.normal_(self.embedding.get_parameter("weight"), std=given)
+        nn.init.normal_(self.output.weight, std=0.1 * self.output.in_features**-0.5 if given is None else given)
+
     @property
     def attentions(self) -> list[Attention]:
         """Every attention of the model."""
@@ -451,8 +529,8 @@ class EncoderDecoder(TransformerModel):
         self.encoder = Stack(sizes, self.positioning, "encoder")
         self.decoder = Stack(sizes, self.positioning, "decoder", cross=True)
         final_norm = sizes.norm == "pre"
-        self.encoder_norm = nn.LayerNorm(sizes.model_dim) if final_norm and self.encoder else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(sizes.model_dim) if final_norm else nn.Identity()
+        self.encoder_norm = normalisation(sizes) if final_norm and self.encoder else nn.Identity()
+        self.decoder_norm = normalisation(sizes) if final_norm else nn.Identity()
 
     def read(self, layout: Layout) -> Layout:
         return layout
@@ -489,7 +567,7 @@ class DecoderOnly(TransformerModel):
     def add_layers(self) -> None:
         sizes = self.architecture
         self.decoder = Stack(sizes, self.positioning, "decoder")
-        self.decoder_norm = nn.LayerNorm(sizes.model_dim) if sizes.norm == "pre" else nn.Identity()
+        self.decoder_norm = normalisation(sizes) if sizes.norm == "pre" else nn.Identity()
 
     def read(self, layout: Layout) -> Layout:
         return layout.string
@@ -522,7 +600,7 @@ class EncoderOnly(AttentionModel):
             )
         self.encoder = Stack(self.architecture, self.positioning, "encoder")
         pre = self.architecture.norm == "pre"
-        self.encoder_norm = nn.LayerNorm(self.architecture.model_dim) if pre else nn.Identity()
+        self.encoder_norm = normalisation(self.architecture) if pre else nn.Identity()
 
     def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
         positions = self.positioning.prepare(layout).source

@@ -59,6 +59,8 @@ def basis_of(task: Task, model: Model) -> Basis:
         raise CannotDecideError(f"windows are of encoder-decoders, and the model is {type(model).__name__}")
     if type(model.position) is not Windowed:
         raise CannotDecideError("the model has no window: a prediction depends on every token before it")
+    if model.architecture.block != "standard":
+        raise CannotDecideError(f"rounding in {model.architecture.block} blocks is not bounded")
     cyclic = tuple(_cyclic(model.position.inner))
     blocks = [*model.encoder, *model.decoder]
     attentions = [(block.side, block.layer, block.self_attention) for block in blocks]

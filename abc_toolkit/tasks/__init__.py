@@ -6,9 +6,11 @@ from abc_toolkit.tasks.base import (
     Certifiable,
     HeldOut,
     Interface,
+    Observed,
     ProblemError,
     Problems,
     Solvable,
+    Staged,
     Task,
 )
 from abc_toolkit.tasks.digits.addition import Addition
@@ -21,30 +23,46 @@ from abc_toolkit.tasks.digits.multiplication import Multiplication
 from abc_toolkit.tasks.digits.parity import Parity
 from abc_toolkit.tasks.digits.subtraction import Subtraction
 from abc_toolkit.tasks.digits.successor import Successor
-from abc_toolkit.tasks.functions.linear_regression import LinearRegression
+from abc_toolkit.tasks.functions.formulas import CNF, DNF, Conjunction, Disjunction, SparseDisjunction
+from abc_toolkit.tasks.functions.linear import LinearRegression, SparseLinearRegression
+from abc_toolkit.tasks.functions.parities import ParityFunction, SparseParity
+from abc_toolkit.tasks.functions.thresholds import IntHalfspace, Majority, SparseThreshold
 from abc_toolkit.tasks.lengths import Shape
 
 __all__ = [
+    "CNF",
+    "DNF",
     "Addition",
     "Batch",
     "Calibratable",
     "Certifiable",
     "Comparison",
+    "Conjunction",
     "Copy",
+    "Disjunction",
     "Division",
     "HeldOut",
+    "IntHalfspace",
     "Interface",
     "LinearRegression",
     "LongMultiplication",
+    "Majority",
     "MultiOperandAddition",
     "Multiplication",
+    "Observed",
     "Parity",
+    "ParityFunction",
     "ProblemError",
     "Problems",
     "Repeat",
     "Reverse",
     "Shape",
     "Solvable",
+    "SparseDisjunction",
+    "SparseLinearRegression",
+    "SparseParity",
+    "SparseThreshold",
+    "Staged",
     "Subtraction",
     "Successor",
     "Task",

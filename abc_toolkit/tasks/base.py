@@ -26,6 +26,7 @@ T = TypeVar("T")
 B = TypeVar("B", bound="Batch")
 TRAINING = "training"
 UNIFORM = "uniform"
+ATTENTION = "attention"  # the suite that shows attention in place of measuring
 SMALL = 10_000  # problems of a size below which all are trained on
 _QUOTED = 40  # characters of a text that a message quotes
 
@@ -117,11 +118,13 @@ class Task(abc.ABC):
 
     Attributes:
         max_length: Longest training length, in the task's own unit: digits of an operand, bits, points of a prompt.
-        suites: Names of its evaluation suites, the plain one first.
+        suites: Names of its evaluation suites, the plain one first. Of suites `a/b` and `a/c`, `a` names both.
+        num_samples: Problems of each suite and length, where an evaluation names no number.
     """
 
     max_length: int
     suites: ClassVar[tuple[str, ...]] = (UNIFORM,)
+    num_samples: ClassVar[int] = 1000
 
     @property
     def name(self) -> str:
@@ -150,7 +153,15 @@ class Task(abc.ABC):
             length: The length, in the unit of `max_length`.
             suite: One of `suites`.
             generator: Draws what the suite leaves open.
+
+        Raises:
+            UserError: If the suite has no problems of such a length.
         """
+
+    @property
+    def default_suites(self) -> tuple[str, ...]:
+        """The suites of an evaluation that names none."""
+        return self.suites
 
     def lengths(self, spec: str) -> list[Size]:
         """The lengths and shapes that `--length` names, such as `10x`, `60` or `3x200`.
@@ -182,6 +193,26 @@ class Task(abc.ABC):
     def baselines(self) -> Mapping[str, Callable[[Batch], Tensor]]:
         """Predictors, by name, that an evaluation shows beside the models; each gives outputs as a model does."""
         return {}
+
+
+class Staged(abc.ABC):
+    """A task that can be made easier for the beginning of a training."""
+
+    @abc.abstractmethod
+    def stage(self: T, dim: int, points: int) -> T:
+        """The task with points of fewer channels, and fewer of them, of the same interface and objective.
+
+        Raises:
+            UserError: If the task has not so many.
+        """
+
+
+class Observed(abc.ABC):
+    """A task that says which attention of a model is worth a look: the suite `attention` shows it."""
+
+    @abc.abstractmethod
+    def observed(self, shape: Shape) -> tuple[int, Tensor]:
+        """A query, and the keys of interest in their order, `[key]`; both as indices into the inputs of a shape."""
 
 
 class HeldOut(abc.ABC):
@@ -287,6 +318,7 @@ class Certifiable(Solvable):
 
 
 _LACKS = {
+    Staged: "has no easier stages",
     HeldOut: "holds no problems out of training",
     Calibratable: "has no token streams with a layout, from whose attention a window could be read",
     Solvable: "has no problems that can be written as text",
@@ -318,15 +350,26 @@ def quoted(text: str) -> str:
     return f"{shown!r} ({len(text)} characters)"
 
 
-def check_suites(task: Task, names: Sequence[str] | str) -> tuple[str, ...]:
-    """The names of evaluation suites, which may be given as a text with commas.
+def check_suites(task: Task, names: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The names of evaluation suites, each once, which may be given as a text with commas.
+
+    Args:
+        task: The task.
+        names: Suites, or what several of them begin with, before a slash; the task's default suites, if not given.
 
     Raises:
         UserError: If there is none, or one that the task lacks.
     """
+    if names is None:
+        return task.default_suites
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    unknown = [name for name in names if name not in task.suites]
+    known = (*task.suites, ATTENTION) if isinstance(task, Observed) else task.suites
+    groups: dict[str, list[str]] = {}
+    for suite in known:
+        groups.setdefault(suite.partition("/")[0], []).append(suite)
+    unknown = [name for name in names if name not in known and name not in groups]
     if unknown or not names:
         named = repr(unknown[0]) if unknown else "an empty list"
-        raise UserError(f"--sets: {named} names no evaluation set; they are {', '.join(task.suites)}")
-    return tuple(dict.fromkeys(names))
+        raise UserError(f"--sets: {named} names no evaluation set; they are {', '.join(groups)}")
+    found = [suite for name in names for suite in ([name] if name in known else groups[name])]
+    return tuple(dict.fromkeys(found))

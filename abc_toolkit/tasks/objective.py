@@ -25,11 +25,17 @@ class Metric:
         name: Its name in tables and files.
         higher_is_better: Whether more of it is better.
         is_share: Whether each problem has 0 or 1 of it, so that the mean is a share.
+        in_percent: Whether it is shown in per cent, as every share is.
     """
 
     name: str
     higher_is_better: bool
     is_share: bool = False
+    in_percent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_share and not self.in_percent:
+            object.__setattr__(self, "in_percent", True)
 
     @property
     def title(self) -> str:
@@ -53,11 +59,11 @@ class Metric:
 
     def shown(self, value: float) -> str:
         """A value as tables show it: a share in per cent."""
-        return f"{100 * value:.1f}" if self.is_share else f"{value:.2g}"
+        return f"{100 * value:.1f}" if self.in_percent else f"{value:.2g}"
 
     def told(self, value: float) -> str:
         """A value in a sentence or beside a bar, with its name."""
-        return f"{self.title} {100 * value:.2f} %" if self.is_share else f"{self.title} {value:.4g}"
+        return f"{self.title} {100 * value:.2f} %" if self.in_percent else f"{self.title} {value:.4g}"
 
 
 EXACT_MATCH = Metric("exact_match", higher_is_better=True, is_share=True)
@@ -109,6 +115,10 @@ class Objective(abc.ABC):
     def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
         """Each metric, by name, of each problem: `[batch]`."""
 
+    def by_output(self, outputs: Tensor, batch: "Batch") -> Tensor | None:
+        """The first metric of each output, `[batch, outputs]`; `None` where it is of whole problems alone."""
+        return None
+
     @abc.abstractmethod
     def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
         """Whether a training may stop.
@@ -150,8 +160,29 @@ class TokenCrossEntropy(Objective):
         return values["exact_match"] >= stopping.exact_match and (limit is None or loss <= limit)
 
 
+class _EachOutput(Objective):
+    """An objective whose outputs are judged one by one: by their mean in a problem, and by the last of them."""
+
+    @abc.abstractmethod
+    def by_output(self, outputs: Tensor, batch: "Batch") -> Tensor: ...
+
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        """The mean over a problem's outputs that count, and the last of them."""
+        values, counted = self.by_output(outputs, batch), batch.counted
+        mean_name, last_name = (metric.name for metric in self.metrics)
+        if counted is None:
+            return {mean_name: values.mean(dim=1), last_name: values[:, -1]}
+        last = values.shape[1] - 1 - counted.long().flip(1).argmax(dim=1, keepdim=True)
+        mean = (values * counted).sum(dim=1) / counted.sum(dim=1)
+        return {mean_name: mean, last_name: values.gather(1, last)[:, 0]}
+
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
+        limit = self.loss_limit(stopping)
+        return limit is not None and loss <= limit
+
+
 @dataclass(frozen=True)
-class SquaredError(Objective):
+class SquaredError(_EachOutput):
     """Mean squared error over the outputs that count.
 
     Attributes:
@@ -165,27 +196,30 @@ class SquaredError(Objective):
         Metric("last_squared_error", higher_is_better=False),
     )
 
-    def _errors(self, outputs: Tensor, batch: "Batch") -> Tensor:
-        errors = (outputs - batch.targets) ** 2 / self.scale
-        return errors if batch.counted is None else errors * batch.counted
+    def by_output(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        return (outputs - batch.targets) ** 2 / self.scale
 
     def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
-        errors = self._errors(outputs, batch)
-        return errors.mean() if batch.counted is None else errors.sum() / batch.counted.sum()
+        return _mean_of_counted(self.by_output(outputs, batch), batch.counted)
 
-    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
-        """The error averaged over a problem's outputs that count, and that of the last of them."""
-        errors = self._errors(outputs, batch)
-        if batch.counted is None:
-            return {"squared_error": errors.mean(dim=1), "last_squared_error": errors[:, -1]}
-        length = errors.shape[1]
-        last = length - 1 - batch.counted.long().flip(1).argmax(dim=1, keepdim=True)
-        mean = errors.sum(dim=1) / batch.counted.sum(dim=1)
-        return {"squared_error": mean, "last_squared_error": errors.gather(1, last)[:, 0]}
 
-    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
-        limit = self.loss_limit(stopping)
-        return limit is not None and loss <= limit
+class LogisticLoss(_EachOutput):
+    """Cross-entropy of `sigmoid(output)` where targets are -1 and 1; the sign of an output is what it predicts."""
+
+    metrics = (
+        Metric("accuracy", higher_is_better=True, in_percent=True),
+        Metric("last_accuracy", higher_is_better=True, is_share=True),
+    )
+
+    def by_output(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        return (outputs.sign() == batch.targets).to(outputs.dtype)
+
+    def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        return _mean_of_counted(functional.softplus(-outputs * batch.targets), batch.counted)
+
+
+def _mean_of_counted(values: Tensor, counted: Tensor | None) -> Tensor:
+    return values.mean() if counted is None else (values * counted).sum() / counted.sum()
 
 
 def wilson_interval(right: int, total: int, z: float = _QUANTILE) -> tuple[float, float]:
