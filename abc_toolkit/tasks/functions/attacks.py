@@ -12,7 +12,7 @@ Of `n` points of `d` channels, the *instruction* is the first `2 d`, the *noise*
 | `lost_in_the_middle/begin`, `/middle`, `/end` | instruction, then the answer in noise, then the target | target |
 
 `C` runs from `n / 10` to `2 n / 5`: 5 to 20 of 50 points, as in the study. With `t` points of the target, `r` is
-`n - 2 d`, or half of `N - 2 d - t`, or all of it. Noise that cannot be halved is one longer after the middle than before.
+`n - 2 d`, or half of `N - 2 d - t`, or all of it. Noise that cannot be halved is one longer after the middle.
 
 Source: the study of `functions/base.py`, with `N = 400`; there the parts in the middle are of equal length, and a
 prompt may have one point less.
