@@ -112,7 +112,7 @@ def fit(
         model: Sizes of the model and its position method.
         data: Training batches and validation problems.
         optimizer: Optimiser.
-        curriculum: Stages of a task in context; it is trained in full from the start if not given.
+        curriculum: Stages of a task in context.
         stopping: When the model interpolates.
         trainer: Lightning's trainer.
         resume: Go on with an interrupted fit.

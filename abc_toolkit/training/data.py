@@ -23,10 +23,10 @@ class Data:
     """Batches of training problems, and the number of held-out problems.
 
     Attributes:
-        batch_size: Problems in a batch, which several devices share; all of a batch have one shape.
-        longer: A batch has a shape with probability in proportion to its length to this power: 0 serves every
-            length equally often, 1 favours the long ones.
-        validation_problems: Held-out problems on which interpolation is measured, over all shapes together.
+        batch_size: Problems in a batch, all of one shape; several devices share it.
+        longer: Shapes are served in proportion to their length to this power: 0 serves all equally often, 1
+            favours the long ones.
+        validation_problems: Number of held-out problems, over all shapes together.
     """
 
     batch_size: int = 64

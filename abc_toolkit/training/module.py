@@ -32,10 +32,10 @@ class Optimizer:
         epsilon: Added to the root of the running square.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps over which the rate rises linearly.
-        schedule: The rate after that: `constant`; `linear` or `cosine` falls to `last_rate` at `trainer.max_steps`.
-        last_rate: Share of the rate with which such a schedule ends.
-        averaging: Weights are averaged as `average <- averaging * average + (1 - averaging) * weights` after each
-            step, and the average is what is validated, saved and evaluated; 0 takes the weights as they are.
+        schedule: `linear` and `cosine` let the rate fall to `last_rate` of it at `trainer.max_steps`.
+        last_rate: Share of the rate at the end of such a schedule.
+        averaging: Share of itself that the running average of the weights keeps at each step; the average is
+            validated, saved and evaluated.
     """
 
     learning_rate: float = 3e-3
