@@ -22,7 +22,7 @@ from abc_toolkit.phases.solve import attending
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run, device_for, save_record
-from abc_toolkit.tasks.base import ATTENTION, Solvable, Task, check_suites
+from abc_toolkit.tasks.base import ATTENTION, Calibratable, Solvable, Task, check_suites
 from abc_toolkit.tasks.lengths import Size
 
 RESULTS = "results.json"
@@ -86,7 +86,7 @@ def evaluate(
     task = source.task(needed)
     sizes, suites, device = check_evaluating(task, length, sets, samples, accelerator)
     samples = task.num_samples if samples is None else samples
-    phases = _phases(source, weights)
+    phases = _phases(source, task, weights)
     inputs: dict[str, str] = {}
     for phase in phases:
         inputs |= source.produced(phase)
@@ -118,7 +118,7 @@ def evaluate(
     return EvaluationResult(source, tuple(rows))
 
 
-def _phases(run: Run, weights: Literal["all", "fit", "retrain"]) -> list[Literal["fit", "retrain"]]:
+def _phases(run: Run, task: Task, weights: Literal["all", "fit", "retrain"]) -> list[Literal["fit", "retrain"]]:
     """The phases whose models are evaluated."""
     if weights != "all":
         return [weights]
@@ -128,7 +128,8 @@ def _phases(run: Run, weights: Literal["all", "fit", "retrain"]) -> list[Literal
         raise UserError(
             f"{run.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"
         )
-    console.remark(f"{run.path} holds no finished 'retrain': only the vanilla model is evaluated.")
+    if isinstance(task, Calibratable):
+        console.remark(f"{run.path} holds no finished 'retrain': only the vanilla model is evaluated.")
     return ["fit"]
 
 

@@ -169,7 +169,7 @@ def _print_metric(rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
         box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )
     beside = len(models) <= _BESIDE  # more columns would not fit into 80 characters
-    for heading in ("length", "tokens", "suite", *(() if beside else ("predictor",))):
+    for heading in ("length", "tokens", "suite") if beside else ("length", "suite", "predictor"):
         left = heading in ("suite", "predictor")
         table.add_column(heading, justify="left" if left else "right", overflow="fold")
     for model in models if beside else ("",):
@@ -182,13 +182,13 @@ def _print_metric(rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
     for (size, name), shown in cells.items():
         if before not in (None, size):
             table.add_section()
-        heading = (size, str(shown[0]["tokens"])) if before != size else ("", "")
-        before = size
+        new, before = before != size, size
         if not beside:
             for number, row in enumerate(shown):
-                first = (*heading, name) if number == 0 else ("", "", "")
+                first = (size if new else "", name) if number == 0 else ("", "")
                 table.add_row(*first, weights_name(row["weights"]), _with_interval(row, metric))
             continue
+        heading = (size, str(shown[0]["tokens"])) if new else ("", "")
         by_model = {row["weights"]: row for row in shown}
         table.add_row(*heading, name, *(_with_interval(by_model[model], metric) for model in models))
     Console().print(table)

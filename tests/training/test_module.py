@@ -17,9 +17,9 @@ from abc_toolkit.training.module import Optimizer, TrainingModule
 TASK = Successor(max_length=3)
 
 
-def make(decay_steps: int = 10, decay_to: float = 0.0, **settings: Any) -> TrainingModule:
+def make(decay_steps: int = 10, decay_to: float = 0.0, max_steps: int = 100, **settings: Any) -> TrainingModule:
     model = EncoderDecoder(len(TASK.vocabulary), Architecture(0, 1, 8, 2, 16, position=NoPE()))
-    module = TrainingModule(TASK, model, Optimizer(**settings), decay_steps, decay_to, seed=42)
+    module = TrainingModule(TASK, model, Optimizer(**settings), decay_steps, decay_to, max_steps, seed=42)
     module._trainer = SimpleNamespace(global_step=7, precision_plugin=None)  # type: ignore[assignment]
     return module
 
@@ -219,3 +219,21 @@ def test_training_learns() -> None:
     before = module.training_step(problems(1, 200), 0).item()
     steps(module, 60)
     assert module.training_step(problems(1, 200), 0).item() < 0.7 * before
+
+
+@pytest.mark.parametrize("last", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rate_follows_its_schedule(schedule: str, last: float) -> None:
+    module = make(max_steps=110, warmup_steps=10, schedule=schedule, last_rate=last)
+    for step in range(140):
+        done = min(1.0, max(0.0, (step - 10) / 100))
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}[schedule]
+        share = 1.0 if schedule == "constant" else last + (1 - last) * left
+        assert module.rate_factor(step) == pytest.approx(min(1.0, (step + 1) / 10) * share)
+
+
+def test_a_schedule_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(UserError, match="schedule cannot be 'square'"):
+        Optimizer(schedule="square")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="last_rate 2"):
+        Optimizer(last_rate=2)
