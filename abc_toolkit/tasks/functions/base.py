@@ -73,9 +73,14 @@ class InContextTask(Staged, Observed, Task):
         return ((self.max_length,),)
 
     def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
-        if suite == OOD:
-            return ((length,),)
-        return ((len(attack(suite, self.max_length, self.dim, length).points),),)
+        """The length, of which a prompt of an attack may have fewer points.
+
+        Raises:
+            UserError: If an attack does not fit into such a length.
+        """
+        if suite != OOD:
+            attack(suite, self.max_length, self.dim, length)
+        return ((length,),)
 
     def stage(self: T, dim: int, points: int) -> T:
         if not (1 <= dim <= self.dim and 1 <= points <= self.max_length):
