@@ -20,6 +20,7 @@ class Stream(IntEnum):
     COVERAGE = 3
     EVALUATION = 10
     POSITIONS = 11
+    BOOTSTRAP = 12
     FIT = 100
     CALIBRATE = 101
     RETRAIN = 102

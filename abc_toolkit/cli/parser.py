@@ -105,6 +105,8 @@ class Formatter(DefaultHelpFormatter):
     """Help in a user's words: what an option does, its choices, its default."""
 
     def _get_help_string(self, action: Action) -> str:
+        if isinstance(action, _ActionHelpClassPath):
+            return "Show the settings of a class, and exit."
         notes = []
         if names := _class_names(action):
             notes.append(", ".join(names))

@@ -35,10 +35,10 @@ class Architecture:
         norm: Layer normalisation before (`pre`) or after (`post`) each block; `mamba` has the former.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method; if not given, sinusoids of place and segment with base 100, and none for `mamba`.
-        backbone: `encoder-decoder`; `decoder-only`, which reads source and target as one string; `mamba`, the same
-            without attention; `encoder-only`. By default the first, or, without a target, the second.
+        backbone: `encoder-decoder`, the default; `decoder-only`, the default where there is no target; `encoder-only`;
+            `mamba`, which has no attention.
         block: `standard`, or `llama`: RMS normalisation, SwiGLU, no biases.
-        init_std: Standard deviation of the initial weights of `llama`; if not given, by the width of each layer.
+        init_std: Standard deviation of initial weights of `llama`; by the widths if not given.
     """
 
     num_encoder_layers: int = 0

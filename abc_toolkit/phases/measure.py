@@ -10,17 +10,20 @@ from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import DecodingModel, Model, predict
+from abc_toolkit.models.base import DecodingModel, Maps, Model, predict
 from abc_toolkit.models.decoding import Decode, greedy, pieces, planned, solves
+from abc_toolkit.models.transformer import AttentionModel
 from abc_toolkit.report import terminal
 from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import load_json
 from abc_toolkit.seeds import Stream, drawing, seeded
-from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Problems, Task
+from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Observed, Problems, Task
 from abc_toolkit.tasks.lengths import Shape, Size
 from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.training.data import draw
 
+_AT_ONCE = 64  # problems that a baseline does at once
+_MAPPED = 4  # problems whose attention maps are held at once
 _TOKENS_DRAWN = 2**20  # of problems that are made at once; which ones they are depends on it
 
 
@@ -61,6 +64,61 @@ class Row:
     def plain(self) -> dict[str, Any]:
         """The row as plain data."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The first metric of one model at each observed output of one suite.
+
+    Attributes:
+        suite: Evaluation suite.
+        weights: The phase whose model it is, or the baseline.
+        metric: Name of the metric.
+        samples: Number of problems.
+        values: Its mean over the problems, output by output.
+        low: Lower ends of 95 % bootstrap intervals.
+        high: Upper ends.
+        counted: Which outputs count in the suite's rows.
+    """
+
+    suite: str
+    weights: str
+    metric: str
+    samples: int
+    values: list[float]
+    low: list[float]
+    high: list[float]
+    counted: list[bool]
+
+
+@dataclass(frozen=True)
+class Attended:
+    """The attention of a model's query of interest, averaged over problems and heads.
+
+    Attributes:
+        weights: The phase whose model it is.
+        samples: Number of problems.
+        layers: Of each layer, the attention to each key of interest.
+    """
+
+    weights: str
+    samples: int
+    layers: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found.
+
+    Attributes:
+        rows: A row for each length or shape, suite, model and metric.
+        digits: Accuracy by place, where problems were decoded step by step, as rows of plain data.
+        curves: The first metric output by output, at the largest length, where the task's outputs are observed.
+    """
+
+    rows: list[Row]
+    digits: list[dict[str, Any]]
+    curves: list[Curve]
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
@@ -120,8 +178,8 @@ def evaluate_models(
     decode: Decode,
     seed: int,
     device: torch.device,
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The task's metrics, of several models and of the task's baselines, on the same problems.
+) -> Measured:
+    """The task's metrics, of several models on the same problems; on the default suites, of the baselines as well.
 
     Args:
         task: The task.
@@ -133,18 +191,17 @@ def evaluate_models(
             as greedy decoding does; `steps` decodes, which accuracy by digit needs.
         seed: What the problems follow from.
         device: Where to run.
-
-    Returns:
-        A row for each length or shape, suite, model and metric; and, with `steps`, accuracy by place as rows of plain
-        data.
     """
-    rows, digit_rows = [], []
+    found = Measured([], [], [])
     baselines = task.baselines()
     work = [(size, suite) for size in sizes for suite in suites]
-    with terminal.counter("evaluating", len(work) * (len(models) + len(baselines)) * samples, "problems") as count:
+    longest = max((_numbers(size) for size in sizes), default=(0,))
+    shown = [len(models) + (len(baselines) if suite in task.default_suites else 0) for _, suite in work]
+    with terminal.counter("evaluating", sum(shown) * samples, "problems") as count:
         for size, suite in work:
             length, shape = (size, None) if isinstance(size, int) else (max(size), size)
-            totals = {weights: Total(task) for weights in (*models, *baselines)}
+            beside = baselines if suite in task.default_suites else {}
+            totals = {weights: Total(task) for weights in (*models, *beside)}
             tokens = 0
             for number, problems in enumerate(evaluation_problems(task, size, suite, samples, seed)):
                 tokens = max(tokens, sum(task.num_tokens(problems.shape)))
@@ -152,18 +209,66 @@ def evaluate_models(
                 for weights, model in models.items():
                     with drawing(seed, Stream.POSITIONS, *_numbers(size), task.suites.index(suite), number):
                         totals[weights].add(model.to(device), problems.to(device), layout, decode, count)
-                for name, baseline in baselines.items():
-                    totals[name].count(problems, baseline(problems))
-                    count(len(problems))
+                for name, baseline in beside.items():
+                    for piece in problems.split(_AT_ONCE):
+                        totals[name].count(piece, baseline(piece))
+                        count(len(piece))
             for weights, total in totals.items():
                 for metric, summary in total.summaries():
                     made = (total.samples, metric.name, *summary, weights, seed, decode, shape)
-                    rows.append(Row(task.name, suite, length, tokens, *made))
-                digit_rows += [
+                    found.rows.append(Row(task.name, suite, length, tokens, *made))
+                found.digits.extend(
                     {"weights": weights, "suite": suite, "length": length, "place": place, "accuracy": accuracy}
                     for place, accuracy in enumerate(total.accuracies() if shape is None else ())
-                ]
-    return rows, digit_rows
+                )
+                if _numbers(size) == longest:
+                    generator = seeded(seed, Stream.BOOTSTRAP, length, task.suites.index(suite))
+                    found.curves.extend(total.curves(suite, weights, generator))
+    return found
+
+
+def attended(task: Task, model: AttentionModel, weights: str, length: int, samples: int, seed: int) -> Attended:
+    """The attention of the query of interest to the keys of interest, on problems of the plain suite.
+
+    Args:
+        task: The task.
+        model: The model, in evaluation mode, on the processor.
+        weights: The phase that it is of.
+        length: The length.
+        samples: How many problems.
+        seed: What the problems follow from.
+    """
+    assert isinstance(task, Observed)
+    sums: list[Tensor] = []
+    for problems in evaluation_problems(task, length, task.suites[0], samples, seed):
+        query, keys = task.observed_attention(problems.shape)
+        layout = task.layout(problems.shape)
+        for batch in problems.split(_MAPPED):
+            maps: Maps = {}
+            with torch.no_grad():
+                predict(model, batch, layout, maps)
+            own = [maps[site_and_layer][:, :, query, keys].mean(dim=1).sum(dim=0) for site_and_layer in sorted(maps)]
+            sums = [total + more for total, more in zip(sums, own, strict=True)] if sums else own
+    return Attended(weights, samples, [(total / samples).tolist() for total in sums])
+
+
+def bootstrap(values: Tensor, generator: torch.Generator, resamples: int = 1000) -> tuple[Tensor, Tensor]:
+    """95 % intervals of means, by the percentiles of means of samples drawn again (Efron 1979).
+
+    Args:
+        values: A number for each problem, and for each of several things, `[problem, ...]`.
+        generator: Draws the samples, the same ones for everything.
+        resamples: How many.
+
+    Returns:
+        Lower and upper ends, `[...]`.
+    """
+    number = len(values)
+    drawn = torch.randint(number, (resamples, number), generator=generator)
+    counts = torch.zeros(resamples, number).scatter_add_(1, drawn, torch.ones(resamples, number))
+    means = (counts.double() @ values.double().flatten(1) / number).unflatten(1, values.shape[1:])
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype), dim=0)
+    return low, high
 
 
 class Total:
@@ -179,6 +284,9 @@ class Total:
         self._sums = {metric: [0.0, 0.0] for metric in self._objective.metrics}
         self._right_at: Tensor | None = None  # problems whose token at each place is right, as they were decoded
         self._shapes: set[Shape] = set()
+        self._observed = task.observed_outputs if isinstance(task, Observed) else None
+        self._by_output: list[Tensor] = []
+        self._counted: list[bool] = []
 
     def add(
         self,
@@ -212,6 +320,12 @@ class Total:
     def count(self, batch: Batch, outputs: Tensor) -> None:
         """Counts the metrics of outputs for a batch."""
         self._add(self._objective.measured(outputs, batch))
+        values = self._objective.by_output(outputs, batch)
+        if self._observed is not None and values is not None:
+            outputs_of_interest = self._observed(batch.shape)
+            self._by_output.append(values.cpu()[:, outputs_of_interest])
+            if batch.counted is not None:
+                self._counted = batch.counted[0].cpu()[outputs_of_interest].tolist()
 
     def _add(self, measured: Mapping[str, Tensor]) -> None:
         for metric, sums in self._sums.items():
@@ -230,3 +344,13 @@ class Total:
         if self._right_at is None or len(self._shapes) > 1:
             return []
         return (self._right_at / self.samples).tolist()
+
+    def curves(self, suite: str, weights: str, generator: torch.Generator) -> Iterator[Curve]:
+        """The first metric at each observed output, if outputs were observed."""
+        if not self._by_output:
+            return
+        values = torch.cat(self._by_output)
+        low, high = bootstrap(values, generator)
+        counted = self._counted or [True] * values.shape[1]
+        numbers = (values.double().mean(dim=0).tolist(), low.tolist(), high.tolist())
+        yield Curve(suite, weights, self._objective.metrics[0].name, len(values), *numbers, counted)

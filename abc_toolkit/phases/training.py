@@ -25,8 +25,10 @@ from abc_toolkit.runs.folder import (
     save_weights,
 )
 from abc_toolkit.tasks import Addition, Calibratable, Task
-from abc_toolkit.tasks.objective import Objective, Stopping
+from abc_toolkit.tasks.base import Staged, require
+from abc_toolkit.tasks.objective import EXACT_MATCH, Objective, Stopping
 from abc_toolkit.training.coverage import THIN, Coverage
+from abc_toolkit.training.curriculum import Curriculum
 from abc_toolkit.training.data import Data
 from abc_toolkit.training.loop import HISTORY, Trained, TrainerSettings, Training, lightning_trainer, train
 from abc_toolkit.training.module import Optimizer
@@ -95,6 +97,7 @@ def fit(
     model: Architecture = Architecture(),  # noqa: B008
     data: Data = Data(),  # noqa: B008
     optimizer: Optimizer = Optimizer(),  # noqa: B008
+    curriculum: Curriculum | None = None,
     stopping: Stopping = FIT_STOPPING,
     trainer: TrainerSettings = TrainerSettings(),  # noqa: B008
     resume: bool = False,
@@ -109,6 +112,7 @@ def fit(
         model: Sizes of the model and its position method.
         data: Training batches and validation problems.
         optimizer: Optimiser.
+        curriculum: Stages of a task in context.
         stopping: When the model interpolates.
         trainer: Lightning's trainer.
         resume: Go on with an interrupted fit.
@@ -126,7 +130,10 @@ def fit(
     target = Run.named(run, task)
     settings = {"model": model, "data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     check_task(target, task, overwrite)
-    training = Training("fit", task, model, data, optimizer, stopping, trainer, seed)
+    if curriculum is not None:
+        settings |= {"curriculum": curriculum}
+        require(task, Staged, "abc fit --curriculum").stage(curriculum.dim_end, curriculum.points_end)
+    training = Training("fit", task, model, data, optimizer, stopping, trainer, seed, curriculum)
     order = _Order(target, resume, overwrite, {"task": task, "seed": seed} | settings, {})
     result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
@@ -324,8 +331,10 @@ def _training_summary(
     after = f"after {trained.steps} steps ({trained.seconds:.0f} s)."
     metric = objective.metrics[0]
     value = trained.metrics[metric.name]
-    if not metric.is_share:
-        return f"{what} has a {metric.told(value)} on {trained.validated_on} held-out problems {after}"
+    if metric.name != EXACT_MATCH.name:
+        return f"{what} reaches a {metric.told(value)} on {trained.validated_on} held-out problems {after}".replace(
+            "a accuracy", "an accuracy of"
+        )
     summary = f"{what} solves {100 * value:.2f} % of {trained.validated_on} held-out problems {after}"
     if trained.weak:
         summary += f" In {trained.weak} assignments it is wrong or leads by less than {THIN:g}:"

@@ -147,6 +147,37 @@ def metric_curve(
     return _save(_draw_metric(rows, max_length, task, metric), path)
 
 
+def output_curves(path: Path, curves: Sequence[Mapping[str, Any]], max_length: int, title: str, metric: Metric) -> Path:
+    """Draws a metric point by point, with its interval: a panel for each kind of prompt.
+
+    Args:
+        path: The PNG file to write.
+        curves: One or more, each with `suite`, `weights`, `values` and the interval, `low` to `high`, of each point,
+            and `counted`, which points a prompt is judged by.
+        max_length: Points of a training prompt.
+        title: The title.
+        metric: The metric.
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_output_curves(curves, max_length, title, metric), path)
+
+
+def attention_curves(path: Path, attended: Sequence[Mapping[str, Any]], title: str) -> Path:
+    """Draws the attention of a query to the keys of interest, a curve for each layer and a panel for each model.
+
+    Args:
+        path: The PNG file to write.
+        attended: One or more, each with `weights`, `samples` and `layers`: of each layer, the attention to each key.
+        title: The title.
+
+    Returns:
+        The file.
+    """
+    return _save(_draw_attention_curves(attended, title), path)
+
+
 def digit_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: int, task: str) -> Path:
     """Draws the accuracy of each place as heat maps of length and place, one row per weights, one column per suite.
 
@@ -417,6 +448,88 @@ def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, 
     named = axes.legend(handles=models, title="model", loc="upper left", bbox_to_anchor=(1.01, 1), **look)
     axes.add_artist(named).set_clip_on(False)  # what is clipped to the axes has no room made for it
     axes.legend(handles=marks, title="suite", loc="upper left", bbox_to_anchor=(1.01, 0.75), **look)
+    return figure
+
+
+def _draw_output_curves(curves: Sequence[Mapping[str, Any]], max_length: int, title: str, metric: Metric) -> Figure:
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for curve in curves:
+        _, _, form = curve["suite"].partition("/")
+        kind, _, _ = form.rpartition("_")
+        panels.setdefault(kind or ("" if len(curve["suite"].split("_")) > 2 else form), []).append(curve)
+    figure = Figure(figsize=(7.5 if len(panels) == 1 else 12, 4 * math.ceil(len(panels) / 2)), layout="constrained")
+    all_axes = figure.subplots(math.ceil(len(panels) / 2), min(2, len(panels)), squeeze=False).flatten()
+    for axes, (kind, own) in zip(all_axes, panels.items(), strict=False):
+        _draw_points(axes, own, max_length, metric)
+        if kind:
+            axes.set_title(kind, fontsize=TEXT, color=INK, pad=14)
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    figure.suptitle(title, fontsize=TITLE, color=INK)
+    return figure
+
+
+def _draw_points(axes: Axes, curves: Sequence[Mapping[str, Any]], max_length: int, metric: Metric) -> None:
+    """One panel: a line for each model and baseline, or for each form of a prompt."""
+    forms = list(dict.fromkeys(curve["suite"].rpartition("/")[2] for curve in curves))
+    weights = _weights(curves)
+    several = len(forms) > 1
+    colours = sns.color_palette("viridis", len(forms)) if len(forms) > 4 else PALETTE
+    for curve in curves:
+        form, name = curve["suite"].rpartition("/")[2], curve["weights"]
+        colour = colours[forms.index(form)] if several else PALETTE[weights.index(name)]
+        is_model = name in WEIGHTS_NAMES
+        values, low, high = (np.array(curve[key], float) for key in ("values", "low", "high"))
+        x = np.arange(1, len(values) + 1)
+        # Forms are told apart by colour; models among them by dashes.
+        dash = DASHES[weights.index(name) % len(DASHES)] if several else "-" if is_model else "--"
+        label = " ".join(filter(None, [form.rpartition("_")[2] if several else "", weights_name(name)]))
+        axes.plot(x, values, color=colour, linestyle=dash, linewidth=1.6 if is_model else 1.1, label=label)
+        if is_model:
+            axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        counted = np.array(curve["counted"])
+        if not counted.all():
+            axes.plot(x[counted], values[counted], "o", color=colour, markersize=4)
+    longest = max(len(curve["values"]) for curve in curves)
+    axes.axvspan(0.5, max_length + 0.5, color=FAINT, alpha=0.35, linewidth=0, zorder=0)
+    axes.set_xlim(0.5, longest + 0.5)
+    axes.text(
+        0.5, 1.01, f"trained to {max_length}", transform=axes.get_xaxis_transform(), va="bottom",
+        fontsize=SMALL, color=INK,
+    )  # fmt: skip
+    if metric.in_percent:
+        _percent(axes, metric.title)
+        lowest = min(min(curve["values"]) for curve in curves)
+        axes.set_ylim(math.floor(20 * min(0.5, lowest)) / 20 - 0.02, 1.02)
+    else:
+        positive = [value for curve in curves for value in curve["values"] if value > 1e-4]
+        _decades(axes, positive)
+        axes.set_ylabel(metric.title, fontsize=TEXT, color=INK)
+    marked = any(not all(curve["counted"]) for curve in curves)
+    label = "point of the prompt" + (", dots: judged" if marked else "")
+    axes.set_xlabel(label, fontsize=TEXT, color=INK)
+    _chart(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=SMALL if len(forms) > 4 else TEXT)
+
+
+def _draw_attention_curves(attended: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    figure = Figure(figsize=(7.5, 3.6 * len(attended)), layout="constrained")
+    for axes, own in zip(figure.subplots(len(attended), 1, squeeze=False).flatten(), attended, strict=True):
+        layers = own["layers"]
+        for number, (attention, colour) in enumerate(
+            zip(layers, sns.color_palette("viridis", len(layers)), strict=True)
+        ):
+            x = np.linspace(0, 1, len(attention)) if len(attention) > 1 else np.zeros(1)
+            axes.plot(x, attention, color=colour, linewidth=1.3, label=f"layer {number}")
+        even = 1 / max(1, len(layers[0]))
+        axes.axhline(even / 2, color=INK, linestyle=":", linewidth=1, label="even over all tokens")
+        axes.set_xlabel("label of the prompt, 0 = first, 1 = last", fontsize=TEXT, color=INK)
+        axes.set_ylabel("attention of the last point", fontsize=TEXT, color=INK)
+        _decades(axes, [value for attention in layers for value in attention if value > 1e-6])
+        axes.set_title(f"{weights_name(own['weights'])} model, {own['samples']} prompts", fontsize=TEXT, color=INK)
+        _chart(axes)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=SMALL)
+    figure.suptitle(title, fontsize=TITLE, color=INK)
     return figure
 
 

@@ -24,13 +24,14 @@ from rich.text import Text
 from abc_toolkit.positions import SITES
 from abc_toolkit.report.console import escaped, is_silent, remark
 from abc_toolkit.tasks.lengths import shape_name
-from abc_toolkit.tasks.objective import Metric
+from abc_toolkit.tasks.objective import EXACT_MATCH, Metric
 from abc_toolkit.windows.rules import Rule, Window
 
 if TYPE_CHECKING:
     from abc_toolkit.proof import Certificate
 
 T = TypeVar("T")
+_BESIDE = 2  # models that a table of results shows in columns of their own
 WEIGHTS_NAMES = {"fit": "vanilla", "retrain": "retrained"}
 SITE_NAMES = {"encoder": "encoder self-attention", "decoder": "self-attention", "cross": "cross-attention"}
 
@@ -160,16 +161,19 @@ def _print_metric(rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
     what = metric.title.capitalize() + f" on {first['task']}"
-    what += ", % [95 % interval]: greedy decoding" if metric.is_share else " [95 % interval]"
+    what += ", % [95 % interval]" if metric.in_percent else " [95 % interval]"
+    what += ": greedy decoding" if metric.name == EXACT_MATCH.name else ""
     table = Table(
         title=_title(f"{what}, {first['samples']:,} problems each, seed {first['seed']}"),
         title_justify="left",
         box=box.SIMPLE_HEAD,  # with lines between the columns it would not fit into 80 characters
     )
-    for heading in ("length", "tokens", "suite"):
-        table.add_column(heading, justify="left" if heading == "suite" else "right")
-    for model in models:
-        table.add_column(weights_name(model), justify="right", no_wrap=True)
+    beside = len(models) <= _BESIDE  # more columns would not fit into 80 characters
+    for heading in ("length", "tokens", "suite", *(() if beside else ("predictor",))):
+        left = heading in ("suite", "predictor")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for model in models if beside else ("",):
+        table.add_column(weights_name(model) if beside else metric.title, justify="right", no_wrap=True)
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         size = shape_name(row.get("shape") or (row["length"],))
@@ -180,8 +184,25 @@ def _print_metric(rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
             table.add_section()
         heading = (size, str(shown[0]["tokens"])) if before != size else ("", "")
         before = size
+        if not beside:
+            for number, row in enumerate(shown):
+                first = (*heading, name) if number == 0 else ("", "", "")
+                table.add_row(*first, weights_name(row["weights"]), _with_interval(row, metric))
+            continue
         by_model = {row["weights"]: row for row in shown}
         table.add_row(*heading, name, *(_with_interval(by_model[model], metric) for model in models))
+    Console().print(table)
+
+
+def print_attention(weights: str, layers: Sequence[Sequence[float]], samples: int) -> None:
+    """How much attention the keys of interest get in each layer, and how much of it the last fifth of them gets."""
+    title = _title(f"Attention of the last point to labels, {weights_name(weights)} model, {samples:,} prompts")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("layer", "to all labels, %", "to the last fifth, %"):
+        table.add_column(heading, justify="right")
+    for layer, attention in enumerate(layers):
+        last = attention[-max(1, len(attention) // 5) :]
+        table.add_row(str(layer), f"{100 * sum(attention):.1f}", f"{100 * sum(last):.1f}")
     Console().print(table)
 
 

@@ -5,7 +5,7 @@ meets: `HeldOut`, `Calibratable`, `Solvable`, `Certifiable`. A command that need
 """
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -59,6 +59,11 @@ class Batch:
             layouts = tuple(layouts[number] for number in torch.arange(len(layouts))[item].tolist())
         counted = None if self.counted is None else self.counted[item]
         return replace(self, inputs=self.inputs[item], targets=self.targets[item], counted=counted, layouts=layouts)
+
+    def split(self: B, size: int) -> Iterator[B]:
+        """The same problems in pieces of at most so many."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
 
     def to(self: B, device: torch.device) -> B:
         """The same problems on a device."""
@@ -208,10 +213,17 @@ class Staged(abc.ABC):
 
 
 class Observed(abc.ABC):
-    """A task that says which attention of a model is worth a look: the suite `attention` shows it."""
+    """A task whose models are looked at more closely: output by output, and in their attention.
+
+    An evaluation draws its first metric for each observed output, and has the suite `attention`.
+    """
 
     @abc.abstractmethod
-    def observed(self, shape: Shape) -> tuple[int, Tensor]:
+    def observed_outputs(self, shape: Shape) -> Tensor:
+        """The outputs of interest in their order, as indices into those of a shape, `[output]`."""
+
+    @abc.abstractmethod
+    def observed_attention(self, shape: Shape) -> tuple[int, Tensor]:
         """A query, and the keys of interest in their order, `[key]`; both as indices into the inputs of a shape."""
 
 

@@ -74,11 +74,10 @@ class Stopping:
     """When training has reached its end, by validation on training lengths alone.
 
     Attributes:
-        exact_match: Exact match on held-out problems that must be reached, between 0 and 1.
-        loss: Loss on held-out problems that must be reached as well, for each token or number; if not given, 1 for
-            tokens, none for numbers.
-        decay_steps: Once both are reached, steps over which the learning rate falls to zero before training ends, in
-            which a model settles that reached them by chance; 0 ends it at once.
+        exact_match: Exact match on held-out problems to reach, between 0 and 1.
+        loss: Loss on held-out problems to reach as well; if not given, 1 for tokens, and none for numbers.
+        decay_steps: Steps over which the rate falls to zero once both are reached, so that a model settles that
+            reached them by chance.
     """
 
     exact_match: float = 0.999

@@ -20,6 +20,7 @@ from abc_toolkit.seeds import Stream, seeded
 from abc_toolkit.tasks import Problems
 from abc_toolkit.tasks.objective import Objective, Stopping
 from abc_toolkit.training.coverage import Coverage, Covered
+from abc_toolkit.training.curriculum import Curriculum
 from abc_toolkit.training.data import TrainingBatches
 from abc_toolkit.training.module import TrainingModule
 
@@ -116,6 +117,7 @@ class History(Callback):
     Attributes:
         train: `step` and `loss`, one mapping each.
         validation: `step`, `loss`, and each metric by its name.
+        stages: `step`, `dim` and `points` of each stage of a curriculum.
     """
 
     def __init__(self, objective: Objective, log_every: int, progress: Progress) -> None:
@@ -124,6 +126,7 @@ class History(Callback):
         self.progress = progress
         self.train: list[dict[str, float]] = []
         self.validation: list[dict[str, float]] = []
+        self.stages: list[dict[str, int]] = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -150,10 +153,34 @@ class History(Callback):
         self.progress.update(int(self.validation[-1]["step"]), weak=covered.weak)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"train": self.train, "validation": self.validation}
+        return {"train": self.train, "validation": self.validation, "stages": self.stages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.train, self.validation = list(state_dict["train"]), list(state_dict["validation"])
+        self.stages = list(state_dict["stages"])
+
+
+class Stages(Callback):
+    """Keeps the stages of a curriculum in the history, each with the step at which it begins.
+
+    The batches follow the curriculum themselves, so that the batch of a step is a function of the seed and the step.
+
+    Args:
+        curriculum: The curriculum.
+        history: Receives the stages.
+    """
+
+    def __init__(self, curriculum: Curriculum, history: History) -> None:
+        self.curriculum = curriculum
+        self.history = history
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step - 1
+        dim, points = self.curriculum.stage(step)
+        if step == 0 or (dim, points) != self.curriculum.stage(step - 1):
+            self.history.stages.append({"step": step, "dim": dim, "points": points})
 
 
 class HardExamples(Callback):

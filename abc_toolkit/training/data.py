@@ -10,8 +10,9 @@ from torch.utils.data import IterableDataset
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Task
+from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Staged, Task
 from abc_toolkit.tasks.lengths import Shape
+from abc_toolkit.training.curriculum import Curriculum
 
 HELD_OUT_SHARE = 16
 HARD_SHARE = 0.25
@@ -22,10 +23,10 @@ class Data:
     """Batches of training problems, and the number of held-out problems.
 
     Attributes:
-        batch_size: Problems in a batch, which several devices share; all of a batch have one shape.
-        longer: A batch has a shape with probability in proportion to its length to this power: 0 serves every
-            length equally often, 1 favours the long ones.
-        validation_problems: Held-out problems on which interpolation is measured, over all shapes together.
+        batch_size: Problems in a batch, all of one shape; several devices share it.
+        longer: Shapes are served in proportion to their length to this power: 0 serves all equally often, 1
+            favours the long ones.
+        validation_problems: Number of held-out problems, over all shapes together.
     """
 
     batch_size: int = 64
@@ -110,26 +111,30 @@ class TrainingBatches(IterableDataset[Batch]):
         data: Batch size and the mixture of lengths.
         seed: The run's seed.
         step: Tells the step that the next batch is for, so that a resumed run goes on where it was.
+        curriculum: Stages of the task, if it does not begin in full; the task must be `Staged`.
 
     Attributes:
         hard_examples: Problems that are to come up more often: they take a share of every batch of their shape.
     """
 
-    def __init__(self, task: Task, data: Data, seed: int, step: Callable[[], int]) -> None:
+    def __init__(
+        self, task: Task, data: Data, seed: int, step: Callable[[], int], curriculum: Curriculum | None = None
+    ) -> None:
         super().__init__()
         self.task = task
         self.data = data
         self.seed = seed
         self.step = step
-        self.shapes = task.training_shapes()
-        self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])
+        self.curriculum = curriculum
+        self._stages: dict[tuple[int, int] | None, _Mixture] = {None: _Mixture(task, data)}
         self.hard_examples: tuple[Problems, ...] = ()
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
-        which = int(torch.multinomial(self.weights, 1, generator=seeded(self.seed, Stream.SHAPES, step)))
+        mixture = self._mixture(step)
+        which = int(torch.multinomial(mixture.weights, 1, generator=seeded(self.seed, Stream.SHAPES, step)))
         generator = seeded(self.seed, Stream.TRAINING, step, 0)
-        problems = draw(self.task, generator, self.data.batch_size, self.shapes[which], for_validation=False)
+        problems = draw(mixture.task, generator, self.data.batch_size, mixture.shapes[which], for_validation=False)
         for hard in self.hard_examples:
             if hard.shape == problems.shape:
                 count = math.ceil(HARD_SHARE * len(problems))
@@ -137,8 +142,30 @@ class TrainingBatches(IterableDataset[Batch]):
                 problems.inputs[:count], problems.targets[:count] = hard.source[rows], hard.target[rows]
         return problems
 
+    def _mixture(self, step: int) -> "_Mixture":
+        """What is trained on at a step."""
+        stage = None if self.curriculum is None else self.curriculum.stage(step)
+        if stage is not None and stage not in self._stages:
+            assert isinstance(self.task, Staged)
+            self._stages[stage] = _Mixture(self.task.stage(*stage), self.data)
+        return self._stages[stage]
+
     def __iter__(self) -> Iterator[Batch]:
         step = self.step()
         while True:
             yield self.batch(step)
             step += 1
+
+
+class _Mixture:
+    """The training shapes of a task, and how often each is served.
+
+    Args:
+        task: The task.
+        data: The mixture of lengths.
+    """
+
+    def __init__(self, task: Task, data: Data) -> None:
+        self.task = task
+        self.shapes = task.training_shapes()
+        self.weights = torch.tensor([float(max(shape)) ** data.longer for shape in self.shapes])

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
@@ -35,12 +35,14 @@ from abc_toolkit.training.callbacks import (
     SaveProgress,
     Signals,
     Silent,
+    Stages,
     StepClock,
     StopByCoverage,
     StopByValidation,
     Threads,
 )
 from abc_toolkit.training.coverage import Coverage
+from abc_toolkit.training.curriculum import Curriculum
 from abc_toolkit.training.data import Data, TrainingBatches, validation_problems
 from abc_toolkit.training.module import Optimizer, TrainingModule
 from abc_toolkit.windows.attention import Windowed
@@ -67,9 +69,9 @@ class TrainerSettings:
         strategy: How several devices share the work, such as `ddp`.
         precision: Precision of the arithmetic; weights are kept in 32 bits.
         gradient_clip: Largest norm of the gradient; 0 sets no limit.
-        logger: A logger by class path, such as `lightning.pytorch.loggers.CSVLogger`; `false` for none.
+        logger: A logger of Lightning's by class path, or `false` for none.
         log_every: Steps between the losses that are logged and drawn.
-        threads: CPU threads; 0 leaves it to PyTorch. Small models gain little from a second one.
+        threads: CPU threads; 0 leaves it to PyTorch.
         progress_bar: Show a progress bar.
     """
 
@@ -204,6 +206,7 @@ class Training:
         stopping: The stopping rule.
         trainer: Lightning's settings.
         seed: The run's seed, which messages name.
+        curriculum: Stages of the task, if it does not begin in full.
     """
 
     phase: Literal["fit", "retrain"]
@@ -214,6 +217,7 @@ class Training:
     stopping: Stopping
     trainer: TrainerSettings
     seed: int
+    curriculum: Curriculum | None = None
 
     @property
     def stream(self) -> int:
@@ -226,6 +230,10 @@ class Training:
         settings |= {"optimizer": self.optimizer, "stopping": self.stopping, "trainer": self.trainer}
         settings |= {"processes": runner.world_size, "device": runner.strategy.root_device.type}
         settings |= {"until": "certified" if certified else "validated"}
+        if self.curriculum is not None:
+            settings |= {"curriculum": self.curriculum}
+        if self.optimizer.schedule != "constant":
+            settings |= {"steps of the schedule": self.trainer.max_steps}
         described = describe(settings)
         if isinstance(network.position, Windowed):  # the window itself is too long for a message
             described |= {"window": canonical_hash(describe(network.position.window))[:16]}
@@ -267,17 +275,20 @@ def train(
         check_resumable(folder / PROGRESS, described, training.trainer.max_steps)
     held_out = validation_problems(task, training.stream, data.validation_problems)
     decay_to = 0.0 if coverage is None else LAST_RATE
+    most = training.trainer.max_steps
     module = TrainingModule(
-        task, network, training.optimizer, stopping.decay_steps, decay_to, training.seed, rank, size
+        task, network, training.optimizer, stopping.decay_steps, decay_to, most, training.seed, rank, size
     )
-    batches = TrainingBatches(task, data, training.stream, lambda: runner.global_step)
+    batches = TrainingBatches(task, data, training.stream, lambda: runner.global_step, training.curriculum)
     history = History(task.objective, training.trainer.log_every, progress or Silent())
     clock, saving = StepClock(), SaveProgress(folder / PROGRESS, training.trainer.validate_every, described)
     if coverage is None:
         stop: StopByValidation | StopByCoverage = StopByValidation(stopping, history)
     else:
         stop = StopByCoverage(stopping, coverage, training.stream, history, batches)
-    beside = [Threads(training.trainer.threads), Signals(), EpochSeeds(training.stream), clock, history]
+    beside: list[Callback] = [Threads(training.trainer.threads), Signals(), EpochSeeds(training.stream), clock, history]
+    if training.curriculum is not None:
+        beside.append(Stages(training.curriculum, history))
     runner.callbacks += [*beside, HardExamples(batches), stop, saving]  # type: ignore[attr-defined]
     with _quiet(), processes.together(runner, training.phase, resume):
         _run(runner, module, batches, held_out, history, saving, resume)
@@ -285,7 +296,8 @@ def train(
     network.cpu().eval()
     if not rank:
         shown = {"threshold": stopping.exact_match, "metric": task.objective.metrics[0].name}
-        save_json(folder / HISTORY, {"train": history.train, "validation": history.validation} | shown)
+        stages = {"stages": history.stages} if history.stages else {}
+        save_json(folder / HISTORY, {"train": history.train, "validation": history.validation} | stages | shown)
     last = history.validation[-1]
     return Trained(
         steps=runner.global_step,

@@ -1,7 +1,8 @@
 """The LightningModule: loss, validation, averaging of weights, optimiser."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -12,7 +13,7 @@ from torch.nn import ModuleDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
-from abc_toolkit.errors import UserError, check_numbers
+from abc_toolkit.errors import UserError, check_literals, check_numbers
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import Model, predict
 from abc_toolkit.tasks.base import Batch, Task
@@ -22,17 +23,19 @@ from abc_toolkit.training.metrics import MeanOverProblems
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with a warm-up, a constant rate, and a linear decay once validation is passed.
+    """AdamW with a warm-up, a schedule of the rate, and a linear decay once validation is passed.
 
     Attributes:
-        learning_rate: The constant rate.
+        learning_rate: The rate after the warm-up.
         beta1: Decay of the gradient's running mean.
         beta2: Decay of the gradient's running square.
         epsilon: Added to the root of the running square.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps over which the rate rises linearly.
-        averaging: Weights are averaged as `average <- averaging * average + (1 - averaging) * weights` after each
-            step, and the average is what is validated, saved and evaluated; 0 takes the weights as they are.
+        schedule: `linear` and `cosine` let the rate fall to `last_rate` of it at `trainer.max_steps`.
+        last_rate: Share of the rate at the end of such a schedule.
+        averaging: Share of itself that the running average of the weights keeps at each step; the average is
+            validated, saved and evaluated.
     """
 
     learning_rate: float = 3e-3
@@ -42,8 +45,12 @@ class Optimizer:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     averaging: float = 0.98
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    last_rate: float = 0.0
 
     def __post_init__(self) -> None:
+        check_literals(self)
+        check_numbers(self, "optimizer", ("last_rate",), at_most=1)
         check_numbers(self, "optimizer", ("learning_rate", "epsilon", "weight_decay", "warmup_steps"))
         check_numbers(self, "optimizer", ("beta1", "beta2", "averaging"), below=1)
 
@@ -59,6 +66,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer: Its optimiser.
         decay_steps: Steps over which the rate falls from `decay_from` on, towards zero.
         decay_to: Share of the rate below which it does not fall.
+        max_steps: Largest number of steps, at which the optimiser's schedule ends.
         seed: The run's seed, for messages.
         rank: Which of several processes this is.
         processes: Their number.
@@ -71,6 +79,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer: Optimizer,
         decay_steps: int,
         decay_to: float,
+        max_steps: int,
         seed: int,
         rank: int = 0,
         processes: int = 1,
@@ -84,6 +93,7 @@ class TrainingModule(lightning.LightningModule):
         self.settings = optimizer
         self.decay_steps = decay_steps
         self.decay_to = decay_to
+        self.max_steps = max_steps
         self.decay_from: int | None = None
         self.seed = seed
         self.rank = rank
@@ -152,7 +162,13 @@ class TrainingModule(lightning.LightningModule):
 
     def rate_factor(self, step: int) -> float:
         """The learning rate of a step over the constant one."""
-        factor = min(1.0, (step + 1) / max(1, self.settings.warmup_steps))
+        settings = self.settings
+        factor = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        if settings.schedule != "constant":
+            done = (step - settings.warmup_steps) / max(1, self.max_steps - settings.warmup_steps)
+            done = min(1.0, max(0.0, done))
+            left = 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+            factor *= settings.last_rate + (1 - settings.last_rate) * left
         if self.decay_from is not None:
             factor *= max(self.decay_to, 1.0 - (step - self.decay_from) / max(1, self.decay_steps))
         return factor

@@ -8,7 +8,7 @@ Of `n` points of `d` channels, the *instruction* is the first `2 d`, the *noise*
 | `duplicates/all` | N x noise | all |
 | `duplicates/tail_C` | the first `n - C` points, C x noise, target | target |
 | `duplicates/gap_near`, `_middle`, `_far` | instruction, r x noise, target | target |
-| `duplicates/instruction_begin`, `_middle`, `_end` | the instruction in `N - 2 d` x noise | all |
+| `duplicates/inst_begin`, `_middle`, `_end` | the instruction in `N - 2 d` x noise | all |
 | `lost_in_the_middle/begin`, `/middle`, `/end` | instruction, then the answer in noise, then the target | target |
 
 `C` runs from `n / 10` to `2 n / 5`: 5 to 20 of 50 points, as in the study. With `t` points of the target, `r` is
@@ -117,7 +117,7 @@ def _makers(n: int, d: int) -> Mapping[str, _Maker]:
         return prompt
 
     for where in ("begin", "middle", "end"):
-        made[f"duplicates/instruction_{where}"] = instruction(where)
+        made[f"duplicates/inst_{where}"] = instruction(where)
     for where in ("begin", "middle", "end"):
         made[f"lost_in_the_middle/{where}"] = lost(where)
     return made

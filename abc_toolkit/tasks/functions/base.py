@@ -138,7 +138,11 @@ class InContextTask(Staged, Observed, Task):
         """Segments `point` and `label`; `place` and the coordinate `point` count pairs, `index` those that follow."""
         return _layout(shape[0])
 
-    def observed(self, shape: Shape) -> tuple[int, Tensor]:
+    def observed_outputs(self, shape: Shape) -> Tensor:
+        """The predictions of labels, point by point."""
+        return torch.arange(0, 2 * shape[0] - 1, 2)
+
+    def observed_attention(self, shape: Shape) -> tuple[int, Tensor]:
         """The last point, and the labels before it."""
         return 2 * shape[0] - 2, torch.arange(1, 2 * shape[0] - 1, 2)
 
