@@ -103,13 +103,14 @@ class InContextTask(Staged, Observed, Task):
 
     def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Batch:
         (length,) = shape
+        made = None if suite in (TRAINING, OOD) else attack(suite, self.max_length, self.dim, length)
         function = self.draw_function(generator, batch)
-        if suite in (TRAINING, OOD):
-            points, counted = self.draw_points(generator, function, length), torch.ones(length, dtype=torch.bool)
-        else:
-            made = attack(suite, self.max_length, self.dim, length)
-            points, counted = self.draw_points(generator, function, self.max_length)[:, made.points], made.counted
-        return self.prompts(points, self.labels(function, points), counted)
+        points = self.draw_points(generator, function, length if made is None else self.max_length)
+        labels = self.labels(function, points)
+        if made is None:
+            return self.prompts(points, labels, torch.ones(length, dtype=torch.bool))
+        # A point has its label before it is repeated: sums of floats differ a little with their row.
+        return self.prompts(points[:, made.points], labels[:, made.points], made.counted)
 
     def prompts(self, points: Tensor, labels: Tensor, counted: Tensor) -> Batch:
         """Prompts of given points.
