@@ -44,7 +44,7 @@ def table(n: int, d: int, total: int) -> dict[str, tuple[list[list[int]], bool]]
 
     for where in WHERE:
         if total >= 2 * d:
-            found[f"duplicates/instruction_{where}"] = (around(instruction, total - 2 * d, where), False)
+            found[f"duplicates/inst_{where}"] = (around(instruction, total - 2 * d, where), False)
         left = total - 2 * d - d - len(target)
         if left >= 0:
             found[f"lost_in_the_middle/{where}"] = ([instruction, *around(answer, left, where), target], True)
@@ -66,7 +66,7 @@ def test_the_study_by_hand() -> None:
 
 
 def test_what_is_left_of_two_halves_follows_the_middle() -> None:
-    assert attack("duplicates/instruction_middle", 4, 1, 5).points.tolist() == [1, 0, 1, 1, 1]
+    assert attack("duplicates/inst_middle", 4, 1, 5).points.tolist() == [1, 0, 1, 1, 1]
     assert attack("lost_in_the_middle/middle", 4, 1, 7).points.tolist() == [0, 1, 1, 3, 1, 1, 3]
 
 
@@ -104,6 +104,8 @@ def test_every_attack_is_that_of_the_table_or_refused(d: int, n: int, total: int
 TASKS = [
     LinearRegression(max_length=12, dim=4),
     LinearRegression(max_length=50, dim=16),
+    LinearRegression(max_length=30, dim=11),
+    LinearRegression(max_length=20, dim=7),
     SparseLinearRegression(max_length=9, dim=3),
     Conjunction(max_length=18, dim=8),
     Majority(max_length=7, dim=3, marked=True),
@@ -144,7 +146,7 @@ def test_attacks_are_refused_by_the_task(generator: torch.Generator) -> None:
         ("duplicates/gap_near", 14),
         ("duplicates/tail_4", 14),
         ("duplicates/gap_far", 10),
-        ("duplicates/instruction_end", 8),
+        ("duplicates/inst_end", 8),
         ("lost_in_the_middle/begin", 14),
     ):
         with pytest.raises(UserError, match=rf"{suite} does not fit into {shortest - 1} points .* as {shortest}$"):
@@ -192,7 +194,8 @@ def test_attention_is_shown_where_the_task_says_of_what() -> None:
 @given(points=st.integers(1, 20))
 def test_the_last_point_is_observed_over_the_labels(points: int) -> None:
     task = LinearRegression(max_length=3, dim=2)
-    query, keys = task.observed((points,))
+    query, keys = task.observed_attention((points,))
+    assert task.observed_outputs((points,)).tolist() == list(range(0, 2 * points - 1, 2))
     layout = task.layout((points,)).source
     segments = [layout.names[number] for number in layout.segment.tolist()]
     assert query == len(segments) - 1

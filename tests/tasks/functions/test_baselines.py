@@ -81,7 +81,7 @@ def test_least_squares_of_points_in_a_subspace(rank: int) -> None:
     assert not baselines.least_squares(torch.zeros_like(points), labels).any()
 
 
-@pytest.mark.parametrize("suite", ["ood", "duplicates/all", "duplicates/instruction_end", "lost_in_the_middle/end"])
+@pytest.mark.parametrize("suite", ["ood", "duplicates/all", "duplicates/inst_end", "lost_in_the_middle/end"])
 def test_least_squares_on_long_prompts(suite: str) -> None:
     """Many equal points hide nothing of the few others: with 200 before, 12 channels are solved exactly."""
     task = LinearRegression(max_length=24, dim=12)
@@ -90,7 +90,7 @@ def test_least_squares_on_long_prompts(suite: str) -> None:
     found = baselines.least_squares(points, labels)
     expected = numpy_least_squares(points[:3], labels[:3])
     torch.testing.assert_close(found[:3], expected, atol=1e-7, rtol=1e-7)
-    if suite == "duplicates/instruction_end":
+    if suite == "duplicates/inst_end":
         assert ((found - labels)[:, -8:].abs() < 1e-3).all()
 
 
