@@ -81,6 +81,22 @@ def test_least_squares_of_points_in_a_subspace(rank: int) -> None:
     assert not baselines.least_squares(torch.zeros_like(points), labels).any()
 
 
+def test_a_small_direction_counts_and_rounding_does_not() -> None:
+    """A channel of 1e-6 has its weight; what rounding leaves of one in a long prompt of equal points has none."""
+    points, _ = normal(3, 40, 3)
+    points[..., 2] *= 1e-6
+    labels = points @ torch.tensor([1.0, -2.0, 3e6], dtype=torch.float64)
+    found = baselines.least_squares(points, labels)
+    torch.testing.assert_close(found, numpy_least_squares(points, labels), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found[:, 3:], labels[:, 3:], atol=1e-6, rtol=1e-6)
+    points, labels = normal(1, 3, 4)
+    order = [0] * 1500 + [1] * 1500 + [2]
+    found = baselines.least_squares(points[:, order], labels[:, order])
+    assert torch.allclose(found[0, 1:1500], labels[0, 0])
+    exact = points[0, 2] @ torch.linalg.pinv(points[0, :2]) @ labels[0, :2]
+    assert found[0, -1].item() == pytest.approx(exact.item())
+
+
 @pytest.mark.parametrize("suite", ["ood", "duplicates/all", "duplicates/inst_end", "lost_in_the_middle/end"])
 def test_least_squares_on_long_prompts(suite: str) -> None:
     """Many equal points hide nothing of the few others: with 200 before, 12 channels are solved exactly."""
