@@ -18,6 +18,7 @@ from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
 _TOKENS_HELD = 2**17  # of problems whose keys and values are held at once
+_TOKENS_WHOLE = 2**12  # of problems that are not decoded and go through the model at once; more leave its cache
 _TOKENS_AHEAD = 2**12  # of problems that go through the model at once
 _TOKENS_GUESSED = 2**8  # of problems that are decoded at once
 _CELLS = 2**25  # attention cells of all heads of problems that go through the model at once
@@ -48,7 +49,7 @@ def planned(
 def pieces(model: Model, batch: Batch) -> Iterator[Batch]:
     """Problems that are not decoded in batches whose attention fits into memory."""
     length = batch.inputs.shape[1]
-    size = max(1, min(_TOKENS_HELD // length, _CELLS // (model.architecture.num_heads * length**2)))
+    size = max(1, min(_TOKENS_WHOLE // length, _CELLS // (model.architecture.num_heads * length**2)))
     size = min(size, _DRAWN_TOGETHER) if _draws(model) else size
     for start in range(0, len(batch), size):
         yield batch[start : start + size]

@@ -26,7 +26,7 @@ class MeanOverProblems(Metric):
         Args:
             values: The numbers, `[batch]`.
         """
-        self.total += values.sum()
+        self.total += values.sum().to(self.total.dtype)  # of a share's values 0 and 1 the sum is exact
         self.count += len(values)
 
     def compute(self) -> Tensor:
