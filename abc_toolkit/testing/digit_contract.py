@@ -153,6 +153,9 @@ class DigitTaskContract(TaskContract):
 
     cases: ClassVar[dict[str, TaskCase]]
 
+    def test_the_first_suite_is_uniform(self, case: TaskCase) -> None:
+        assert case.task.suites[0] == UNIFORM
+
     @pytest.mark.parametrize("suite", [TRAINING, *SETS])
     def test_problems_are_right(self, case: TaskCase, suite: str) -> None:
         task, g = case.task, generator()

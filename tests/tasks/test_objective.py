@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from abc_toolkit.tasks.base import Batch
-from abc_toolkit.tasks.objective import EXACT_MATCH, Metric, SquaredError, Stopping, TokenCrossEntropy, wilson_interval
+from abc_toolkit.tasks.objective import (
+    EXACT_MATCH,
+    LogisticLoss,
+    Metric,
+    SquaredError,
+    Stopping,
+    TokenCrossEntropy,
+    wilson_interval,
+)
 
 ERROR = Metric("error", higher_is_better=False)
 
@@ -64,6 +72,47 @@ def test_squared_errors_by_hand() -> None:
     assert objective.loss(outputs, batch(targets)).item() == pytest.approx(((outputs - targets) ** 2).mean().item() / 2)
 
 
+def test_logistic_losses_by_hand(generator: torch.Generator) -> None:
+    """`log(1 + exp(-y o))`, and the sign as the prediction, against loops over numbers."""
+    outputs = 3 * torch.randn(5, 7, generator=generator)
+    targets = torch.where(torch.rand(5, 7, generator=generator) < 0.5, 1.0, -1.0)
+    counted = torch.rand(5, 7, generator=generator) < 0.6
+    counted[:, 2] = True
+    counted[0] = torch.tensor([True, False, True, True, False, False, False])
+    objective = LogisticLoss()
+    for chosen in (counted, torch.ones_like(counted)):
+        losses, means, lasts = [], [], []
+        for row in range(5):
+            numbers = [number for number in range(7) if chosen[row, number]]
+            pairs = [(outputs[row, number].item(), targets[row, number].item()) for number in numbers]
+            losses += [math.log(1 + math.exp(-y * o)) for o, y in pairs]
+            right = [float((o > 0) == (y > 0)) for o, y in pairs]
+            means.append(sum(right) / len(right))
+            lasts.append(right[-1])
+        judged = batch(targets, None if chosen.all() else chosen)
+        assert objective.loss(outputs, judged).item() == pytest.approx(statistics.mean(losses), rel=1e-5)
+        measured = objective.measured(outputs, judged)
+        assert measured["accuracy"].tolist() == pytest.approx(means)
+        assert measured["last_accuracy"].tolist() == lasts
+    assert 0 < means[0] < 1
+
+
+def test_logistic_losses_of_large_outputs_are_finite() -> None:
+    outputs, targets = torch.tensor([[1e4, -1e4, 0.0]]), torch.tensor([[-1.0, -1.0, 1.0]])
+    assert LogisticLoss().loss(outputs, batch(targets)).item() == pytest.approx((1e4 + 0 + math.log(2)) / 3)
+    # An output of 0 predicts neither label.
+    assert LogisticLoss().by_output(outputs, batch(targets)).tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_each_accuracy_has_its_interval() -> None:
+    """A problem's mean accuracy is no share of problems; the accuracy at its last point is."""
+    mean, last = LogisticLoss.metrics
+    assert (mean.name, mean.is_share, mean.in_percent) == ("accuracy", False, True)
+    assert (last.name, last.is_share, last.in_percent) == ("last_accuracy", True, True)
+    assert last.summary(3.0, 3.0, 4) == (0.75, *wilson_interval(3, 4))
+    assert mean.summary(2.0, 1.5, 4) == pytest.approx(ERROR.summary(2.0, 1.5, 4))
+
+
 def test_when_a_training_may_stop() -> None:
     tokens, numbers = TokenCrossEntropy(), SquaredError()
     for exact_match, loss, stopping, expected in (
@@ -76,3 +125,7 @@ def test_when_a_training_may_stop() -> None:
     assert not numbers.reached({"squared_error": 0.0}, 0.0, Stopping(0.0))
     assert numbers.reached({"squared_error": 0.5}, 0.5, Stopping(1.0, loss=0.5))
     assert not numbers.reached({"squared_error": 0.5}, 0.6, Stopping(1.0, loss=0.5))
+    labels = LogisticLoss()
+    assert not labels.reached({"accuracy": 1.0}, 0.0, Stopping(0.0))
+    assert labels.reached({"accuracy": 0.9}, 0.3, Stopping(1.0, loss=0.3))
+    assert not labels.reached({"accuracy": 0.9}, 0.31, Stopping(1.0, loss=0.3))

@@ -73,9 +73,14 @@ class InContextTask(Staged, Observed, Task):
         return ((self.max_length,),)
 
     def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
-        if suite == OOD:
-            return ((length,),)
-        return ((len(attack(suite, self.max_length, self.dim, length).points),),)
+        """The length, of which a prompt of an attack may have fewer points.
+
+        Raises:
+            UserError: If an attack does not fit into such a length.
+        """
+        if suite != OOD:
+            attack(suite, self.max_length, self.dim, length)
+        return ((length,),)
 
     def stage(self: T, dim: int, points: int) -> T:
         if not (1 <= dim <= self.dim and 1 <= points <= self.max_length):
@@ -98,13 +103,14 @@ class InContextTask(Staged, Observed, Task):
 
     def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Batch:
         (length,) = shape
+        made = None if suite in (TRAINING, OOD) else attack(suite, self.max_length, self.dim, length)
         function = self.draw_function(generator, batch)
-        if suite in (TRAINING, OOD):
-            points, counted = self.draw_points(generator, function, length), torch.ones(length, dtype=torch.bool)
-        else:
-            made = attack(suite, self.max_length, self.dim, length)
-            points, counted = self.draw_points(generator, function, self.max_length)[:, made.points], made.counted
-        return self.prompts(points, self.labels(function, points), counted)
+        points = self.draw_points(generator, function, length if made is None else self.max_length)
+        labels = self.labels(function, points)
+        if made is None:
+            return self.prompts(points, labels, torch.ones(length, dtype=torch.bool))
+        # A point has its label before it is repeated: sums of floats differ a little with their row.
+        return self.prompts(points[:, made.points], labels[:, made.points], made.counted)
 
     def prompts(self, points: Tensor, labels: Tensor, counted: Tensor) -> Batch:
         """Prompts of given points.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 LASSO_ALPHA = 0.01
-_RANK = 1e-10  # singular values of a Gram matrix below this share of the largest count as 0
+_RANK = 1e-12  # singular values below this share of the largest count as 0
 _CELLS = 2**22  # distances that are held at once
 
 
@@ -16,15 +16,18 @@ def least_squares(points: Tensor, labels: Tensor) -> Tensor:
     """Linear regression without intercept; of the weights that fit best, those of the least norm."""
     length, dim = points.shape[1:]
     found = torch.zeros_like(labels)
-    direct = min(length, 2 * dim + 1)  # where points may be as few as channels, their products lose precision
-    for number in range(1, direct):
-        weights = torch.linalg.pinv(points[:, :number]) @ labels[:, :number, None]
+    equations = torch.cat([points, labels[..., None]], dim=-1)
+    # A few equations have the solutions of all so far. They are made by rotations, as sums of products would lose
+    # what few different points say among many equal ones.
+    reduced = equations[:, :0]
+    for number in range(1, length):
+        reduced = torch.cat([reduced, equations[:, number - 1, None]], dim=1)
+        if reduced.shape[1] > dim + 1:
+            reduced = torch.linalg.qr(reduced, mode="r").R
+        left, right = reduced[..., :dim], reduced[..., dim:]
+        # The default driver, `gelsy`, finds wrong ranks in batches: it begins with the column order of the one before.
+        weights = torch.linalg.lstsq(left, right, rcond=_RANK, driver="gelsd").solution
         found[:, number] = (points[:, number, None] @ weights)[:, 0, 0]
-    if length > direct:
-        grams = _before(points[..., None] * points[..., None, :])[:, direct:]
-        moments = _before(points * labels[..., None])[:, direct:, :, None]
-        weights = torch.linalg.pinv(grams, rtol=_RANK, hermitian=True) @ moments
-        found[:, direct:] = (points[:, direct:, None] @ weights)[..., 0, 0]
     return found
 
 
