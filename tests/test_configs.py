@@ -16,7 +16,11 @@ from abc_toolkit.cli.parser import options
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 POSITIONS = sorted((CONFIGS / "positions").glob("*.yaml"))
-FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in POSITIONS]
+FUNCTIONS = sorted((CONFIGS / "functions").rglob("*.yaml"))
+MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
+FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in (*POSITIONS, *FUNCTIONS, *MODELS)]
+CLASSES = "linear_regression sparse_linear_regression conjunction disjunction sparse_disjunction cnf dnf majority "
+CLASSES += "int_halfspace sparse_threshold parity sparse_parity"
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +60,51 @@ def test_every_command_takes_its_part(path, capsys):
                 found = own[key] if name is None else own[key][name]
                 if name not in ("class_path", "init_args", "position"):
                     assert found == setting, (phase, key, name)
+
+
+def test_configurations_of_functions_and_their_models_are_there():
+    small = {f"{name}.yaml" for name in (*CLASSES.split(), "linear_regression_8")}
+    names = {str(path.relative_to(CONFIGS / "functions")) for path in FUNCTIONS}
+    assert names == small | {f"paper/{name}.yaml" for name in CLASSES.split()}
+    assert {path.stem for path in MODELS} == {"tiny", "small", "standard", "large"}
+
+
+@pytest.mark.parametrize("path", FUNCTIONS, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_class_of_functions_is_chosen_by_its_file(path, capsys):
+    content = yaml.safe_load(path.read_text())
+    found = printed(["fit", "--config", str(path)], capsys)
+    assert found["task"]["class_path"].rpartition(".")[2] == content["task"]["class_path"].rpartition(".")[2]
+    assert found["model"]["block"] == "llama"
+    for name, value in content["fit"]["optimizer"].items():
+        assert found["optimizer"][name] == value
+    assert printed(["evaluate", "--config", str(path)], capsys)["length"] == content["evaluate"]["length"]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_model_of_the_study_goes_with_any_class(path, capsys):
+    found = printed(["fit", "--config", "functions/majority", "--config", str(path)], capsys)["model"]
+    layers, width, heads = {"tiny": (2, 256, 4), "small": (4, 256, 4), "standard": (16, 256, 8), "large": (16, 512, 8)}[
+        path.stem
+    ]
+    assert (found["num_decoder_layers"], found["model_dim"], found["num_heads"]) == (layers, width, heads)
+    assert (found["feedforward_dim"], found["init_std"], found["block"]) == (4 * width, 0.02, "llama")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("linear_regression", "cnf") else pytest.param(name, marks=pytest.mark.slow)
+        for name in CLASSES.split()
+    ],
+)
+def test_the_studys_full_size_takes_a_step(name, tmp_path, capsys):
+    words = ["--data.batch_size", "2", "--data.validation_problems", "2", "--trainer.max_steps", "1"]
+    words += ["--trainer.validate_every", "1", "--trainer.threads", "1", "--trainer.accelerator", "cpu"]
+    folder = tmp_path / "run"
+    assert main(["fit", "--config", f"functions/paper/{name}", "--run", str(folder), *words]) == 0, capsys.readouterr()
+    history = json.loads((folder / "fit" / "training.json").read_text())
+    assert history["stages"] == [{"step": 0, "dim": 4, "points": 10}]
+    assert all(point["loss"] > 0 for point in history["validation"])
 
 
 @pytest.mark.parametrize("path", POSITIONS, ids=lambda path: path.stem)

@@ -238,7 +238,7 @@ class _AbacusModel(_TableModel):
 
     def prepare(self, layout: Layout) -> Layout:
         offset, most = 0, self.method.max_offset - 1
-        longest = _longest_number(layout)
+        longest = _longest_number(layout, self.method)
         if self.training:
             # The largest offset is checked, so that training does not stop at a draw.
             self.refuse_beyond(longest - 1 + most, "raise capacity or lower max_offset")
@@ -257,7 +257,7 @@ class _CoupledModel(_TableModel):
     makes = ("coupled",)
 
     def prepare(self, layout: Layout) -> Layout:
-        longest = _longest_number(layout)
+        longest = _longest_number(layout, self.method)
         self.refuse_beyond(1 + longest)
         start = int(torch.randint(1, self.capacity - longest, ())) if self.training else 1
         rows = (
@@ -275,10 +275,18 @@ def _digits(positions: Positions) -> Tensor:
     return torch.isin(positions.segment, torch.tensor(numbers, device=positions.segment.device))
 
 
-def _longest_number(layout: Layout) -> int:
-    """Digits of the longest number of a problem."""
-    places = (
-        torch.where(_digits(positions), positions.coordinates["place"], -1)
-        for positions in (layout.source, layout.target)
-    )
-    return 1 + max(int(place.max()) for place in places)
+def _longest_number(layout: Layout, method: PositionMethod) -> int:
+    """Digits of the longest number of a problem.
+
+    Raises:
+        UserError: If there are no digits at all, so that the method would do nothing.
+    """
+    strings = (positions for positions in (layout.source, layout.target) if len(positions))
+    places = [torch.where(_digits(positions), positions.coordinates["place"], -1) for positions in strings]
+    longest = 1 + max(int(place.max()) for place in places)
+    if not longest:
+        raise UserError(
+            f"{type(method).__name__} needs digits of operands or of an answer, and the layout of this task has none: "
+            "choose another position method"
+        )
+    return longest

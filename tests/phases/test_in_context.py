@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from abc_toolkit import positions
+from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, Model, predict
 from abc_toolkit.phases.measure import attended, bootstrap, evaluate_models, evaluation_problems
 from abc_toolkit.positions import ALiBi, NoPE
 from abc_toolkit.runs.folder import build_model
 from abc_toolkit.seeds import seeded
 from abc_toolkit.tasks import Addition, Conjunction, LinearRegression, Task
-from abc_toolkit.tasks.base import ATTENTION
+from abc_toolkit.tasks.base import ATTENTION, check_suites
 
 Abc = Callable[..., tuple[int, str, str]]
 CPU = torch.device("cpu")
@@ -26,6 +28,13 @@ TASK = LinearRegression(max_length=6, dim=2)
 TINY = ["--model.num_decoder_layers", "1", "--model.model_dim", "16", "--model.num_heads", "2"]
 TINY += ["--model.feedforward_dim", "16", "--trainer.max_steps", "4", "--trainer.validate_every", "4"]
 TINY += ["--data.validation_problems", "32", "--trainer.accelerator", "cpu"]
+
+
+def is_method(name: str) -> bool:
+    kind = getattr(positions, name)
+    return (
+        isinstance(kind, type) and issubclass(kind, positions.PositionMethod) and kind is not positions.PositionMethod
+    )
 
 
 def model(task: Task = TASK, **settings: Any) -> Any:
@@ -158,11 +167,8 @@ def test_an_evaluation_that_names_nothing_takes_1280_fresh_prompts(runs: Path, a
         ("fit --task SparseParity --task.dim 1 --run {}/new", "SparseParity needs at least 2"),
         ("fit --task SparseLinearRegression --task.dim 2 --run {}/new", "SparseLinearRegression needs at least 3"),
         ("fit --task DNF --task.overwriting 1.5 --run {}/new", "overwriting 1.5: give a probability"),
-        (
-            "fit --task DNF --model.position Abacus --model.position.capacity 4 --model.position.max_offset 1 "
-            "--run {}/new",
-            "capacity of 4",
-        ),
+        ("fit --task DNF --model.position Abacus --run {}/new", "Abacus needs digits of operands or of an answer"),
+        ("fit --task DNF --model.position PositionCoupling --run {}/new", "PositionCoupling needs digits"),
         ("fit --task DNF --model.position Learned --model.position.capacity 34 --run {}/new", "capacity of 34"),
         ("fit --task DNF --model.position TreePE --run {}/new", "TreePE needs the coordinate 'path'"),
         ("fit --task DNF --model.backbone encoder-decoder --run {}/new", "needs a target to decode"),
@@ -176,10 +182,30 @@ def test_what_cannot_be_is_refused_in_a_line(words: str, said: str, runs: Path, 
     assert sorted(path for path in runs.rglob("*") if "evaluate" not in path.parts) == before
 
 
-def test_digits_have_no_attention_suite(runs: Path) -> None:
-    from abc_toolkit.errors import UserError
-    from abc_toolkit.tasks.base import check_suites
+@pytest.mark.parametrize("name", [name for name in positions.__all__ if is_method(name)])
+def test_every_position_method_acts_or_is_refused(name: str) -> None:
+    """None passes in silence for one that it is not: with a method, outputs are others than without, or it is NoPE."""
+    inner = {"Compose": {"methods": (positions.RoPE(), ALiBi())}, "RandomizedPositions": {"inner": positions.RoPE()}}
+    task = Conjunction(max_length=6, dim=3)
+    sizes: dict[str, Any] = {"num_decoder_layers": 2, "model_dim": 16, "num_heads": 2, "block": "llama"}
+    batch = task.sample(torch.Generator().manual_seed(0), 4, (6,))
 
+    def outputs(method: positions.PositionMethod) -> Tensor:
+        torch.manual_seed(0)
+        network = build_model(task, Architecture(position=method, backbone="decoder-only", **sizes), None).train()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+        return predict(network, batch, task.layout((6,)))
+
+    method = getattr(positions, name)(**inner.get(name, {}))
+    if name in ("Abacus", "PositionCoupling", "TreePE"):
+        with pytest.raises(UserError, match=f"^{name} needs .* choose another position method$"):
+            outputs(method)
+    else:
+        assert torch.allclose(outputs(method), outputs(NoPE())) == (name == "NoPE")
+
+
+def test_digits_have_no_attention_suite(runs: Path) -> None:
     with pytest.raises(UserError, match="they are uniform, unequal, carry, zeros"):
         check_suites(Addition(), ATTENTION)
     assert check_suites(Addition(), None) == Addition().suites
