@@ -45,6 +45,7 @@ Colour = tuple[float, float, float]
 
 DPI = 120
 TITLE, TEXT, SMALL = 11.0, 8.5, 7.0  # font sizes in points
+_LEAST_ERROR = 1e-4  # that an axis of errors is made to show: what is exact but for rounding would stretch it
 LINE = 1.35 * SMALL / 72  # a line of small text in inches
 INK: Colour = (0.2, 0.2, 0.2)
 FAINT: Colour = (0.75, 0.75, 0.75)
@@ -502,8 +503,9 @@ def _draw_points(axes: Axes, curves: Sequence[Mapping[str, Any]], max_length: in
         lowest = min(min(curve["values"]) for curve in curves)
         axes.set_ylim(math.floor(20 * min(0.5, lowest)) / 20 - 0.02, 1.02)
     else:
-        positive = [value for curve in curves for value in curve["values"] if value > 1e-4]
-        _decades(axes, positive)
+        positive = [value for curve in curves for value in curve["values"] if value > _LEAST_ERROR]
+        if positive:  # a logarithmic axis cannot show others
+            _decades(axes, positive)
         axes.set_ylabel(metric.title, fontsize=TEXT, color=INK)
     marked = any(not all(curve["counted"]) for curve in curves)
     label = "point of the prompt" + (", dots: judged" if marked else "")

@@ -16,12 +16,14 @@ from matplotlib.collections import LineCollection, PolyCollection, QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.report import figures
 from abc_toolkit.tasks import Addition, MultiOperandAddition
+from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.windows.lowering import matrices
 from abc_toolkit.windows.rules import Condition, Rule, Window
 
@@ -72,6 +74,10 @@ def results(lengths: tuple[int, ...], sets: tuple[str, ...] = ("uniform", "carry
     ]  # fmt: skip
 
 
+def curves_at(path: Path, name: str) -> Path:
+    return figures.output_curves(path, CURVES[name], 6, name, ERROR)
+
+
 def places(lengths: tuple[int, ...]) -> list[dict[str, Any]]:
     return [
         {"weights": weights, "suite": "uniform", "length": length, "place": place, "accuracy": 1 / (1 + place)}
@@ -90,12 +96,43 @@ RECORD: Mapping[str, Any] = {
     "threshold": 0.99,
     "phase": "fit",
 }
+ERROR = Metric("squared_error", higher_is_better=False)
+
+
+def curve(suite: str, weights: str = "fit", points: int = 12, counted: int | None = None) -> dict[str, Any]:
+    """Errors that fall point by point; the last ones count, or all."""
+    values = [1 / (1 + point) for point in range(points)]
+    return {
+        "suite": suite, "weights": weights, "metric": "squared_error", "samples": 9, "values": values,
+        "low": [0.9 * value for value in values], "high": [1.2 * value for value in values],
+        "counted": [counted is None or point >= points - counted for point in range(points)],
+    }  # fmt: skip
+
+
+CURVES = {
+    "ood": [curve("ood"), curve("ood", "least squares")],
+    "duplicates": [
+        curve("duplicates/all"),
+        *(curve(f"duplicates/tail_{count}", counted=2) for count in range(1, 7)),
+        *(curve(f"duplicates/gap_{where}", counted=2) for where in ("near", "far")),
+        curve("duplicates/inst_begin"),
+    ],
+    "lost_in_the_middle": [curve(f"lost_in_the_middle/{where}", counted=3) for where in ("begin", "middle", "end")],
+    "of one point": [curve("ood", points=1)],
+    "right": [curve("ood") | {key: [0.0] * 12 for key in ("values", "low", "high")}],
+}
+ATTENDED = [
+    {"weights": "fit", "samples": 8, "layers": [[0.1, 0.2, 0.05], [0.01, 0.0, 0.3]]},
+    {"weights": "retrain", "samples": 8, "layers": [[1e-9], [0.5]]},
+]
 DRAWN: dict[str, Callable[[Path], Path]] = {
     "attention_maps": lambda path: figures.attention_maps(path, uniform_maps(SMALL), SMALL, WINDOW),
     "windows": lambda path: figures.windows(path, WINDOW, [("3 digits", SMALL), ("30 digits", LARGE)]),
     "training": lambda path: figures.training(path, RECORD),
     "accuracy": lambda path: figures.metric_curve(path, results((1, 3, 30)), 3, "Addition"),
     "digit_accuracy": lambda path: figures.digit_accuracy(path, places((1, 3, 10)), 3, "Addition"),
+    **{f"curves {name}": lambda path, name=name: curves_at(path, name) for name in CURVES},
+    "attention": lambda path: figures.attention_curves(path, ATTENDED, "attention"),
 }
 
 
@@ -471,3 +508,40 @@ def test_ticks_stand_apart(wanted: tuple[int, ...], gap: float, kept: list[int])
 @pytest.mark.parametrize(("count", "gap", "step"), [(5, 0.3, 1), (62, 9.1, 10), (600, 110, 200)])
 def test_ticks_count_in_round_steps(count: int, gap: float, step: int) -> None:
     assert figures._regular(count, gap) == range(0, count, step)
+
+
+def test_curves_hold_every_value_and_mark_those_that_count() -> None:
+    for name, kinds in (("ood", [""]), ("duplicates", ["all", "tail", "gap", "inst"]), ("lost_in_the_middle", [""])):
+        own = CURVES[name]
+        figure = figures._draw_output_curves(own, 6, name, ERROR)
+        assert [axes.get_title() for axes in figure.axes] == kinds
+        lines = [line for axes in figure.axes for line in axes.lines]
+        values = [line.get_ydata().tolist() for line in lines if line.get_linestyle() != "None"]
+        assert values == [one["values"] for one in own]
+        marked = [line.get_ydata().tolist() for line in lines if line.get_linestyle() == "None"]
+        assert marked == [
+            [value for value, counts in zip(one["values"], one["counted"], strict=True) if counts]
+            for one in own
+            if not all(one["counted"])
+        ]
+        for axes in figure.axes:
+            assert axes.get_yscale() == "log"
+            assert "trained to 6" in [text.get_text() for text in axes.texts]
+            legend = axes.get_legend()
+            assert legend is not None
+            labels = [text.get_text() for text in legend.get_texts()]
+            assert len(set(labels)) == len(labels)
+
+
+def test_accuracies_are_shown_in_per_cent() -> None:
+    metric = Metric("accuracy", higher_is_better=True, in_percent=True)
+    (axes,) = figures._draw_output_curves([curve("ood")], 6, "ood", metric).axes
+    assert axes.get_yscale() == "linear"
+    assert isinstance(axes.yaxis.get_major_formatter(), PercentFormatter)
+
+
+def test_attention_has_a_curve_for_each_layer() -> None:
+    figure = figures._draw_attention_curves(ATTENDED, "attention")
+    for axes, own in zip(figure.axes, ATTENDED, strict=True):
+        drawn = [line.get_ydata().tolist() for line in axes.lines[: len(own["layers"])]]
+        assert drawn == own["layers"]
