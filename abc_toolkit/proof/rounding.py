@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from abc_toolkit.layout import Positions
 from abc_toolkit.models.attention import Attention
-from abc_toolkit.models.transformer import Block, EncoderDecoder
+from abc_toolkit.models.transformer import Block, EncoderDecoder, FeedForward
 from abc_toolkit.positions import Cyclic, OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.forward import Stream, distinct
@@ -274,6 +274,7 @@ class _BoundedBlock:
         self.self_attention, self.self_norm = _BoundedAttention(block.self_attention), BoundedNorm(block.self_norm)
         self.cross_attention = _BoundedAttention(block.cross_attention) if block.cross else None
         self.cross_norm = BoundedNorm(block.cross_norm) if block.cross else None
+        assert isinstance(block.feedforward, FeedForward)  # `basis_of` refuses every other block
         first, last = (block.feedforward[number] for number in (0, 3))
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
