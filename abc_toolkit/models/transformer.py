@@ -41,7 +41,7 @@ class FeedForward(nn.Sequential):
 
 
 class SwiGLU(nn.Module):
-    """`W2 (silu(W1 x) * W3 x)` without biases, with dropout on the hidden layer; `W1` and `W3` run as one.
+    """`W2 (silu(W1 x) * W3 x)` without biases, with dropout on the hidden layer; `W1` and `W3` are one parameter.
 
     Source: Shazeer 2020 (arXiv 2002.05202), as in Llama (arXiv 2302.13971).
     """
@@ -54,7 +54,8 @@ class SwiGLU(nn.Module):
         self.down = linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        # Each on its own: halves of one product would be copied together again on the way back.
+        gate, up = (functional.linear(x, weight) for weight in self.gate_up.weight.chunk(2))
         return self.down(self.dropout(functional.silu(gate) * up))
 
 

@@ -1,9 +1,9 @@
 """Tokens a second of a training step of our Llama block against transformers' `LlamaModel` of the same size.
 
-A step is forward, backward and AdamW, of a decoder-only model that reads vectors and gives a number at each. Both models
-have as many parameters, the same read-in and read-out, and rotary positions. Both take the same batch in turn, on one
-thread of the processor. Each round times every variant once; a ratio is the median of the rounds' ratios, with the least
-and the greatest in brackets. Above 1, our step is the faster.
+A step is forward, backward and AdamW, of a decoder-only model that reads vectors and gives a number at each. Both
+models have as many parameters, the same read-in and read-out, and rotary positions. Both take the same batch in turn,
+on one thread. Each round times every variant once; a ratio is the median of the rounds' ratios, with the least and the
+greatest in brackets. Above 1, our step is the faster.
 
     python experiments/benchmarks/llama_step.py --rounds 15
 
