@@ -83,15 +83,18 @@ class Scope:
         k_positions: Positions of the keys.
         mask: True where a query may attend, `[query, key]`; `None` if it may everywhere.
         gather: The open keys, on the gathered path.
+        all_reach: Whether the mask is known to leave every query a key.
     """
 
     k_positions: Positions
     mask: Tensor | None = None
     gather: Gather | None = None
+    all_reach: bool = False
 
     def __getitem__(self, queries: slice) -> "Scope":
         mask = None if self.mask is None else self.mask[queries]
-        return Scope(self.k_positions, mask, None if self.gather is None else self.gather[queries])
+        gather = None if self.gather is None else self.gather[queries]
+        return Scope(self.k_positions, mask, gather, self.all_reach)
 
 
 class Attention(nn.Module):
@@ -190,7 +193,7 @@ class Attention(nn.Module):
         q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
         bias = self.position.bias(q_positions, scope.k_positions)
         may_attend = _may_attend(bias, scope.mask) if self.position.transforms else None
-        bias, open_rows = _masked(bias, scope.mask, q)
+        bias, open_rows = _masked(bias, scope, q)
         dropout = self.dropout if self.training else 0.0
 
         scale = q.shape[-1] ** -0.5
@@ -240,13 +243,18 @@ def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) ->
     """The scope of the dense path."""
     if not causal:
         return Scope(k_positions)
-    return Scope(k_positions, k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None])
+    mask = k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None]
+    # On another device the answer would hold up what is queued there.
+    return Scope(k_positions, mask, all_reach=mask.device.type == "cpu" and bool(mask.any(dim=-1).all()))
 
 
-def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _masked(bias: Tensor | None, scope: Scope, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The bias `[head or 1, query, key]`, closed outside the mask, and the queries with an open key (`None`: all)."""
-    if mask is not None:
-        closed = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, -torch.inf)
+    if scope.mask is not None:
+        closed = torch.zeros(scope.mask.shape, dtype=like.dtype, device=like.device)
+        closed = closed.masked_fill(~scope.mask, -torch.inf)
+        if bias is None and scope.all_reach:
+            return closed[None], None
         bias = closed[None] if bias is None else bias.to(like.dtype) + closed
     if bias is None:
         return None, None

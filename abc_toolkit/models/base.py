@@ -96,8 +96,10 @@ class Architecture:
             raise UserError("--model.block llama normalises before each block: leave out --model.norm post")
         if self.init_std is not None:
             check_numbers(self, "model", ("init_std",))
+            if not self.init_std:
+                raise UserError("--model.init_std 0: give more than 0, or no weight has a gradient")
             if self.block != "llama":
-                raise UserError(f"--model.init_std {self.init_std:g} is of --model.block llama: give both or neither")
+                raise UserError(f"--model.init_std {self.init_std:g} needs --model.block llama: add that")
 
 
 @dataclass(frozen=True, eq=False)

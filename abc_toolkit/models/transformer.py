@@ -7,10 +7,11 @@ import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from abc_toolkit.errors import UserError
@@ -41,7 +42,7 @@ class FeedForward(nn.Sequential):
 
 
 class SwiGLU(nn.Module):
-    """`W2 (silu(W1 x) * W3 x)` without biases, with dropout on the hidden layer; `W1` and `W3` run as one.
+    """`W2 (silu(W1 x) * W3 x)` without biases, with dropout on the hidden layer; `W1` and `W3` are one parameter.
 
     Source: Shazeer 2020 (arXiv 2002.05202), as in Llama (arXiv 2302.13971).
     """
@@ -54,14 +55,50 @@ class SwiGLU(nn.Module):
         self.down = linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        # Each on its own: halves of one product would be copied together again on the way back.
+        gate, up = (functional.linear(x, weight) for weight in self.gate_up.weight.chunk(2))
         return self.down(self.dropout(functional.silu(gate) * up))
+
+
+class RMSNorm(nn.RMSNorm):
+    """`w x / sqrt(mean(x^2) + eps)`: PyTorch's module, which on a processor takes twice as long in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        wide = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
+        if x.device.type != "cpu" or not wide:
+            return super().forward(x)
+        normed = _RMSNorm.apply(x, self.weight, self.eps)
+        assert isinstance(normed, Tensor)
+        return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """`RMSNorm` of `[..., dim]`; its way back takes half as many passes as that of single operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = (size.square() / x.shape[-1] + eps).rsqrt()
+        normed = x * inverse
+        ctx.save_for_backward(normed, inverse, weight)
+        return normed * weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        # With n = x r and g the gradient of n: that of x is r (g - n mean(g n)).
+        normed, inverse, weight = ctx.saved_tensors
+        products = gradient * normed
+        mean = (products @ weight)[..., None] / normed.shape[-1]
+        of_x = (gradient * weight).addcmul_(normed, mean, value=-1).mul_(inverse)
+        return of_x, products.flatten(0, -2).sum(0), None
 
 
 def normalisation(architecture: Architecture) -> nn.Module:
     """The normalisation of a model's streams: by mean and variance, or in Llama's blocks by the root mean square."""
     dim = architecture.model_dim
-    return nn.RMSNorm(dim, eps=_LLAMA_EPSILON) if architecture.block == "llama" else nn.LayerNorm(dim)
+    return RMSNorm(dim, eps=_LLAMA_EPSILON) if architecture.block == "llama" else nn.LayerNorm(dim)
 
 
 class Block(nn.Module):

@@ -1,6 +1,7 @@
 """Position methods that rotate pairs of channels of queries and keys by angles in proportion to a coordinate."""
 
 import math
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,12 @@ from torch import Tensor
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions.base import AttentionPosition, PositionMethod, Site, check_coordinates
+
+Key = tuple["RoPE", int, torch.dtype]
+Waves = tuple[Tensor, ...]
+# By the queries' positions: the positions of the keys that they were last computed with, and the waves of both.
+_WAVES: "weakref.WeakKeyDictionary[Positions, dict[Key, tuple[weakref.ref[Positions], Waves]]]"
+_WAVES = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -181,16 +188,46 @@ class RotaryAttention(AttentionPosition):
         self.width = width
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
-        # Half precision cannot hold the angles of more than a few hundred positions.
-        dtype = torch.promote_types(q.dtype, torch.float32)
-        frequencies, size = self.method.spectrum(self.width, dtype, q_positions, k_positions)
-        return self._rotated(q, q_positions, frequencies, size), self._rotated(k, k_positions, frequencies, size)
+        cos, sin, k_cos, k_sin = self._waves(q.dtype, q_positions, k_positions)
+        return self._rotated(q, cos, sin), self._rotated(k, k_cos, k_sin)
 
-    def _rotated(self, x: Tensor, positions: Positions, frequencies: Tensor, size: Tensor) -> Tensor:
+    def _waves(self, dtype: torch.dtype, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, ...]:
+        """What queries and keys are multiplied by, `[length, width]` each: cosines, and sines that carry their signs.
+
+        They are computed once for a pair of positions, as layers share them, and so do the steps of a training.
+        """
+        known = _WAVES.setdefault(q_positions, {})
+        key = (self.method, self.width, dtype)
+        keys, waves = known.get(key, (None, ()))
+        if keys is not None and keys() is k_positions:
+            return waves
+        with torch.inference_mode(False):  # they may be needed in training later
+            # Half precision cannot hold the angles of more than a few hundred positions.
+            wide = torch.promote_types(dtype, torch.float32)
+            frequencies, size = self.method.spectrum(self.width, wide, q_positions, k_positions)
+            own = self._waves_at(q_positions, frequencies, size, dtype)
+            same = k_positions is q_positions
+            waves = (*own, *(own if same else self._waves_at(k_positions, frequencies, size, dtype)))
+        if k_positions.segment.dim() == 1:  # gathered keys have positions of their own every time
+            known[key] = (weakref.ref(k_positions), waves)
+        return waves
+
+    def _waves_at(
+        self, positions: Positions, frequencies: Tensor, size: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines `[..., width]` of positions `[...]`."""
         angles = positions.coordinate(self.method.coordinate)[..., None] * frequencies
-        cos, sin = (size * angles.cos()).to(x.dtype), (size * angles.sin()).to(x.dtype)
-        pair = -1 if self.method.interleaved else -2  # the dimension of the two in a pair, once they have one
+        cos, sin = (size * angles.cos()).to(dtype), (size * angles.sin()).to(dtype)
+        if self.method.interleaved:
+            return cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+    def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         turning, rest = x[..., : self.width], x[..., self.width :]
-        first, second = turning.unflatten(-1, (-1, 2) if self.method.interleaved else (2, -1)).unbind(pair)
-        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=pair)
-        return torch.cat([turned.flatten(-2), rest], dim=-1)
+        if self.method.interleaved:
+            partners = torch.stack([turning[..., 1::2], turning[..., 0::2]], dim=-1).flatten(-2)
+        else:
+            partners = torch.cat(turning.chunk(2, dim=-1)[::-1], dim=-1)
+        # The sum lies in memory as its first part does: contiguous, which decides on the last bit of attention weights.
+        turned = partners * sin + turning * cos
+        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -274,7 +274,7 @@ class _BoundedBlock:
         self.self_attention, self.self_norm = _BoundedAttention(block.self_attention), BoundedNorm(block.self_norm)
         self.cross_attention = _BoundedAttention(block.cross_attention) if block.cross else None
         self.cross_norm = BoundedNorm(block.cross_norm) if block.cross else None
-        assert isinstance(block.feedforward, FeedForward)  # `basis_of` refuses others
+        assert isinstance(block.feedforward, FeedForward)  # `basis_of` refuses every other block
         first, last = (block.feedforward[number] for number in (0, 3))
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
