@@ -94,7 +94,7 @@ def evaluate(
         console.remark(warning)
     models = {phase: attending(source, phase, attention) for phase in phases}
     _check_room(task, models.values(), sizes, device)
-    observed = _observable(task, models, sizes) if ATTENTION in suites else {}
+    observed = _observable(models) if ATTENTION in suites else {}
     suites = tuple(suite for suite in suites if suite != ATTENTION)
     with source.writing("evaluate", overwrite=overwrite, inputs=inputs) as folder:
         measured = evaluate_models(task, models, sizes, suites, samples, decode, seed, device)
@@ -143,7 +143,7 @@ def _check_room(task: Task, models: Collection[Model], sizes: Sequence[Size], de
         check_memory(task, model, shape, device)
 
 
-def _observable(task: Task, models: Mapping[str, Model], sizes: Sequence[Size]) -> dict[str, AttentionModel]:
+def _observable(models: Mapping[str, Model]) -> dict[str, AttentionModel]:
     """The models whose attention is shown.
 
     Raises:
