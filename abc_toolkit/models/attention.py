@@ -189,7 +189,7 @@ class Attention(nn.Module):
         self, q: Tensor, keys_values: Tensor, q_positions: Positions, scope: Scope, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         q = q.transpose(1, 2)
-        k, v = keys_values.permute(2, 0, 3, 1, 4)
+        k, v = (part.transpose(1, 2) for part in keys_values.unbind(2))
         q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
         bias = self.position.bias(q_positions, scope.k_positions)
         may_attend = _may_attend(bias, scope.mask) if self.position.transforms else None
