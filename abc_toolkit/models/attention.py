@@ -68,7 +68,8 @@ class Gather:
         at = index if stored is None else stored[index]
         heads = torch.arange(index.shape[1], device=index.device)[:, None]
         keys = at * (2 * len(heads)) + heads
-        return cls(index, torch.stack([keys, keys + len(heads)], dim=2), bias, None if open_rows.all() else open_rows)
+        open_rows = None if open_rows is None or open_rows.all() else open_rows
+        return cls(index, torch.stack([keys, keys + len(heads)], dim=2), bias, open_rows)
 
     def __getitem__(self, queries: slice) -> "Gather":
         open_rows = None if self.open_rows is None else self.open_rows[queries]
@@ -83,18 +84,15 @@ class Scope:
         k_positions: Positions of the keys.
         mask: True where a query may attend, `[query, key]`; `None` if it may everywhere.
         gather: The open keys, on the gathered path.
-        all_reach: Whether the mask is known to leave every query a key.
     """
 
     k_positions: Positions
     mask: Tensor | None = None
     gather: Gather | None = None
-    all_reach: bool = False
 
     def __getitem__(self, queries: slice) -> "Scope":
         mask = None if self.mask is None else self.mask[queries]
-        gather = None if self.gather is None else self.gather[queries]
-        return Scope(self.k_positions, mask, gather, self.all_reach)
+        return Scope(self.k_positions, mask, None if self.gather is None else self.gather[queries])
 
 
 class Attention(nn.Module):
@@ -189,11 +187,11 @@ class Attention(nn.Module):
         self, q: Tensor, keys_values: Tensor, q_positions: Positions, scope: Scope, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         q = q.transpose(1, 2)
-        k, v = keys_values.permute(2, 0, 3, 1, 4)
+        k, v = (part.transpose(1, 2) for part in keys_values.unbind(2))
         q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
         bias = self.position.bias(q_positions, scope.k_positions)
         may_attend = _may_attend(bias, scope.mask) if self.position.transforms else None
-        bias, open_rows = _masked(bias, scope, q)
+        bias, open_rows = _masked(bias, scope.mask, q)
         dropout = self.dropout if self.training else 0.0
 
         scale = q.shape[-1] ** -0.5
@@ -231,7 +229,8 @@ class Attention(nn.Module):
             added = hooks.bias(q_positions, k_positions)
             if added is not None:
                 bias, still_open = _opened(bias + added.transpose(0, 1))
-                open_rows = still_open if open_rows is None else open_rows * still_open
+                if still_open is not None:
+                    open_rows = still_open if open_rows is None else open_rows * still_open
         weights = functional.softmax(scores + bias.to(scores.dtype), dim=-1)
         if open_rows is not None:
             weights = weights * open_rows.to(scores.dtype)
@@ -243,18 +242,13 @@ def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) ->
     """The scope of the dense path."""
     if not causal:
         return Scope(k_positions)
-    mask = k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None]
-    # On another device the answer would hold up what is queued there.
-    return Scope(k_positions, mask, all_reach=mask.device.type == "cpu" and bool(mask.any(dim=-1).all()))
+    return Scope(k_positions, k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None])
 
 
-def _masked(bias: Tensor | None, scope: Scope, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The bias `[head or 1, query, key]`, closed outside the mask, and the queries with an open key (`None`: all)."""
-    if scope.mask is not None:
-        closed = torch.zeros(scope.mask.shape, dtype=like.dtype, device=like.device)
-        closed = closed.masked_fill(~scope.mask, -torch.inf)
-        if bias is None and scope.all_reach:
-            return closed[None], None
+    if mask is not None:
+        closed = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, -torch.inf)
         bias = closed[None] if bias is None else bias.to(like.dtype) + closed
     if bias is None:
         return None, None
@@ -269,10 +263,13 @@ def _may_attend(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
     return is_open if mask is None else is_open & mask
 
 
-def _opened(bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The bias, and which queries have an open key, 1 or 0 `[..., query, 1]`.
+def _opened(bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The bias, and which queries have an open key, 1 or 0 `[..., query, 1]`; `None` if all are known to.
 
     The keys of queries without an open key are opened, so that the softmax stays finite; the caller zeroes the result.
     """
     open_rows = (bias > -torch.inf).any(dim=-1, keepdim=True)
+    # With `None` the caller is spared a product. On a GPU the question would wait for all that is queued.
+    if bias.device.type == "cpu" and open_rows.all():
+        return bias, None
     return bias.masked_fill(~open_rows, 0.0), open_rows.to(bias.dtype)

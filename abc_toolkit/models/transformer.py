@@ -65,8 +65,9 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.eps is not None
-        wide = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
-        if x.device.type != "cpu" or not wide:
+        # Under mixed precision the stream may be in half precision, and PyTorch's module warns of two types.
+        x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
+        if x.device.type != "cpu" or self.weight.dtype not in (torch.float32, torch.float64):
             return super().forward(x)
         normed = _RMSNorm.apply(x, self.weight, self.eps)
         assert isinstance(normed, Tensor)
@@ -92,7 +93,7 @@ class _RMSNorm(torch.autograd.Function):
         products = gradient * normed
         mean = (products @ weight)[..., None] / normed.shape[-1]
         of_x = (gradient * weight).addcmul_(normed, mean, value=-1).mul_(inverse)
-        return of_x, products.flatten(0, -2).sum(0), None
+        return of_x, products.reshape(-1, products.shape[-1]).sum(0), None
 
 
 def normalisation(architecture: Architecture) -> nn.Module:

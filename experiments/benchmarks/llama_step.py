@@ -2,8 +2,9 @@
 
 A step is forward, backward and AdamW, of a decoder-only model that reads vectors and gives a number at each. Both
 models have as many parameters, the same read-in and read-out, and rotary positions. Both take the same batch in turn,
-on one thread. Each round times every variant once; a ratio is the median of the rounds' ratios, with the least and the
-greatest in brackets. Above 1, our step is the faster.
+on one thread; time is the processor's, which other work on the machine disturbs least. Each round times every variant
+once; a ratio is the median of the rounds' ratios, with the least and the greatest in brackets. Above 1, our step is the
+faster.
 
     python experiments/benchmarks/llama_step.py --rounds 15
 
@@ -121,15 +122,15 @@ def theirs(case: Case, transformers: Any) -> tuple[Step, int]:
 
 
 def measured(case: Case, steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each variant, a number a round."""
+    """Seconds of the processor's time that a step of each variant takes, a number a round."""
     task = LinearRegression(max_length=case.points, dim=case.dim)
     batch = task.sample(torch.Generator().manual_seed(0), case.batch, (case.points,))
 
     def timed(step: Step, count: int) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(count):
             step(batch.inputs, batch.targets)
-        return (time.perf_counter() - start) / count
+        return (time.process_time() - start) / count
 
     for step in steps.values():
         timed(step, 3)

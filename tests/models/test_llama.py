@@ -22,6 +22,7 @@ from abc_toolkit.models.transformer import (
     DecoderOnly,
     EncoderDecoder,
     EncoderOnly,
+    RMSNorm,
     Transformer,
     initialise_llama,
 )
@@ -200,6 +201,43 @@ def test_the_block_is_what_its_formulas_say(kind: str, position: PositionMethod)
 def test_nothing_in_the_block_has_a_bias() -> None:
     model = make_encoder_decoder(RoPE())
     assert not [name for name, _ in model.named_parameters() if name.endswith("bias")]
+
+
+@pytest.mark.parametrize("shape", [(DIM,), (3, DIM), (2, 5, DIM)], ids=str)
+def test_the_norm_is_that_of_torch(shape: tuple[int, ...]) -> None:
+    own, other = RMSNorm(DIM, eps=1e-6), nn.RMSNorm(DIM, eps=1e-6)
+    nn.init.normal_(own.weight)
+    other.load_state_dict(own.state_dict())
+    x, cotangent = torch.randn(shape), torch.randn(shape)
+    results = []
+    for norm in (own, other):
+        read = x.clone().requires_grad_()
+        normed = norm(read)
+        results.append((normed, *torch.autograd.grad(normed, (read, norm.weight), cotangent)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    low = x.bfloat16()  # as the stream is under mixed precision, where weights stay in single precision
+    assert torch.equal(own(low), own(low.float()))
+    assert torch.equal(own.bfloat16()(low), other.bfloat16()(low))
+
+
+@pytest.mark.parametrize("position", [NoPE(), RoPE(), FIRE()], ids=lambda position: type(position).__name__)
+def test_mixed_precision_is_near_single_precision(position: PositionMethod) -> None:
+    model, inputs = DecoderOnly(VECTORS, architecture(position=position)), torch.randn(2, TOKENS, INPUT)
+    exact = model(inputs, None, stream(TOKENS))
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(inputs, None, stream(TOKENS))
+        outputs.square().mean().backward()
+    torch.testing.assert_close(outputs.float(), exact, rtol=0, atol=0.03 * float(exact.detach().abs().max()))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_norm_of_zeros_has_a_gradient() -> None:
+    norm = RMSNorm(DIM, eps=1e-6)
+    x = torch.zeros(2, DIM, requires_grad=True)
+    norm(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1000.0))
+    assert torch.autograd.gradcheck(norm.double(), torch.randn(3, DIM, dtype=torch.float64, requires_grad=True))
 
 
 # The block and transformers' own.

@@ -10,7 +10,7 @@ from torch import Tensor
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions, digit_layout
 from abc_toolkit.models.attention import Attention
-from abc_toolkit.positions import AttentionPosition
+from abc_toolkit.positions import AttentionPosition, rotary
 from abc_toolkit.positions.rotary import DynamicYaRN, RoPE, YaRN
 from abc_toolkit.testing.position_contract import LAYOUTS, PositionCase, PositionContract, pairs
 
@@ -259,3 +259,59 @@ def test_wrong_settings_are_refused(settings: Callable[[], object], words: str) 
     with pytest.raises(UserError, match=words) as raised:
         settings()
     assert "\n" not in str(raised.value)
+
+
+def by_formula(x: Tensor, positions: Positions, width: int, interleaved: bool) -> Tensor:
+    """`RoPE` as its docstring has it, a pair at a time."""
+    turned = x.clone()
+    for m in range(width // 2):
+        first, second = (2 * m, 2 * m + 1) if interleaved else (m, m + width // 2)
+        angle = positions.coordinate("raw") * 10000.0 ** (-2 * m / width)
+        a, b = x[..., first], x[..., second]
+        turned[..., first], turned[..., second] = a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()
+    return turned
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_each_pair_is_rotated_by_its_own_angle(interleaved: bool, fraction: float) -> None:
+    positions = run_of(9)
+    hooks = RoPE(fraction=fraction, interleaved=interleaved).at("decoder", 0, 2, 8)
+    q, k = (torch.randn(3, 2, 9, 8, dtype=torch.float64) for _ in range(2))
+    for own, x in zip(hooks.rotate(q, k, positions, positions), (q, k), strict=True):
+        torch.testing.assert_close(own, by_formula(x, positions, round(8 * fraction), interleaved))
+
+
+def test_rotations_that_are_kept_are_those_of_their_positions() -> None:
+    q, long, short = torch.randn(1, 2, 9, 8), run_of(40), run_of(9)
+    hooks = DynamicYaRN(original_length=6).at("decoder", 0, 2, 8)
+    for keys in (long, short, long):  # the longer of the two strings decides on the rotation of both
+        k = torch.randn(1, 2, len(keys), 8)
+        fresh = hooks.rotate(q, k, short[:], keys[:])
+        for _ in range(2):
+            kept = hooks.rotate(q, k, short, keys)
+            assert all(torch.equal(own, other) for own, other in zip(kept, fresh, strict=True))
+    double = hooks.rotate(q.double(), q.double(), short, short)
+    assert [x.dtype for x in double] == [torch.float64] * 2
+    other = RoPE().at("decoder", 0, 2, 8).rotate(q, q, short, short)
+    assert not torch.allclose(other[0].double(), double[0])
+
+
+def test_rotations_of_an_evaluation_serve_a_training() -> None:
+    positions, hooks = run_of(5), RoPE().at("decoder", 0, 1, 8)
+    x = torch.randn(1, 1, 5, 8, requires_grad=True)
+    with torch.inference_mode():
+        expected = hooks.rotate(x, x, positions, positions)[0]
+    turned = hooks.rotate(x, x, positions, positions)[0]
+    turned.sum().backward()
+    assert torch.equal(turned, expected)
+
+
+def test_rotations_are_forgotten_with_their_positions() -> None:
+    before = len(rotary._WAVES)
+    positions = run_of(5)
+    x = torch.randn(1, 1, 5, 8)
+    RoPE().at("decoder", 0, 1, 8).rotate(x, x, positions, positions)
+    assert len(rotary._WAVES) == before + 1
+    del positions
+    assert len(rotary._WAVES) == before
