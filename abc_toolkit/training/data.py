@@ -24,8 +24,7 @@ class Data:
 
     Attributes:
         batch_size: Problems in a batch, all of one shape; several devices share it.
-        longer: Shapes are served in proportion to their length to this power: 0 serves all equally often, 1
-            favours the long ones.
+        longer: Shapes are served in proportion to this power of their length.
         validation_problems: Number of held-out problems, over all shapes together.
     """
 

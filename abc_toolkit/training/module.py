@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import lightning
@@ -19,11 +20,12 @@ from abc_toolkit.models.base import Model, predict
 from abc_toolkit.tasks.base import Batch, Task
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.training.metrics import MeanOverProblems
+from abc_toolkit.training.optimizers import with_muon
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW with a warm-up, a schedule of the rate, and a linear decay once validation is passed.
+    """AdamW or Muon, with a warm-up, a schedule of the rate, and a linear decay once validation is passed.
 
     Attributes:
         learning_rate: The rate after the warm-up.
@@ -32,10 +34,10 @@ class Optimizer:
         epsilon: Added to the root of the running square.
         weight_decay: Decoupled weight decay.
         warmup_steps: Steps over which the rate rises linearly.
-        schedule: `linear` and `cosine` let the rate fall to `last_rate` of it at `trainer.max_steps`.
-        last_rate: Share of the rate at the end of such a schedule.
-        averaging: Share of itself that the running average of the weights keeps at each step; the average is
-            validated, saved and evaluated.
+        schedule: How the rate falls until `trainer.max_steps`, if it does.
+        last_rate: Share of the rate that is left then.
+        muon_rate: Rate of Muon on layers' matrices, or 0.
+        averaging: Decay of the average of the weights, which is validated, saved and evaluated.
     """
 
     learning_rate: float = 3e-3
@@ -47,11 +49,12 @@ class Optimizer:
     averaging: float = 0.98
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     last_rate: float = 0.0
+    muon_rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_literals(self)
         check_numbers(self, "optimizer", ("last_rate",), at_most=1)
-        check_numbers(self, "optimizer", ("learning_rate", "epsilon", "weight_decay", "warmup_steps"))
+        check_numbers(self, "optimizer", ("learning_rate", "epsilon", "weight_decay", "warmup_steps", "muon_rate"))
         check_numbers(self, "optimizer", ("beta1", "beta2", "averaging"), below=1)
 
 
@@ -175,8 +178,8 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+        adamw = partial(
+            torch.optim.AdamW,
             lr=settings.learning_rate,
             betas=(settings.beta1, settings.beta2),
             eps=settings.epsilon,
@@ -184,6 +187,10 @@ class TrainingModule(lightning.LightningModule):
             # Gradients that are unscaled inside a fused step cannot be clipped before it.
             fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
         )
+        if settings.muon_rate:
+            optimizer = with_muon(self.model, settings.muon_rate, settings.weight_decay, adamw)
+        else:
+            optimizer = adamw(self.model.parameters())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
