@@ -113,7 +113,9 @@ class Bench:
     def evaluate(self, length: int, problems: int) -> list[float]:
         """Evaluates as a user does; exact match on each set."""
         models = {PHASE: self.model}
-        rows, _ = evaluate_models(self.task, models, [length], EVALUATED, problems, "parallel", self.seed, self.device)
+        rows = evaluate_models(
+            self.task, models, [length], EVALUATED, problems, "parallel", self.seed, self.device
+        ).rows
         return [row.value for row in rows]
 
 

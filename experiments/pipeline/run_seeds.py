@@ -60,7 +60,7 @@ def run(task: str, seed: int, folder: Path, far: str, samples: int) -> dict:
     trained_on = run_folder.task("fit")
     models = {phase: run_folder.load_model(phase) for phase in ("fit", "retrain")}
     sizes = trained_on.lengths(FAR.get(task, far))
-    rows, _ = evaluate_models(trained_on, models, sizes, SETS, samples, "parallel", seed, torch.device("cpu"))
+    rows = evaluate_models(trained_on, models, sizes, SETS, samples, "parallel", seed, torch.device("cpu")).rows
     near = json.loads((run_folder.folder("evaluate") / "results.json").read_text())
     return result | {"rows": summary([*near, *(row.plain() for row in rows)])}
 

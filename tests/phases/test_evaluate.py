@@ -203,7 +203,8 @@ def test_a_shape_is_evaluated_by_itself() -> None:
     """The rows of a shape are those of its problems alone, beside a length."""
     task = LongMultiplication(max_length=2)
     model = make(task, 0, "pre", False)
-    rows, digits = evaluate_models(task, {"fit": model}, [2, (1, 2), (2, 1)], (UNIFORM, UNEQUAL), 10, "steps", 0, CPU)
+    found = evaluate_models(task, {"fit": model}, [2, (1, 2), (2, 1)], (UNIFORM, UNEQUAL), 10, "steps", 0, CPU)
+    rows, digits = found.rows, found.digits
     sizes = [(row.length, row.shape, row.suite, row.tokens) for row in rows]
     tokens = {shape: sum(task.num_tokens(shape)) for shape in [(1, 2), (2, 1), (2, 2)]}
     assert sizes[0] == (2, None, UNIFORM, tokens[2, 2])
@@ -514,7 +515,8 @@ def models(task: Task) -> dict[str, EncoderDecoder]:
 def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     own = models(task)
     lengths, samples = [1, 2, 3], 24
-    rows, digits = evaluate_models(task, own, lengths, SETS, samples, "steps", 4, CPU)
+    found = evaluate_models(task, own, lengths, SETS, samples, "steps", 4, CPU)
+    rows, digits = found.rows, found.digits
     assert [(row.length, row.suite, row.weights) for row in rows] == list(itertools.product(lengths, SETS, own))
     assert 0 < sum(row.value for row in rows) < len(rows)
     expected_digits = []
@@ -560,7 +562,8 @@ def test_rows(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             for name, size in sizes.items():
                 patch.setattr(decoding, name, size)
-            again, digits_again = evaluate_models(task, own, lengths, SETS, samples, decode, 4, CPU)  # type: ignore[arg-type]
+            repeated = evaluate_models(task, own, lengths, SETS, samples, decode, 4, CPU)  # type: ignore[arg-type]
+            again, digits_again = repeated.rows, repeated.digits
         assert [r.plain() | {"decode": ""} for r in again] == [r.plain() | {"decode": ""} for r in rows]
         assert digits_again == (digits if decode == "steps" else [])
 
@@ -671,6 +674,6 @@ def test_results_of_an_earlier_version_are_refused_in_a_line(tmp_path: Path) -> 
     path.write_text(old)
     with pytest.raises(UserError, match=r"has the rows of an earlier version: do 'abc evaluate --overwrite' again$"):
         read_rows(path)
-    rows, _ = evaluate_models(TASKS["addition"], models(TASKS["addition"]), [1], (UNIFORM,), 4, "parallel", 0, CPU)
+    rows = evaluate_models(TASKS["addition"], models(TASKS["addition"]), [1], (UNIFORM,), 4, "parallel", 0, CPU).rows
     path.write_text(json.dumps([row.plain() for row in rows]))
     assert read_rows(path) == tuple(rows)

@@ -241,9 +241,9 @@ def test_wrong_settings() -> None:
 
 def evaluated(model: Any, decode: Any = "parallel", lengths: tuple[int, ...] = (3, 4), seed: int = 0) -> dict[int, int]:
     """Problems of each length that a model solves."""
-    rows, _ = evaluate_models(
+    rows = evaluate_models(
         Parity(max_length=3), {"fit": model}, lengths, ("uniform",), 70, decode, seed, torch.device("cpu")
-    )
+    ).rows
     return {row.length: round(row.samples * row.value) for row in rows}
 
 
