@@ -484,7 +484,8 @@ def _draw_points(axes: Axes, curves: Sequence[Mapping[str, Any]], max_length: in
         x = np.arange(1, len(values) + 1)
         # Forms are told apart by colour; models among them by dashes.
         dash = DASHES[weights.index(name) % len(DASHES)] if several else "-" if is_model else "--"
-        label = " ".join(filter(None, [form.rpartition("_")[2] if several else "", weights_name(name)]))
+        told = [form.rpartition("_")[2] if several else "", weights_name(name) if len(weights) > 1 else ""]
+        label = " ".join(filter(None, told)) or weights_name(name)
         axes.plot(x, values, color=colour, linestyle=dash, linewidth=1.6 if is_model else 1.1, label=label)
         if is_model:
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -500,7 +501,8 @@ def _draw_points(axes: Axes, curves: Sequence[Mapping[str, Any]], max_length: in
     )  # fmt: skip
     if metric.in_percent:
         _percent(axes, metric.title)
-        lowest = min(min(curve["values"]) for curve in curves)
+        # Before any example, 0 is predicted by some, which is neither right nor wrong by chance.
+        lowest = min(min(curve["values"][1:], default=0.5) for curve in curves)
         axes.set_ylim(math.floor(20 * min(0.5, lowest)) / 20 - 0.02, 1.02)
     else:
         positive = [value for curve in curves for value in curve["values"] if value > _LEAST_ERROR]
