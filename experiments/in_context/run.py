@@ -101,7 +101,7 @@ def attempt(name: str, method: str, seed: int, runs: Path) -> dict[str, Any]:
     keep = ("suite", "length", "samples", "metric", "value", "low", "high", "weights")
     return {
         "rows": [{key: getattr(row, key) for key in keep} for row in (*whole.rows, *attacked.rows)],
-        "curve": [round(value, 6) for value in curves["fit"]["values"]],
+        "curve": curves["fit"]["values"],
         "baselines": {key: curve["values"] for key, curve in curves.items() if key != "fit"} if seed == 0 else {},
         "attention": json.loads(seen.read_text())[0]["layers"] if seen.exists() and seed == 0 else [],
         "steps": record["results"]["steps"],
@@ -117,6 +117,15 @@ def started(name: str, method: str, seed: int, runs: Path) -> dict[str, Any]:
     done = subprocess.run([*command, "--runs", str(runs)], capture_output=True, text=True)
     lines = (done.stdout if not done.returncode else done.stderr).strip().splitlines()
     return {"error": lines[-1]} if done.returncode else json.loads(lines[-1])
+
+
+def rounded(value: Any) -> Any:
+    """Plain data with numbers of five digits, which is more than their intervals leave certain."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             results.append(result)
             with replacing(chosen.results) as temporary:
-                temporary.write_text(json.dumps(results, indent=None, separators=(",", ":")))
+                temporary.write_text(json.dumps(rounded(results), separators=(",", ":")))
             last = [row for row in result["rows"] if row["suite"] == "ood" and row["metric"].startswith("last")]
             values = ", ".join(f"{row['value']:.3g}" for row in last if row["weights"] == "fit")
             print(f"{said}: last point at 1x, 2x, 4x, 8x: {values} ({result['seconds']:.0f} s)", flush=True)

@@ -111,6 +111,7 @@ def draw_lengths(results: Sequence[Result], path: Path) -> None:
     import numpy as np
     import seaborn as sns
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(result["class"] for result in results))
     methods = list(dict.fromkeys(result["method"] for result in results))
@@ -123,7 +124,7 @@ def draw_lengths(results: Sequence[Result], path: Path) -> None:
         for method in methods:
             curves = np.array([result["curve"] for result in own if result["method"] == method])
             if len(curves):
-                axes.plot(x, curves.mean(axis=0), color=colours[method], linewidth=1.3, label=method)
+                axes.plot(x, curves.mean(axis=0), color=colours[method], linewidth=1.3)
                 axes.fill_between(
                     x, curves.min(axis=0), curves.max(axis=0), color=colours[method], alpha=0.12, linewidth=0
                 )
@@ -134,10 +135,12 @@ def draw_lengths(results: Sequence[Result], path: Path) -> None:
         axes.axvspan(0, points / 8, color="0.75", alpha=0.35, linewidth=0)
         axes.set(xlim=(1, points), title=name.replace("_", " "), xlabel="point of the prompt")
         if is_error(name):
-            axes.set(yscale="log", ylim=(1e-3, 3), ylabel="squared error")
+            axes.set(yscale="log", ylim=(1e-3, 20), ylabel="squared error")
         else:
             axes.set(ylim=(0.45, 1.01), ylabel="accuracy")
-        axes.legend(frameon=False, fontsize=6.5, ncols=2)
+        axes.legend(frameon=False, fontsize=7, loc="lower right" if not is_error(name) else "upper right", ncols=2)
+    marks = [Line2D([], [], color=colours[method], label=method) for method in methods]
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     figure.savefig(path, dpi=110)
 
 
