@@ -1,4 +1,7 @@
-"""Tasks of other kinds than digit strings, from the outside: classes after pooling, and a layout for each problem."""
+"""Tasks of other kinds than digit strings, from the outside.
+
+They are classes after pooling, a layout for each problem, and a class of functions learned in context.
+"""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 import abc_toolkit
 from abc_toolkit.errors import UserError
@@ -16,6 +19,7 @@ from abc_toolkit.models.base import Architecture, Backbone, predict
 from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder, EncoderOnly
 from abc_toolkit.positions import Sinusoidal
 from abc_toolkit.tasks.base import TRAINING, Batch, Interface, Task
+from abc_toolkit.tasks.functions.base import BooleanTask, drawn_subsets
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.objective import Objective, Stopping, TokenCrossEntropy
 from abc_toolkit.testing.task_contract import TaskContract
@@ -75,6 +79,21 @@ LAYOUTS: dict[int, Layout] = {}
 def in_order(places: torch.Tensor) -> Layout:
     """A layout of one segment with these places."""
     return stream_layout(("bits",), torch.zeros_like(places), {"place": places, "index": len(places) - 1 - places})
+
+
+@dataclass(frozen=True)
+class Dictator(BooleanTask):
+    """One coordinate decides: all that a class of functions has to say."""
+
+    def draw_function(self, generator: Generator, batch: int) -> Tensor:
+        return drawn_subsets(generator, batch, self.dim, 1)
+
+    def labels(self, function: Tensor, points: Tensor) -> Tensor:
+        return (points @ function[..., None])[..., 0]
+
+
+class TestDictator(TaskContract):
+    cases = {"small": Dictator(max_length=6, dim=3), "marked": Dictator(max_length=4, dim=2, marked=True)}  # noqa: RUF012
 
 
 class TestForeignTasks(TaskContract):
