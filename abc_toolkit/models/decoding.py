@@ -50,9 +50,7 @@ def pieces(model: Model, batch: Batch) -> Iterator[Batch]:
     """Problems that are not decoded in batches whose attention fits into memory."""
     length = batch.inputs.shape[1]
     size = max(1, min(_TOKENS_WHOLE // length, _CELLS // (model.architecture.num_heads * length**2)))
-    size = min(size, _DRAWN_TOGETHER) if _draws(model) else size
-    for start in range(0, len(batch), size):
-        yield batch[start : start + size]
+    yield from batch.split(min(size, _DRAWN_TOGETHER) if _draws(model) else size)
 
 
 def _draws(model: Model) -> bool:

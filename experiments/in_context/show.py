@@ -13,7 +13,6 @@ from typing import Any
 from abc_toolkit.runs.files import save_text
 
 HERE = Path(__file__).parent
-MULTIPLES = (1, 2, 4, 8)
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom.
 STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 ATTACKS = (
