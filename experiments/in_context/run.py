@@ -92,10 +92,12 @@ def attempt(name: str, method: str, seed: int, runs: Path) -> dict[str, Any]:
     shared: dict[str, Any] = {"optimizer": optimizer, "trainer": replace(trainer, max_steps=STEPS), "resume": resume}
     if not Run(path).has("fit"):
         abc_toolkit.fit(task, run=path, seed=seed, model=architecture(name, method), **shared)
-    whole = abc_toolkit.evaluate(run=path, length="1x,2x,4x,8x", samples=PROMPTS, overwrite=True)
+    whole = abc_toolkit.evaluate(run=path, length="1x,2x,4x,8x", samples=PROMPTS, accelerator="auto", overwrite=True)
     curves = {curve["weights"]: curve for curve in json.loads((path / "evaluate" / "curves.json").read_text())}
     suites = ["duplicates", "lost_in_the_middle", *(["attention"] if method != MAMBA else [])]
-    attacked = abc_toolkit.evaluate(run=path, length="8x", samples=ATTACKED, sets=suites, overwrite=True)
+    attacked = abc_toolkit.evaluate(
+        run=path, length="8x", samples=ATTACKED, sets=suites, accelerator="auto", overwrite=True
+    )
     seen = path / "evaluate" / "attention.json"
     record = Run(path).record("fit")
     keep = ("suite", "length", "samples", "metric", "value", "low", "high", "weights")
