@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from abc_toolkit.tasks.base import Batch
 
 _QUANTILE = 1.959963984540054  # of the standard normal distribution, at the upper end of a 95 % interval
+_LARGEST_LOGARITHM = 700.0  # of a number that a float can be
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Metric:
         higher_is_better: Whether more of it is better.
         is_share: Whether each problem has 0 or 1 of it, so that the mean is a share.
         in_percent: Whether it is shown in per cent, as every share is.
+        of_logarithms: Whether problems have logarithms of it, so that the exponential of their mean is reported.
     """
 
     name: str
     higher_is_better: bool
     is_share: bool = False
     in_percent: bool = False
+    of_logarithms: bool = False
 
     def __post_init__(self) -> None:
         if self.is_share and not self.in_percent:
@@ -43,7 +46,7 @@ class Metric:
         return self.name.replace("_", " ")
 
     def summary(self, total: float, squares: float, count: int) -> tuple[float, float, float]:
-        """Mean and 95 % interval: Wilson's for a share, else that of a normal mean.
+        """Mean and 95 % interval: Wilson's for a share, else that of a normal mean; of logarithms, its exponential.
 
         Args:
             total: Sum over the problems.
@@ -55,11 +58,19 @@ class Metric:
             return mean, *wilson_interval(round(total), count)
         variance = max(0.0, squares - count * mean**2) / max(1, count - 1)
         half = _QUANTILE * math.sqrt(variance / count)
-        return mean, mean - half, mean + half
+        return self.reported(mean), self.reported(mean - half), self.reported(mean + half)
+
+    def reported(self, mean: float) -> float:
+        """What is reported of the mean of problems' numbers."""
+        if not self.of_logarithms:
+            return mean
+        return math.exp(mean) if mean < _LARGEST_LOGARITHM else math.inf
 
     def shown(self, value: float) -> str:
         """A value as tables show it: a share in per cent."""
-        return f"{100 * value:.1f}" if self.in_percent else f"{value:.2g}"
+        if self.in_percent:
+            return f"{100 * value:.1f}"
+        return f"{value:.4g}" if self.of_logarithms else f"{value:.2g}"
 
     def told(self, value: float) -> str:
         """A value in a sentence or beside a bar, with its name."""
@@ -67,6 +78,7 @@ class Metric:
 
 
 EXACT_MATCH = Metric("exact_match", higher_is_better=True, is_share=True)
+PERPLEXITY = Metric("perplexity", higher_is_better=False, of_logarithms=True)
 
 
 @dataclass(frozen=True)
@@ -146,17 +158,48 @@ class TokenCrossEntropy(Objective):
             outputs, targets = outputs[counted], targets[counted]
         return functional.cross_entropy(outputs, targets)
 
-    def solved(self, outputs: Tensor, batch: "Batch") -> Tensor:
-        """Which problems are right in every output that counts, boolean `[batch]`."""
-        right = outputs.argmax(-1) == batch.targets
-        return (right if batch.counted is None else right | ~batch.counted).all(dim=1)
-
     def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
-        return {"exact_match": self.solved(outputs, batch)}
+        return {"exact_match": solved(outputs, batch)}
 
     def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
         limit = self.loss_limit(stopping)
         return values["exact_match"] >= stopping.exact_match and (limit is None or loss <= limit)
+
+
+class Perplexity(Objective):
+    """Cross-entropy of each token, judged by perplexity: `exp(mean cross-entropy)`, each problem counting alike."""
+
+    metrics = (PERPLEXITY,)
+
+    def by_token(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        """Cross-entropy of each output, `[batch, outputs]`."""
+        return functional.cross_entropy(outputs.transpose(1, 2), batch.targets, reduction="none")
+
+    def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        return _mean_of_counted(self.by_token(outputs, batch), batch.counted)
+
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        """The mean cross-entropy of each problem's outputs that count, under the name of what is reported of it."""
+        losses, counted = self.by_token(outputs.float(), batch), batch.counted
+        mean = losses.mean(dim=1) if counted is None else (losses * counted).sum(dim=1) / counted.sum(dim=1)
+        return {"perplexity": mean}
+
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
+        limit = self.loss_limit(stopping)
+        return limit is not None and loss <= limit
+
+
+class SequencePerplexity(Perplexity):
+    """`Perplexity`, with exact match beside it: every output of a problem that counts is right."""
+
+    metrics = (PERPLEXITY, EXACT_MATCH)
+    default_loss = 1.0
+
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        return super().measured(outputs, batch) | {"exact_match": solved(outputs, batch)}
+
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
+        return values["exact_match"] >= stopping.exact_match and super().reached(values, loss, stopping)
 
 
 class _EachOutput(Objective):
@@ -215,6 +258,12 @@ class LogisticLoss(_EachOutput):
 
     def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
         return _mean_of_counted(functional.softplus(-outputs * batch.targets), batch.counted)
+
+
+def solved(outputs: Tensor, batch: "Batch") -> Tensor:
+    """Which problems are right in every output that counts, boolean `[batch]`."""
+    right = outputs.argmax(-1) == batch.targets
+    return (right if batch.counted is None else right | ~batch.counted).all(dim=1)
 
 
 def _mean_of_counted(values: Tensor, counted: Tensor | None) -> Tensor:

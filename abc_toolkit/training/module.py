@@ -102,7 +102,7 @@ class TrainingModule(lightning.LightningModule):
         self.rank = rank
         self.processes = processes
         self.objective = task.objective
-        self.means = ModuleDict({metric.name: MeanOverProblems(metric.is_share) for metric in self.objective.metrics})
+        self.means = ModuleDict({metric.name: MeanOverProblems(metric) for metric in self.objective.metrics})
         self.validation_loss = MeanMetric()
         self.last_loss = torch.tensor(float("nan"))
         self._layouts: dict[Shape, Layout] = {}

@@ -9,11 +9,15 @@ from abc_toolkit.tasks.objective import (
     EXACT_MATCH,
     LogisticLoss,
     Metric,
+    Perplexity,
+    SequencePerplexity,
     SquaredError,
     Stopping,
     TokenCrossEntropy,
+    solved,
     wilson_interval,
 )
+from abc_toolkit.training.metrics import MeanOverProblems
 
 ERROR = Metric("error", higher_is_better=False)
 
@@ -57,6 +61,34 @@ def test_only_what_counts_is_judged(generator: torch.Generator) -> None:
     assert not objective.measured(logits, batch(targets))["exact_match"].any()
     expected = [-logits[i, j].log_softmax(0)[targets[i, j]].item() for i in range(6) for j in (0, 1, 3)]
     assert objective.loss(logits, batch(targets, counted)).item() == pytest.approx(statistics.mean(expected), rel=1e-5)
+
+
+def test_perplexities_by_hand(generator: torch.Generator) -> None:
+    """The exponential of the mean cross-entropy of what counts, against loops over numbers."""
+    logits = torch.randn(5, 4, 3, generator=generator)
+    targets = torch.randint(3, (5, 4), generator=generator)
+    counted = torch.rand(5, 4, generator=generator) < 0.6
+    counted[:, 1] = True
+    losses = [[-logits[i, j].log_softmax(0)[targets[i, j]].item() for j in range(4)] for i in range(5)]
+    kept = [[loss for loss, keep in zip(*pair, strict=True) if keep] for pair in zip(losses, counted, strict=True)]
+    objective = SequencePerplexity()
+    measured = objective.measured(logits, batch(targets, counted))
+    assert measured["perplexity"].tolist() == pytest.approx([statistics.mean(row) for row in kept])
+    assert objective.loss(logits, batch(targets, counted)).item() == pytest.approx(
+        statistics.mean([loss for row in kept for loss in row])
+    )
+    assert torch.equal(measured["exact_match"], solved(logits, batch(targets, counted)))
+    values = measured["perplexity"].double()
+    metric = objective.metrics[0]
+    value, low, high = metric.summary(float(values.sum()), float((values**2).sum()), 5)
+    assert value == pytest.approx(statistics.geometric_mean([math.exp(number) for number in values.tolist()]))
+    assert low < value < high
+    assert value / low == pytest.approx(high / value)
+    total = MeanOverProblems(metric)
+    total.update(measured["perplexity"])
+    assert float(total.compute()) == pytest.approx(value)
+    assert metric.reported(1e6) == math.inf
+    assert list(Perplexity().measured(logits, batch(targets))) == ["perplexity"]
 
 
 def test_squared_errors_by_hand() -> None:

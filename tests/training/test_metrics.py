@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.training.metrics import MeanOverProblems
 
 
@@ -8,7 +9,8 @@ def test_two_processes_count_as_one(generator: torch.Generator) -> None:
     for is_share in (True, False):
         parts = [torch.rand(size, generator=generator) for size in (40, 7, 90)]
         parts = [part > 0.5 if is_share else part for part in parts]
-        first, second = MeanOverProblems(is_share), MeanOverProblems(is_share)
+        metric = Metric("m", higher_is_better=True, is_share=is_share)
+        first, second = MeanOverProblems(metric), MeanOverProblems(metric)
         first.update(parts[0])
         for part in parts[1:]:
             second.update(part)
