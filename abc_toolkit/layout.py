@@ -36,15 +36,43 @@ COORDINATES = ("place", "index", "row", "column", "raw", "raw_from_end", "segmen
 class _Chosen(Mapping[str, Tensor]):
     """Coordinates of some tokens. Each is selected when it is first asked for, as most hooks ask for none."""
 
-    def __init__(self, coordinates: Mapping[str, Tensor], item: slice | Tensor) -> None:
+    def __init__(self, coordinates: Mapping[str, Tensor], item: slice | Tensor, own: frozenset[str]) -> None:
         self._all = coordinates
         self._item = item
+        self._own = own
         self._known: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._known:
-            self._known[name] = self._all[name][self._item]
+            found = self._all[name]
+            self._known[name] = found[:, self._item] if name in self._own else found[self._item]
         return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+
+class DiffersError(Exception):
+    """A coordinate was asked for that differs from problem to problem."""
+
+
+class _Shared(Mapping[str, Tensor]):
+    """Coordinates that all problems share; asking for another raises `DiffersError`."""
+
+    def __init__(self, coordinates: Mapping[str, Tensor], own: frozenset[str]) -> None:
+        self._all = coordinates
+        self._own = own
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._own:
+            raise DiffersError(name)
+        return self._all[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all)
@@ -55,20 +83,36 @@ class _Chosen(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Segments and coordinates of tokens.
+    """Segments and coordinates of tokens: of one problem, of all problems of a shape, or of each of a batch.
 
     Attributes:
         names: Names of the segments; the coordinate `segment` is an index into them.
-        coordinates: Coordinates by name, `[length]`, or `[head, query, slot]` of gathered keys.
+        coordinates: Coordinates by name, `[length]`, or `[head, query, slot]` of gathered keys. Those of `own` have the
+            batch first, `[batch, length]`. A coordinate may have more dimensions after these.
+        own: Names of the coordinates that differ from problem to problem; `raw` and `segment` never do.
+        present: Which tokens there are, boolean `[batch, length]`; the others are padding, at the end of the shorter
+            problems. All, if not given.
     """
 
     names: tuple[str, ...]
     coordinates: Mapping[str, Tensor]
+    own: frozenset[str] = frozenset()
+    present: Tensor | None = None
 
     @property
     def segment(self) -> Tensor:
         """Segment of each token as an index into `names`."""
         return self.coordinates["segment"]
+
+    @property
+    def differ(self) -> bool:
+        """Whether anything differs from problem to problem."""
+        return bool(self.own) or self.present is not None
+
+    @cached_property
+    def shared(self) -> "Positions":
+        """What all problems share. Asking for a coordinate that differs raises `DiffersError`."""
+        return Positions(self.names, _Shared(self.coordinates, self.own)) if self.own else self
 
     def coordinate(self, name: str) -> Tensor:
         """The coordinate `name` of each token.
@@ -82,17 +126,44 @@ class Positions:
             names = ", ".join(sorted(known for known in self.coordinates if known.isidentifier()))
             raise UserError(f"the layout has no coordinate {name!r}: choose one of {names}") from None
 
+    def values(self, name: str) -> Tensor:
+        """What the coordinate `name` is at the tokens that there are, `[token]`.
+
+        Raises:
+            UserError: If the layout has no such coordinate.
+        """
+        found = self.coordinate(name)
+        return found[self.present] if self.present is not None and name in self.own else found.flatten()
+
     def __len__(self) -> int:
         return len(self.segment)
 
     def __getitem__(self, item: slice | Tensor) -> "Positions":
-        return Positions(self.names, _Chosen(self.coordinates, item))
+        chosen = _Chosen(self.coordinates, item, self.own)
+        return Positions(self.names, chosen, self.own, None if self.present is None else self.present[:, item])
+
+    def problems(self, item: slice | Tensor) -> "Positions":
+        """The positions of some problems of a batch."""
+        own = {name: self.coordinates[name][item] for name in self.own}
+        present = None if self.present is None else self.present[item]
+        return Positions(self.names, dict(self.coordinates) | own, self.own, present)
+
+    def problem(self, number: int) -> "Positions":
+        """The positions of one problem of a batch, padding included."""
+        own = {name: self.coordinates[name][number] for name in self.own}
+        return Positions(self.names, dict(self.coordinates) | own) if own else self.shared
+
+    def beside(self, coordinates: Mapping[str, Tensor]) -> "Positions":
+        """The same positions with more coordinates, or others, that all problems share."""
+        together = dict(self.coordinates) | dict(coordinates)
+        return Positions(self.names, together, self.own.difference(coordinates), self.present)
 
     def to(self, device: torch.device) -> "Positions":
         """The same positions on a device."""
         if self.segment.device == device:
             return self
-        return Positions(self.names, {name: coordinate.to(device) for name, coordinate in self.coordinates.items()})
+        coordinates = {name: coordinate.to(device) for name, coordinate in self.coordinates.items()}
+        return Positions(self.names, coordinates, self.own, None if self.present is None else self.present.to(device))
 
     def within(self, name: str) -> Tensor:
         """Which tokens belong to the segment `name`, boolean `[length]`."""
@@ -103,7 +174,7 @@ class Positions:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Positions of every token of the problems of one shape.
+    """Positions of every token of the problems of one shape, or of a batch.
 
     Attributes:
         source: The source's tokens, `[source_length]`: queries and keys of the encoder, keys of cross-attention.
@@ -124,9 +195,26 @@ class Layout:
         carries its own coordinates, as nothing is predicted from it; a query of the target carries those of the token
         that it predicts. `raw` and `raw_from_end` count through the whole string; a query's are those of the token that
         it holds. `source` is unchanged.
+
+        Raises:
+            UserError: If sources are padded, so that a target would not follow its source.
         """
+        if self.source.present is not None:
+            raise UserError(
+                "the problems of a batch differ in length, and a model that reads source and target as one string "
+                "takes equal ones alone: choose --model.backbone encoder-decoder"
+            )
         with torch.inference_mode(False):  # the layout is cached, and may be trained on later
             return Layout(self.source, _in_line(self.source, self.target), _in_line(self.source, self.prefix))
+
+    @property
+    def differ(self) -> bool:
+        """Whether anything differs from problem to problem."""
+        return self.source.differ or self.target.differ
+
+    def problems(self, item: slice | Tensor) -> "Layout":
+        """The layout of some problems of a batch."""
+        return Layout(self.source.problems(item), self.target.problems(item), self.prefix.problems(item))
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout on a device."""
@@ -337,26 +425,63 @@ def raw_layout(target_length: int, source_length: int) -> Layout:
     return digit_layout([("source", source_length)], target_length - 1)
 
 
-def stream_layout(names: Sequence[str], segment: Tensor, coordinates: Mapping[str, Tensor]) -> Layout:
+def stream_layout(
+    names: Sequence[str],
+    segment: Tensor,
+    coordinates: Mapping[str, Tensor],
+    own: Mapping[str, Tensor] | None = None,
+    present: Tensor | None = None,
+) -> Layout:
     """Layout of a stream of inputs without a target: what is asked of a model are outputs at its own tokens.
 
     Args:
         names: Names of the segments.
         segment: Segment of each token, `[length]`, by its number.
         coordinates: Coordinates by name, `[length]`; `raw`, `raw_from_end` and `segment` are added.
+        own: Coordinates that differ from problem to problem, `[batch, length]`.
+        present: Which tokens there are, `[batch, length]`; all, if not given.
     """
-    raw = torch.arange(len(segment))
-    counted = {"raw": raw, "raw_from_end": len(segment) - 1 - raw, "segment": segment}
-    positions = Positions(tuple(names), {**coordinates, **counted})
+    positions = stream_positions(names, segment, coordinates, own, present)
     return Layout(positions, positions[:0], positions[:0])
+
+
+def stream_positions(
+    names: Sequence[str],
+    segment: Tensor,
+    coordinates: Mapping[str, Tensor],
+    own: Mapping[str, Tensor] | None = None,
+    present: Tensor | None = None,
+) -> Positions:
+    """Positions of a string's tokens by their coordinates; the arguments are those of `stream_layout`."""
+    raw = torch.arange(len(segment), device=segment.device)
+    own = dict(own or {})
+    shared = {**coordinates, "raw": raw, "segment": segment}
+    if present is None:
+        shared["raw_from_end"] = len(segment) - 1 - raw
+    else:
+        own["raw_from_end"] = present.sum(dim=1, keepdim=True) - 1 - raw
+    return Positions(tuple(names), {**shared, **own}, frozenset(own), present)
 
 
 def _in_line(source: Positions, target: Positions) -> Positions:
     """Positions of the tokens of two strings, one after the other."""
-    shared = [name for name in source.coordinates if name in target.coordinates]
-    coordinates = {name: torch.cat([source.coordinates[name], target.coordinates[name]]) for name in shared}
-    raw = torch.arange(len(source) + len(target), device=source.segment.device)
-    return Positions(target.names, coordinates | {"raw": raw, "raw_from_end": len(raw) - 1 - raw})
+    names = [name for name in source.coordinates if name in target.coordinates and name not in ("raw", "raw_from_end")]
+    own = frozenset(name for name in names if name in source.own | target.own)
+    batch = max((len(p.coordinates[name]) for p in (source, target) for name in p.own), default=1)
+
+    def column(positions: Positions, name: str) -> Tensor:
+        found = positions.coordinates[name]
+        return found.expand(batch, *found.shape) if name in own and name not in positions.own else found
+
+    coordinates = {
+        name: torch.cat([column(source, name), column(target, name)], dim=int(name in own)) for name in names
+    }
+    present = None
+    if target.present is not None:
+        present = torch.cat([target.present.new_ones(len(target.present), len(source)), target.present], dim=1)
+    segment = coordinates.pop("segment")
+    differing = {name: coordinates.pop(name) for name in own}
+    return stream_positions(target.names, segment, coordinates, differing, present)
 
 
 def positions_of(

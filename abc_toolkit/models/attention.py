@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from abc_toolkit.layout import Positions
-from abc_toolkit.positions import AttentionPosition, OpenKeys
+from abc_toolkit.positions import AttentionPosition, OpenKeys, by_problem
 
 AttentionPath = Literal["auto", "dense", "gathered"]
 # Gathering is faster from this many keys a slot on, as measured with `experiments/benchmarks/any_length.py`.
@@ -82,7 +82,8 @@ class Scope:
 
     Attributes:
         k_positions: Positions of the keys.
-        mask: True where a query may attend, `[query, key]`; `None` if it may everywhere.
+        mask: True where a query may attend, `[query, key]`, or `[batch, 1, query, key]` where problems are padded;
+            `None` if it may everywhere.
         gather: The open keys, on the gathered path.
     """
 
@@ -91,7 +92,7 @@ class Scope:
     gather: Gather | None = None
 
     def __getitem__(self, queries: slice) -> "Scope":
-        mask = None if self.mask is None else self.mask[queries]
+        mask = None if self.mask is None else self.mask[..., queries, :]
         return Scope(self.k_positions, mask, None if self.gather is None else self.gather[queries])
 
 
@@ -134,7 +135,7 @@ class Attention(nn.Module):
 
     def open_keys(self, q_positions: Positions, k_positions: Positions) -> OpenKeys | None:
         """The table of open keys; `None` on the dense path."""
-        if self.path == "dense" or not self.position.pointwise:
+        if self.path == "dense" or not self.position.pointwise or q_positions.differ or k_positions.differ:
             return None
         most = math.inf if self.path == "gathered" else len(k_positions) // KEYS_A_SLOT
         return self.position.open_keys(q_positions, k_positions, most) if most else None
@@ -188,8 +189,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         q = q.transpose(1, 2)
         k, v = (part.transpose(1, 2) for part in keys_values.unbind(2))
-        q, k = self.position.rotate(q, k, q_positions, scope.k_positions)
-        bias = self.position.bias(q_positions, scope.k_positions)
+        q, k = by_problem.rotate(self.position, q, k, q_positions, scope.k_positions)
+        bias = by_problem.bias(self.position, q_positions, scope.k_positions)
         may_attend = _may_attend(bias, scope.mask) if self.position.transforms else None
         bias, open_rows = _masked(bias, scope.mask, q)
         dropout = self.dropout if self.training else 0.0
@@ -198,13 +199,13 @@ class Attention(nn.Module):
         weights = None
         if need_weights or self.position.transforms:
             scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
-            scores = self.position.transform(scores, q, k, q_positions, scope.k_positions, may_attend)
+            scores = by_problem.transform(self.position, scores, q, k, q_positions, scope.k_positions, may_attend)
             weights = functional.softmax(scores if bias is None else scores + bias, dim=-1)
             if open_rows is not None:
                 weights = weights * open_rows
             attended = functional.dropout(weights, dropout) @ v
         else:
-            added = None if bias is None else bias[None]  # the fused path takes two or four dimensions
+            added = bias[None] if bias is not None and bias.dim() == 3 else bias  # the fused path takes two or four
             attended = functional.scaled_dot_product_attention(q, k, v, added, dropout_p=dropout, scale=scale)
             if open_rows is not None:
                 attended = attended * open_rows
@@ -240,25 +241,31 @@ class Attention(nn.Module):
 
 def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) -> Scope:
     """The scope of the dense path."""
-    if not causal:
-        return Scope(k_positions)
-    return Scope(k_positions, k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None])
+    mask = k_positions.coordinates["raw"] <= q_positions.coordinates["raw"][:, None] if causal else None
+    if k_positions.present is not None:
+        present = k_positions.present[:, None, None].expand(-1, -1, len(q_positions), -1)
+        mask = present if mask is None else present & mask
+    return Scope(k_positions, mask)
 
 
 def _masked(bias: Tensor | None, mask: Tensor | None, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The bias `[head or 1, query, key]`, closed outside the mask, and the queries with an open key (`None`: all)."""
+    """The bias `[head or 1, query, key]`, closed outside the mask, and the queries with an open key (`None`: all).
+
+    The bias has the batch first if the mask has, or if it had it before.
+    """
     if mask is not None:
         closed = torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, -torch.inf)
-        bias = closed[None] if bias is None else bias.to(like.dtype) + closed
+        alone = closed[None] if closed.dim() == 2 else closed
+        bias = alone if bias is None else bias.to(like.dtype) + closed
     if bias is None:
         return None, None
     return _opened(bias.to(like.dtype))
 
 
 def _may_attend(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    """Where queries may attend, `[head or 1, query, key]`; `None` if everywhere."""
+    """Where queries may attend, `[head or 1, query, key]`, or with the batch first; `None` if everywhere."""
     if bias is None:
-        return None if mask is None else mask[None]
+        return mask[None] if mask is not None and mask.dim() == 2 else mask
     is_open = bias > -torch.inf
     return is_open if mask is None else is_open & mask
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.models.attention import linear
-from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal
+from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal, by_problem
 from abc_toolkit.tasks.base import Batch, Interface
 from abc_toolkit.vocabulary import BOS
 
@@ -185,7 +185,7 @@ class Model(nn.Module, abc.ABC):
     def embed(self, inputs: Tensor, positions: Positions) -> Tensor:
         """The stream `[batch, length, model_dim]` of token ids `[batch, length]` or vectors `[batch, length, dim]`."""
         x = self.embedding(inputs) * self.embedding_scale
-        return self.dropout(self.positioning.embed(x, positions))
+        return self.dropout(by_problem.embed(self.positioning, x, positions))
 
     def read_out(self, x: Tensor) -> Tensor:
         """Outputs of a stream `[batch, length, model_dim]`: `[batch, length, num_outputs]`, or without the last one."""
@@ -253,17 +253,11 @@ def predict(model: Model, batch: Batch, layout: Layout, maps: Maps | None = None
     Args:
         model: The model.
         batch: The problems.
-        layout: The layout of their shape; where problems have layouts of their own, those are taken.
-        maps: Receives the attention weights, where given and the layout is one for all.
+        layout: The layout of their shape; where the batch has one of its own, that is taken.
+        maps: Receives the attention weights, where given.
     """
     prefix = prefix_of(batch.targets) if model.interface.decoded else None
-    if batch.layouts is None:
-        return model(batch.inputs, prefix, layout, maps)
-    rows = []
-    for number, own in enumerate(batch.layouts):
-        row = slice(number, number + 1)
-        rows.append(model(batch.inputs[row], None if prefix is None else prefix[row], own))
-    return torch.cat(rows)
+    return model(batch.inputs, prefix, layout if batch.layout is None else batch.layout, maps)
 
 
 def answering(x: Tensor, num_inputs: int, interface: Interface) -> Tensor:

@@ -212,8 +212,8 @@ class _TableModel(ModelPosition):
         """The layout with the numbers of the rows, for the tokens that are embedded."""
         source_rows, target_rows = {self.coordinate: source}, {self.coordinate: target}
         return Layout(
-            Positions(layout.source.names, dict(layout.source.coordinates) | source_rows),
-            Positions(layout.target.names, dict(layout.target.coordinates) | target_rows),
+            layout.source.beside(source_rows),
+            layout.target.beside(target_rows),
             layout.prefix,
         )
 
@@ -223,7 +223,7 @@ class _LearnedModel(_TableModel):
 
     def prepare(self, layout: Layout) -> Layout:
         for positions in (layout.source, layout.target):
-            values = positions.coordinate(self.coordinate)
+            values = positions.values(self.coordinate)
             self.refuse_beyond(int(values.max()))
             if (lowest := int(values.min())) < 0:
                 raise UserError(f"Learned: the coordinate {self.coordinate} has the value {lowest}: choose another one")

@@ -132,6 +132,8 @@ class AlgebraicModel(ModelPosition):
 class AlgebraicAttention(AttentionPosition):
     """`AlgebraicPE` in one attention, which reads the matrices of the model."""
 
+    takes_batches = True
+
     def __init__(self, model: AlgebraicModel) -> None:
         self.model = model
         self.method = model.method
@@ -155,7 +157,9 @@ class AlgebraicAttention(AttentionPosition):
         return scores * (self.method.decay ** self._distance(q_positions, k_positions)).to(scores.dtype)
 
     def _coordinates(self, positions: Positions) -> list[Tensor]:
-        return [positions.coordinates[name] for name in self.method.coordinates]
+        """The coordinates that it reads; those that differ from problem to problem, `[batch, 1, length]`."""
+        found = ((name, positions.coordinates[name]) for name in self.method.coordinates)
+        return [coordinate[:, None] if name in positions.own else coordinate for name, coordinate in found]
 
     def _moved(self, x: Tensor, positions: Positions, steps: Tensor) -> Tensor:
         coordinates = self._coordinates(positions)
@@ -168,16 +172,18 @@ class AlgebraicAttention(AttentionPosition):
         return moved.to(x.dtype)
 
     def _distance(self, q_positions: Positions, k_positions: Positions) -> Tensor:
-        """Steps from each query to each key, `[query, key]`."""
-        both = zip(self._coordinates(q_positions), self._coordinates(k_positions), strict=True)
+        """Steps from each query to each key, `[query, key]`, or `[batch, 1, query, key]`."""
+        keys = zip(self.method.coordinates, self._coordinates(k_positions), strict=True)
+        keys = [key[:, :, None] if name in k_positions.own else key for name, key in keys]
+        both = zip(self._coordinates(q_positions), keys, strict=True)
         if self.method.structure == "tree":
             ((q, k),) = both
             # The paths of two strings may have room for different depths.
             common = min(q.shape[-1], k.shape[-1])
-            ours, theirs = q[:, None, :common], k[..., :common]
+            ours, theirs = q[..., None, :common], k[..., :common]
             shared = ((ours == theirs) & (ours >= 0)).cumprod(dim=-1).sum(dim=-1)
-            return (q >= 0).sum(dim=-1)[:, None] + (k >= 0).sum(dim=-1) - 2 * shared
-        differences = torch.stack([q[:, None] - k for q, k in both])
+            return (q >= 0).sum(dim=-1)[..., None] + (k >= 0).sum(dim=-1) - 2 * shared
+        differences = torch.stack([q[..., None] - k for q, k in both])
         return differences.double().norm(dim=0).floor()
 
 
@@ -220,9 +226,12 @@ def _through(matrices: Tensor, x: Tensor) -> Tensor:
 
 
 def _powers(x: Tensor, step: Tensor, power: Tensor) -> Tensor:
-    """Vectors `[batch, head, ..., dim]` each through its own power of a matrix."""
+    """Vectors `[batch, head, ..., dim]` each through its own power of a matrix.
+
+    The powers are `[...]`, or of a batch whose problems differ `[batch, 1, ...]`.
+    """
     width = x.shape[-1]
-    if len(x) <= width:
+    if len(x) <= width or power.dim() == x.dim() - 1:
         return _through_powers(x, step, power)
     # Of more vectors to a position than channels, it is less work to find each position's matrix, column by column.
     columns = torch.eye(width, dtype=x.dtype, device=x.device).view(width, *(1,) * (x.dim() - 2), width)

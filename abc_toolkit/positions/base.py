@@ -69,10 +69,13 @@ class AttentionPosition:
     Attributes:
         pointwise: Whether a logit depends only on its own query and key, so that keys may be gathered.
         transforms: Whether `transform` has an effect; without one, attention takes the fused path.
+        takes_batches: Whether the hooks take positions of which coordinates differ from problem to problem, with the
+            batch first, and biases may have it first too. Other hooks are called problem by problem for these.
     """
 
     pointwise: bool = True
     transforms: bool = False
+    takes_batches: bool = False
 
     @property
     def does_nothing(self) -> bool:
@@ -112,8 +115,9 @@ class AttentionPosition:
             k: Rotated keys.
             q_positions: Positions of the queries.
             k_positions: Positions of the keys.
-            mask: True where a query may attend, `[head or 1, query, key]`; `None` if it may everywhere. A method that
-                is not pointwise needs the mask; gathered keys come without one.
+            mask: True where a query may attend, `[head or 1, query, key]`, with the batch first where problems are
+                padded; `None` if it may everywhere. A method that is not pointwise needs the mask; gathered keys come
+                without one.
         """
         return scores
 
@@ -153,6 +157,7 @@ class ModelPosition(nn.Module):
     Attributes:
         draws: Whether `prepare` draws at random in evaluation too.
         makes: Coordinates that `prepare` adds to the layout. No two methods of a model may add the same coordinate.
+        takes_batches: Whether `embed` takes positions of which coordinates differ from problem to problem.
 
     Raises:
         UserError: If a run could not record the method.
@@ -160,6 +165,7 @@ class ModelPosition(nn.Module):
 
     draws: bool = False
     makes: tuple[str, ...] = ()
+    takes_batches: bool = False
 
     def __init__(self, method: "PositionMethod", sizes: ModelSizes) -> None:
         super().__init__()

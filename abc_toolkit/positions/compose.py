@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, Positions
+from abc_toolkit.positions import by_problem
 from abc_toolkit.positions.base import (
     AttentionPosition,
     ModelPosition,
@@ -45,6 +46,8 @@ class Compose(PositionMethod):
 class _ComposedModel(ModelPosition):
     """`Compose` in one model."""
 
+    takes_batches = True
+
     def __init__(self, method: Compose, sizes: ModelSizes) -> None:
         super().__init__(method, sizes)
         self.parts: list[ModelPosition] = [part.build(sizes) for part in method.methods]
@@ -59,7 +62,7 @@ class _ComposedModel(ModelPosition):
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         for part in self.parts:
-            x = part.embed(x, positions)
+            x = by_problem.embed(part, x, positions)
         return x
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
@@ -84,6 +87,8 @@ def _joined(hooks: Iterable[AttentionPosition]) -> AttentionPosition:
 class _Joined(AttentionPosition):
     """The hooks of several methods as one."""
 
+    takes_batches = True
+
     def __init__(self, hooks: tuple[AttentionPosition, ...]) -> None:
         self.hooks = hooks
         self.pointwise = all(hook.pointwise for hook in hooks)
@@ -95,13 +100,13 @@ class _Joined(AttentionPosition):
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
         for hook in self.hooks:
-            q, k = hook.rotate(q, k, q_positions, k_positions)
+            q, k = by_problem.rotate(hook, q, k, q_positions, k_positions)
         return q, k
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Tensor | None:
         total = None
         for hook in self.hooks:
-            bias = hook.bias(q_positions, k_positions)
+            bias = by_problem.bias(hook, q_positions, k_positions)
             if bias is not None:
                 total = bias if total is None else total + bias
         return total
@@ -116,7 +121,7 @@ class _Joined(AttentionPosition):
         mask: Tensor | None = None,
     ) -> Tensor:
         for hook in self.hooks:
-            scores = hook.transform(scores, q, k, q_positions, k_positions, mask)
+            scores = by_problem.transform(hook, scores, q, k, q_positions, k_positions, mask)
         return scores
 
     def open_keys(self, q_positions: Positions, k_positions: Positions, most: float) -> OpenKeys | None:

@@ -233,7 +233,7 @@ class _Convolutions(nn.Module):
     def forward(self, seen: Tensor, mask: Tensor | None) -> Tensor:
         """Corrections `[batch, head, query, key]` by channels `[batch, channel, query, key]`."""
         if mask is not None:
-            seen = seen.unflatten(1, (-1, self.num_heads)).masked_fill(~mask, 0.0).flatten(1, 2)
+            seen = seen.unflatten(1, (-1, self.num_heads)).masked_fill(~mask.unsqueeze(-4), 0.0).flatten(1, 2)
         # The second convolution reads `side` keys after the last key, and the first as many after those. The zeros that
         # the second pads with count only before the first key: its outputs after the last key are cut off.
         hidden = functional.leaky_relu(self.first(functional.pad(seen, (self.side, 2 * self.side))), inplace=True)

@@ -161,11 +161,12 @@ def _drawn(positions: Positions) -> Positions:
 def _numbered(positions: Positions, raw: Tensor) -> Positions:
     """Positions with drawn numbers."""
     raw = raw.to(positions.segment.device)
-    return Positions(positions.names, dict(positions.coordinates) | {"raw": raw, "raw_from_end": raw[-1] - raw})
+    return positions.beside({"raw": raw, "raw_from_end": raw[-1] - raw})
 
 
 def _beside(positions: Positions, inner: Positions) -> Positions:
     """Positions with their own numbers, which masks and windows read, and with those that the inner method prepared."""
     drawn = {name: inner.coordinates[counted] for counted, name in _DRAWN.items()}
-    own = {name: positions.coordinates[name] for name in _DRAWN}
-    return Positions(positions.names, dict(inner.coordinates) | drawn | own)
+    kept = {name: positions.coordinates[name] for name in _DRAWN}
+    together = dict(inner.coordinates) | drawn | kept
+    return Positions(positions.names, together, inner.own | positions.own, positions.present)

@@ -50,6 +50,7 @@ class TreePE(PositionMethod):
 class _TreeModel(ModelPosition):
     """`TreePE` in one model."""
 
+    takes_batches = True
     method: TreePE
 
     def __init__(self, method: TreePE, sizes: ModelSizes) -> None:
@@ -76,15 +77,15 @@ class _TreeModel(ModelPosition):
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         steps = self._steps(positions.coordinates["path"])
-        added = (steps[..., None] * self._sizes_of_steps()).flatten(1)
+        added = (steps[..., None] * self._sizes_of_steps()).flatten(-3)
         return x + functional.pad(added, (0, x.shape[-1] - added.shape[-1])).to(x.dtype)
 
     def _steps(self, path: Tensor) -> Tensor:
-        """The branch of each step from the node upwards, one-hot `[length, depth, branching]`; zeros past the root."""
-        length = (path >= 0).sum(dim=1, keepdim=True)
+        """The branch of each step from the node upwards, one-hot `[..., depth, branching]`; zeros past the root."""
+        length = (path >= 0).sum(dim=-1, keepdim=True)
         upwards = length - 1 - torch.arange(self.method.depth, device=path.device)
         # With one more column there is one to read in a tree that is only its root.
-        branch = functional.pad(path, (0, 1), value=-1).gather(1, upwards.clamp(min=0))
+        branch = functional.pad(path, (0, 1), value=-1).gather(-1, upwards.clamp(min=0))
         branch = branch.masked_fill(upwards < 0, -1)
         return branch[..., None] == torch.arange(self.method.branching, device=path.device)
 

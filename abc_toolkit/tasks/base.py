@@ -40,25 +40,23 @@ class Batch:
         inputs: What the model reads: token ids `[batch, length]` or vectors `[batch, length, dim]`.
         targets: What its outputs are compared with: token ids, classes or numbers, `[batch, outputs]`.
         counted: Which outputs count, boolean `[batch, outputs]`; all, if not given.
-        layouts: The layout of each problem, where layouts differ from problem to problem; that of the shape, if not
-            given.
+        layout: The layout of the batch, where problems have coordinates or lengths of their own; that of the shape, if
+            not given. Shorter problems are padded at their ends, and padding does not count.
     """
 
     shape: Shape
     inputs: Tensor
     targets: Tensor
     counted: Tensor | None = None
-    layouts: tuple[Layout, ...] | None = None
+    layout: Layout | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self: B, item: slice | Tensor) -> B:
-        layouts = self.layouts
-        if layouts is not None:
-            layouts = tuple(layouts[number] for number in torch.arange(len(layouts))[item].tolist())
+        layout = None if self.layout is None else self.layout.problems(item)
         counted = None if self.counted is None else self.counted[item]
-        return replace(self, inputs=self.inputs[item], targets=self.targets[item], counted=counted, layouts=layouts)
+        return replace(self, inputs=self.inputs[item], targets=self.targets[item], counted=counted, layout=layout)
 
     def split(self: B, size: int) -> Iterator[B]:
         """The same problems in pieces of at most so many."""
@@ -68,14 +66,14 @@ class Batch:
     def to(self: B, device: torch.device) -> B:
         """The same problems on a device."""
         counted = None if self.counted is None else self.counted.to(device)
-        layouts = None if self.layouts is None else tuple(layout.to(device) for layout in self.layouts)
+        layout = None if self.layout is None else self.layout.to(device)
         inputs, targets = self.inputs.to(device), self.targets.to(device)
-        return replace(self, inputs=inputs, targets=targets, counted=counted, layouts=layouts)
+        return replace(self, inputs=inputs, targets=targets, counted=counted, layout=layout)
 
 
 @dataclass(frozen=True)
 class Problems(Batch):
-    """A batch of token streams: `inputs` are the source, `targets` the target, which ends with `EOS`."""
+    """A batch of token streams: `inputs` are the source, `targets` the target, which may end with `EOS`."""
 
     @property
     def source(self) -> Tensor:
@@ -84,7 +82,7 @@ class Problems(Batch):
 
     @property
     def target(self) -> Tensor:
-        """Token ids `[batch, target_length]`, `EOS` last."""
+        """Token ids `[batch, target_length]`."""
         return self.targets
 
 
@@ -189,11 +187,17 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
-        """Lengths of the inputs and of a decoded target (`EOS` included) of a shape, however long: none is made."""
+        """Lengths of the inputs and of a decoded target (`EOS` included) of a shape, however long: none is made.
+
+        Where problems of a shape differ in length, lengths that hardly any exceeds.
+        """
 
     @abc.abstractmethod
     def layout(self, shape: Shape) -> Layout:
-        """Segment and coordinates of every token of the problems of a shape."""
+        """Segment and coordinates of every token of the problems of a shape.
+
+        Where each batch has a layout of its own, it is that of some problem of the shape.
+        """
 
     def baselines(self) -> Mapping[str, Callable[[Batch], Tensor]]:
         """Predictors, by name, that an evaluation shows beside the models; each gives outputs as a model does."""

@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 import math
 import pickle
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -14,12 +16,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import Layout, Positions, digit_layout
+from abc_toolkit.layout import Layout, Positions, digit_layout, stream_positions
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder
 from abc_toolkit.positions import SITES, AttentionPosition, ModelPosition, ModelSizes, NoPE, PositionMethod, Site
+from abc_toolkit.positions.algebraic import tree_paths
 from abc_toolkit.runs.description import describe, rebuild
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS = 2, 4, 2
@@ -62,6 +66,30 @@ def causal(site: Site, layout: Layout) -> Tensor | None:
     """The mask of a site, `[1, query, key]`."""
     length = len(layout.target)
     return torch.ones(1, length, length, dtype=torch.bool).tril() if site == "decoder" else None
+
+
+def batch_layout(lengths: Sequence[tuple[int, int]], place_of_all: bool = True) -> Layout:
+    """The layout of problems of several lengths, with coordinates of a sequence, a tree and a grid.
+
+    Args:
+        lengths: Tokens of source and target of each problem.
+        place_of_all: Whether `place` counts tokens from the start, and so is the same in all problems.
+    """
+
+    def positions(sizes: Sequence[int], kind: str) -> Positions:
+        raw = torch.arange(max(sizes))
+        present = raw < torch.tensor(sizes)[:, None]
+        ahead, problem = present.sum(dim=1, keepdim=True) - 1 - raw, torch.arange(len(sizes))[:, None]
+        nodes = torch.tensor([1, 2, 3, 5, 6, 7, 12, 13])[(raw + torch.tensor(sizes)[:, None]) % 8]
+        path = torch.stack([functional.pad(row, (0, 4 - row.shape[1]), value=-1) for row in map(tree_paths, nodes)])
+        own = {"index": ahead, "path": path, "x": raw // 2 + 0 * problem, "y": raw % 2 + torch.tensor(sizes)[:, None]}
+        shared = {"row": torch.zeros_like(raw)}
+        (shared if place_of_all else own)["place"] = raw if place_of_all else ahead.clamp(min=0)
+        (shared if place_of_all else own)["column"] = raw if place_of_all else ahead.clamp(min=0)
+        return stream_positions((kind,), torch.zeros_like(raw), shared, own, present)
+
+    source, target = positions([s for s, _ in lengths], "source"), positions([t for _, t in lengths], "target")
+    return Layout(source, target, target)
 
 
 class PositionContract:
@@ -307,6 +335,33 @@ class PositionContract:
         whole = model(source, prefix, layout)
         torch.manual_seed(1)
         torch.testing.assert_close(model(source[1:2], prefix[1:2], layout), whole[1:2], atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("place_of_all", [True, False])
+    def test_a_padded_problem_is_what_it_is_alone(self, case: PositionCase, place_of_all: bool) -> None:
+        """Problems of several lengths in one batch, with coordinates of their own, and each by itself."""
+        model = self.model(case)
+        if model.positioning.draws:  # as many numbers are drawn as there are tokens
+            return
+        lengths, generator = [(3, 4), (6, 2), (5, 7)], torch.Generator().manual_seed(4)
+        sources, prefixes = (torch.randint(12, (3, size), generator=generator) for size in (6, 7))
+        with torch.no_grad():
+            together = batch_layout(lengths, place_of_all)
+            try:
+                alone = [
+                    model(sources[n : n + 1, :s], prefixes[n : n + 1, :t], batch_layout([lengths[n]], place_of_all))[0]
+                    for n, (s, t) in enumerate(lengths)
+                ]
+            except UserError as error:  # it is made for digits, trees or grids
+                with pytest.raises(UserError, match=re.escape(str(error).split(":")[0])):
+                    model(sources, prefixes, together)
+                return
+            whole = model(sources, prefixes, together)
+            for n, (row, (_, target)) in enumerate(zip(alone, lengths, strict=True)):
+                torch.testing.assert_close(whole[n, :target], row, atol=1e-5, rtol=1e-4)
+            some = torch.tensor([2, 0])
+            few = model(sources[some], prefixes[some], together.problems(some))
+        torch.testing.assert_close(few[0], whole[2], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(few[1, :4], whole[0, :4], atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize(("size", "encoder"), [(1, 0), (2, 1)])
     def test_decoding_in_pieces_is_the_whole(self, case: PositionCase, size: int, encoder: int) -> None:

@@ -136,15 +136,19 @@ class TaskContract:
         for batch in self.batches(task):
             inputs, target = task.num_tokens(batch.shape)
             assert len(batch) == 5
-            assert batch.inputs.shape[:2] == (5, inputs)
+            # Problems of a layout of their own may be shorter, and padded to the longest of them.
+            longest = batch.layout is None or not batch.layout.differ
+            assert len(batch.inputs) == 5
+            assert batch.inputs.shape[1] == inputs if longest else 1 <= batch.inputs.shape[1] <= inputs
             if interface.num_tokens:
                 assert batch.inputs.dtype == torch.long
                 assert 0 <= int(batch.inputs.min()) <= int(batch.inputs.max()) < interface.num_tokens
             else:
                 assert batch.inputs.shape[2:] == (interface.input_dim,)
                 assert batch.inputs.is_floating_point()
-            outputs = target if interface.decoded else 1 if interface.pooled else inputs
-            assert batch.targets.shape == (5, outputs)
+            outputs = target if interface.decoded else 1 if interface.pooled else batch.inputs.shape[1]
+            assert len(batch.targets) == 5
+            assert batch.targets.shape[1] == outputs if longest else 1 <= batch.targets.shape[1] <= outputs
             assert interface.decoded == isinstance(batch, Problems)
             if interface.num_outputs > 1:
                 assert 0 <= int(batch.targets.min()) <= int(batch.targets.max()) < interface.num_outputs
@@ -154,14 +158,25 @@ class TaskContract:
 
     def test_layouts_are_of_the_batches(self, task: Task) -> None:
         for batch in self.batches(task):
-            for layout in batch.layouts or (task.layout(batch.shape),):
-                lengths = (batch.inputs.shape[1], batch.targets.shape[1] if task.interface.decoded else 0)
-                assert (len(layout.source), len(layout.target)) == lengths
-                assert len(layout.prefix) == len(layout.target)
-                for positions in (layout.source, layout.target):
-                    assert positions.coordinates["raw"].tolist() == list(range(len(positions)))
-                    assert {len(coordinate) for coordinate in positions.coordinates.values()} == {len(positions)}
-                    assert not any(c.is_floating_point() for c in positions.coordinates.values())
+            layout = batch.layout or task.layout(batch.shape)
+            lengths = (batch.inputs.shape[1], batch.targets.shape[1] if task.interface.decoded else 0)
+            assert (len(layout.source), len(layout.target)) == lengths
+            assert len(layout.prefix) == len(layout.target)
+            for positions in (layout.source, layout.target, layout.prefix):
+                assert positions.coordinates["raw"].tolist() == list(range(len(positions)))
+                assert {"raw", "segment"}.isdisjoint(positions.own)
+                for name, coordinate in positions.coordinates.items():
+                    own = (len(batch),) if name in positions.own else ()
+                    assert coordinate.shape[: 1 + len(own)] == (*own, len(positions)), name
+                    assert not coordinate.is_floating_point()
+                if positions.present is not None:  # padding is at the end, and does not count
+                    assert positions.present.shape == (len(batch), len(positions))
+                    assert positions.present[:, 0].all()
+                    assert (positions.present.diff(dim=1).long() <= 0).all()
+            outputs = layout.target if task.interface.decoded else layout.source
+            if outputs.present is not None and not task.interface.pooled:
+                assert batch.counted is not None
+                assert not (batch.counted & ~outputs.present).any()
         assert task.layout(task.training_shapes()[0]) is task.layout(task.training_shapes()[0])
 
     def test_the_objective_likes_what_is_right(self, task: Task) -> None:

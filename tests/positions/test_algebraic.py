@@ -23,10 +23,9 @@ Compared = list[tuple[np.ndarray, np.ndarray, float]]
 def spread(positions: Positions) -> Positions:
     """Tokens with a grid's coordinates and a tree's: rows of 3, and nodes level by level."""
     raw = positions.coordinates["raw"]
-    return Positions(
-        positions.names,
-        dict(positions.coordinates) | {"x": raw // 3, "y": raw % 3 - 1, "path": tree_paths(raw, branching=3)},
-    )
+    if "path" in positions.coordinates:
+        return positions
+    return positions.beside({"x": raw // 3, "y": raw % 3 - 1, "path": tree_paths(raw, branching=3)})
 
 
 def spread_all(layout: Layout) -> Layout:

@@ -70,7 +70,10 @@ class Shuffled(First):
     def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Batch:
         places = torch.rand(batch, *shape, generator=generator).argsort(dim=1)
         tokens = torch.randint(0, 2, (batch, *shape), generator=generator)
-        return Batch(shape, tokens, places % 2, layouts=tuple(map(in_order, places)))
+        own = {"place": places, "index": shape[0] - 1 - places}
+        return Batch(
+            shape, tokens, places % 2, layout=stream_layout(("bits",), torch.zeros(shape, dtype=torch.long), {}, own)
+        )
 
 
 LAYOUTS: dict[int, Layout] = {}
@@ -131,15 +134,15 @@ def test_it_is_learned_and_evaluated(name: str, tmp_path: Path) -> None:
 
 def test_each_problem_is_read_under_its_own_layout(generator: Generator) -> None:
     batch = Shuffled().sample(generator, 6, (4,))
-    assert batch.layouts is not None
+    assert batch.layout is not None
     torch.manual_seed(0)
     model = DecoderOnly(Shuffled().interface, Architecture(model_dim=8, num_heads=2)).eval()
     whole = predict(model, batch, Shuffled().layout((4,)))
-    for number, layout in enumerate(batch.layouts):
+    for number, places in enumerate(batch.layout.source.coordinates["place"]):
         row = batch[number : number + 1]
-        assert row.layouts == (layout,)
-        torch.testing.assert_close(model(row.inputs, None, layout), whole[number : number + 1])
-    assert not torch.allclose(predict(model, Batch((4,), batch.inputs, batch.targets), batch.layouts[0]), whole)
+        torch.testing.assert_close(model(row.inputs, None, in_order(places)), whole[number : number + 1])
+        torch.testing.assert_close(predict(model, row, Shuffled().layout((4,))), whole[number : number + 1])
+    assert not torch.allclose(predict(model, Batch((4,), batch.inputs, batch.targets), in_order(places)), whole)
 
 
 @pytest.mark.parametrize(
