@@ -137,10 +137,9 @@ def fit(
     order = _Order(target, resume, overwrite, {"task": task, "seed": seed} | settings, {})
     result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
-    following = (
-        next_command(target, "calibrate") if model.kind == "encoder-decoder" else next_command(target, "evaluate")
-    )
-    terminal.done(summary, target.folder("fit"), following)
+    calibrated = isinstance(task, Calibratable) and model.kind == "encoder-decoder"
+    following = "calibrate" if calibrated else "evaluate"
+    terminal.done(summary, target.folder("fit"), next_command(target, following))
     return result
 
 

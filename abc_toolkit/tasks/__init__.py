@@ -28,6 +28,7 @@ from abc_toolkit.tasks.functions.linear import LinearRegression, SparseLinearReg
 from abc_toolkit.tasks.functions.parities import ParityFunction, SparseParity
 from abc_toolkit.tasks.functions.thresholds import IntHalfspace, Majority, SparseThreshold
 from abc_toolkit.tasks.lengths import Shape
+from abc_toolkit.tasks.structures.sequences import SequenceCopy, SequenceRepeat, SequenceReverse
 
 __all__ = [
     "CNF",
@@ -56,6 +57,9 @@ __all__ = [
     "Problems",
     "Repeat",
     "Reverse",
+    "SequenceCopy",
+    "SequenceRepeat",
+    "SequenceReverse",
     "Shape",
     "Solvable",
     "SparseDisjunction",

@@ -172,7 +172,7 @@ class TaskContract:
                 if positions.present is not None:  # padding is at the end, and does not count
                     assert positions.present.shape == (len(batch), len(positions))
                     assert positions.present[:, 0].all()
-                    assert (positions.present.diff(dim=1).long() <= 0).all()
+                    assert (positions.present.long().diff(dim=1) <= 0).all()
             outputs = layout.target if task.interface.decoded else layout.source
             if outputs.present is not None and not task.interface.pooled:
                 assert batch.counted is not None

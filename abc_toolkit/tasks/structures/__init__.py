@@ -1,0 +1,1 @@
+"""Tasks on sequences, trees and images: one file a structure."""
