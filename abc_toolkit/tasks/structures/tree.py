@@ -1,7 +1,7 @@
 """Labelled binary trees: random ones, what the study's tasks make of them, and their nodes in order.
 
-Source of the study: *Algebraic Positional Encodings*, NeurIPS 2024 (arXiv 2312.16045). An inner node is an operator, and
-its label tells it from a leaf.
+Source of the study: *Algebraic Positional Encodings*, NeurIPS 2024 (arXiv 2312.16045). An inner node is an operator;
+its label is never that of a leaf.
 """
 
 from collections.abc import Iterator, Sequence
