@@ -153,10 +153,22 @@ class Positions:
         own = {name: self.coordinates[name][number] for name in self.own}
         return Positions(self.names, dict(self.coordinates) | own) if own else self.shared
 
-    def beside(self, coordinates: Mapping[str, Tensor]) -> "Positions":
-        """The same positions with more coordinates, or others, that all problems share."""
+    def trimmed(self) -> "Positions":
+        """The same positions without the padding that no problem needs."""
+        if self.present is None:
+            return self
+        return self[: int(self.present.sum(dim=1).max())]
+
+    def beside(self, coordinates: Mapping[str, Tensor], own: bool = False) -> "Positions":
+        """The same positions with more coordinates, or others.
+
+        Args:
+            coordinates: The coordinates.
+            own: Whether they differ from problem to problem.
+        """
         together = dict(self.coordinates) | dict(coordinates)
-        return Positions(self.names, together, self.own.difference(coordinates), self.present)
+        differing = self.own.union(coordinates) if own else self.own.difference(coordinates)
+        return Positions(self.names, together, differing, self.present)
 
     def to(self, device: torch.device) -> "Positions":
         """The same positions on a device."""
@@ -215,6 +227,10 @@ class Layout:
     def problems(self, item: slice | Tensor) -> "Layout":
         """The layout of some problems of a batch."""
         return Layout(self.source.problems(item), self.target.problems(item), self.prefix.problems(item))
+
+    def trimmed(self) -> "Layout":
+        """The same layout without the padding that no problem needs."""
+        return Layout(self.source.trimmed(), self.target.trimmed(), self.prefix.trimmed())
 
     def to(self, device: torch.device) -> "Layout":
         """The same layout on a device."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
@@ -20,6 +21,8 @@ from abc_toolkit.vocabulary import BOS
 Backbone = Literal["encoder-decoder", "decoder-only", "encoder-only", "mamba"]
 BlockKind = Literal["standard", "llama"]
 Maps = dict[tuple[str, int], Tensor]
+_GROUPS = 4  # of problems of a batch that go through a model one after the other, so that there is less padding
+_GROUP_TOKENS = 256  # of padding that take as long as another group
 
 
 @dataclass(frozen=True)
@@ -256,8 +259,48 @@ def predict(model: Model, batch: Batch, layout: Layout, maps: Maps | None = None
         layout: The layout of their shape; where the batch has one of its own, that is taken.
         maps: Receives the attention weights, where given.
     """
-    prefix = prefix_of(batch.targets) if model.interface.decoded else None
-    return model(batch.inputs, prefix, layout if batch.layout is None else batch.layout, maps)
+    if batch.layout is None:
+        return model(batch.inputs, _prefix(model, batch), layout, maps)
+    groups = [] if maps is not None else groups_alike(batch.layout)
+    if len(groups) < 2:
+        return model(batch.inputs, _prefix(model, batch), batch.layout, maps)
+    found = [predict(model, batch[rows].trimmed(), layout) for rows in groups]
+    longest = max(outputs.shape[1] for outputs in found)
+    padding = [(0, 0) * (outputs.dim() - 2) + (0, longest - outputs.shape[1]) for outputs in found]
+    padded = [functional.pad(outputs, pad) for outputs, pad in zip(found, padding, strict=True)]
+    return torch.cat(padded)[torch.cat(groups).argsort()]
+
+
+def _prefix(model: Model, batch: Batch) -> Tensor | None:
+    return prefix_of(batch.targets) if model.interface.decoded else None
+
+
+def groups_alike(layout: Layout) -> list[Tensor]:
+    """Problems of about equal lengths, so that going through a model group by group takes less padding.
+
+    Args:
+        layout: The layout of a batch.
+
+    Returns:
+        The rows of each group, a partition of the batch; none, if problems are not padded.
+    """
+    present = [part.present for part in (layout.source, layout.target) if part.present is not None]
+    if not present:
+        return []
+    lengths = torch.stack([part.sum(dim=1) for part in present])  # [string, problem]
+    order = lengths.sum(dim=0).argsort()
+    longest = lengths[:, order].cummax(dim=1).values.sum(dim=0).tolist()  # of the problems up to each
+    groups, waiting = [], [(0, len(order), _GROUPS)]
+    while waiting:
+        start, end, most = waiting.pop()
+        saved, cut = max(
+            ((cut - start) * (longest[end - 1] - longest[cut - 1]), cut) for cut in range(start + 1, end + 1)
+        )
+        if most > 1 and saved > _GROUP_TOKENS:
+            waiting += [(cut, end, most // 2), (start, cut, most - most // 2)]
+        else:
+            groups.append(order[start:end])
+    return groups
 
 
 def answering(x: Tensor, num_inputs: int, interface: Interface) -> Tensor:

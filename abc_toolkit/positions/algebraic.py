@@ -18,6 +18,7 @@ from abc_toolkit.positions.base import (
 )
 
 Structure = Literal["sequence", "grid", "tree"]
+_MATRICES = "matrices of paths"  # a coordinate that trees are given; the name keeps it out of messages
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class AlgebraicPE(PositionMethod):
 class AlgebraicModel(ModelPosition):
     """`AlgebraicPE` in one model."""
 
+    makes = (_MATRICES,)
     method: AlgebraicPE
 
     def __init__(self, method: AlgebraicPE, sizes: ModelSizes) -> None:
@@ -107,6 +109,7 @@ class AlgebraicModel(ModelPosition):
         return torch.linalg.matrix_exp(primitives - primitives.mT)
 
     def prepare(self, layout: Layout) -> Layout:
+        """The layout; that of a tree with each node's matrix, which all layers share."""
         for positions in (layout.source, layout.target, layout.prefix):
             for name in self.method.coordinates:
                 if self.method.structure == "sequence":
@@ -116,14 +119,21 @@ class AlgebraicModel(ModelPosition):
                         f"AlgebraicPE of a {self.method.structure} needs the coordinate {name}, which the layout of "
                         "this task does not have: choose the structure sequence, or a task that has it"
                     )
-            if self.method.structure == "tree":
-                path = positions.coordinates["path"]
-                if (path >= self.method.branching).any():
-                    raise UserError(
-                        f"AlgebraicPE meets branch {int(path.max())}, counted from 0, and has a branching of "
-                        f"{self.method.branching}: raise branching"
-                    )
-        return layout
+        if self.method.structure != "tree":
+            return layout
+        steps = self.steps()
+        return Layout(*(self._with_matrices(part, steps) for part in (layout.source, layout.target, layout.prefix)))
+
+    def _with_matrices(self, positions: Positions, steps: Tensor) -> Positions:
+        path = positions.coordinates["path"]
+        if (path >= self.method.branching).any():
+            raise UserError(
+                f"AlgebraicPE meets branch {int(path.max())}, counted from 0, and has a branching of "
+                f"{self.method.branching}: raise branching"
+            )
+        matrices = _from_root(steps, path.flatten(0, -2))
+        matrices = matrices.to(torch.promote_types(self.primitives.dtype, torch.float32))
+        return positions.beside({_MATRICES: matrices.unflatten(0, path.shape[:-1])}, own="path" in positions.own)
 
     def at(self, site: Site, layer: int) -> AttentionPosition:
         return AttentionPosition() if site == "cross" and not self.method.cross else AlgebraicAttention(self)
@@ -140,6 +150,8 @@ class AlgebraicAttention(AttentionPosition):
         self.transforms = model.method.decay is not None
 
     def rotate(self, q: Tensor, k: Tensor, q_positions: Positions, k_positions: Positions) -> tuple[Tensor, Tensor]:
+        if self.method.structure == "tree":
+            return _along_paths(q, q_positions), _along_paths(k, k_positions)
         steps = self.model.steps()
         return self._moved(q, q_positions, steps), self._moved(k, k_positions, steps)
 
@@ -164,11 +176,8 @@ class AlgebraicAttention(AttentionPosition):
     def _moved(self, x: Tensor, positions: Positions, steps: Tensor) -> Tensor:
         coordinates = self._coordinates(positions)
         parts = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(len(coordinates), dim=-1)
-        if self.method.structure == "tree":
-            moved = _from_root(parts[0], steps, coordinates[0])
-        else:
-            each = zip(parts, steps, coordinates, strict=True)
-            moved = torch.cat([_powers(part, step, power) for part, step, power in each], dim=-1)
+        each = zip(parts, steps, coordinates, strict=True)
+        moved = torch.cat([_powers(part, step, power) for part, step, power in each], dim=-1)
         return moved.to(x.dtype)
 
     def _distance(self, q_positions: Positions, k_positions: Positions) -> Tensor:
@@ -257,9 +266,31 @@ def _binary(numbers: Tensor) -> tuple[int, bool]:
     return max(-least, most).bit_length(), least < 0
 
 
-def _from_root(x: Tensor, steps: Tensor, path: Tensor) -> Tensor:
-    """Vectors `[batch, head, ..., dim]` through the matrices of their paths, the deepest branch first."""
-    for depth in reversed(range(path.shape[-1])):
-        for branch, step in enumerate(steps):
-            x = torch.where(path[..., depth, None] == branch, _through(step.mT, x), x)
-    return x
+def _along_paths(x: Tensor, positions: Positions) -> Tensor:
+    """Vectors `[batch, head, ..., dim]` of nodes through the matrices of their paths."""
+    matrices = positions.coordinates[_MATRICES]
+    if positions.segment.dim() > 1:  # gathered keys: in each head, others
+        matrices = matrices.diagonal(dim1=0, dim2=-3).movedim(-1, 0)
+    else:
+        matrices = matrices.movedim(-3, -4)
+    batch = "b" if _MATRICES in positions.own else ""
+    return torch.einsum(f"{batch}h...ed,bh...d->bh...e", matrices, x.to(matrices.dtype)).to(x.dtype)
+
+
+def _from_root(steps: Tensor, path: Tensor) -> Tensor:
+    """The matrix of each path from the root, `[path, head, width, width]`, the deepest branch first.
+
+    Args:
+        steps: The matrix of each branch, `[branch, head, width, width]`.
+        path: The paths, `[path, depth]`.
+    """
+    # Many paths have their beginning in common. Level by level, each beginning's matrix is computed once.
+    num_branches = len(steps)
+    which = path.new_zeros(len(path))
+    matrices = torch.eye(steps.shape[-1], dtype=steps.dtype, device=steps.device).expand(1, steps.shape[1], -1, -1)
+    for branch in path.unbind(dim=1):
+        distinct, which = (which * (num_branches + 1) + branch + 1).unique(return_inverse=True)
+        before, last = distinct // (num_branches + 1), distinct % (num_branches + 1) - 1
+        matrices = matrices[before]
+        matrices = torch.where((last >= 0)[:, None, None, None], matrices @ steps[last].mT, matrices)
+    return matrices[which]

@@ -29,6 +29,7 @@ from abc_toolkit.tasks.functions.parities import ParityFunction, SparseParity
 from abc_toolkit.tasks.functions.thresholds import IntHalfspace, Majority, SparseThreshold
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.structures.sequences import SequenceCopy, SequenceRepeat, SequenceReverse
+from abc_toolkit.tasks.structures.trees import TreeC3, TreeCopy, TreeOperations, TreeRotate
 
 __all__ = [
     "CNF",
@@ -70,4 +71,8 @@ __all__ = [
     "Subtraction",
     "Successor",
     "Task",
+    "TreeC3",
+    "TreeCopy",
+    "TreeOperations",
+    "TreeRotate",
 ]

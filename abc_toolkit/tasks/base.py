@@ -63,6 +63,19 @@ class Batch:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
+    def trimmed(self: B) -> B:
+        """The same problems without the padding that none of them needs."""
+        if self.layout is None:
+            return self
+        layout = self.layout.trimmed()
+        inputs, outputs = self.inputs[:, : len(layout.source)], self.targets.shape[1]
+        if outputs == len(self.layout.target):
+            outputs = len(layout.target)
+        elif outputs == self.inputs.shape[1]:
+            outputs = inputs.shape[1]
+        counted = None if self.counted is None else self.counted[:, :outputs]
+        return replace(self, inputs=inputs, targets=self.targets[:, :outputs], counted=counted, layout=layout)
+
     def to(self: B, device: torch.device) -> B:
         """The same problems on a device."""
         counted = None if self.counted is None else self.counted.to(device)

@@ -24,7 +24,10 @@ class TestSequences(TaskContract):
 def strings(tokens: torch.Tensor, present: torch.Tensor | None) -> list[list[int]]:
     """The tokens that are there, row by row."""
     assert present is not None
-    return [[token for token, there in zip(*row, strict=True) if there] for row in zip(tokens, present, strict=True)]
+    return [
+        [token for token, there in zip(*row, strict=True) if there]
+        for row in zip(tokens.tolist(), present, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("length", [1, 4, 40])
