@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.models.attention import linear
+from abc_toolkit.models.patches import PatchConvolution
 from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal
 from abc_toolkit.tasks.base import Batch, Interface
 from abc_toolkit.vocabulary import BOS
@@ -170,9 +171,11 @@ class Model(nn.Module, abc.ABC):
 
     @staticmethod
     def _input_adapter(interface: Interface, dim: int, bias: bool) -> tuple[nn.Module, float]:
-        """The module that turns inputs into a stream, token embedding or linear read-in, and its scale."""
+        """The module that turns inputs into a stream (token embedding, or read-in of vectors), and its scale."""
         if interface.num_tokens:
             return nn.Embedding(interface.num_tokens, dim), dim**0.5
+        if interface.patch_channels:
+            return PatchConvolution(interface.patch_channels, dim), 1.0
         return linear(interface.input_dim, dim, bias=bias), 1.0
 
     def initialise(self) -> None:

@@ -25,7 +25,7 @@ from abc_toolkit.runs.folder import (
     save_weights,
 )
 from abc_toolkit.tasks import Addition, Calibratable, Task
-from abc_toolkit.tasks.base import Staged, require
+from abc_toolkit.tasks.base import Staged, Stored, require
 from abc_toolkit.tasks.objective import EXACT_MATCH, Objective, Stopping
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.curriculum import Curriculum
@@ -138,7 +138,9 @@ def fit(
     result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
     following = (
-        next_command(target, "calibrate") if model.kind == "encoder-decoder" else next_command(target, "evaluate")
+        next_command(target, "calibrate")
+        if model.kind == "encoder-decoder"
+        else next_command(target, "evaluate", " --length 1x" if isinstance(task, Stored) else "")
     )
     terminal.done(summary, target.folder("fit"), following)
     return result

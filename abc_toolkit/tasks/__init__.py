@@ -11,6 +11,7 @@ from abc_toolkit.tasks.base import (
     Problems,
     Solvable,
     Staged,
+    Stored,
     Task,
 )
 from abc_toolkit.tasks.digits.addition import Addition
@@ -28,6 +29,7 @@ from abc_toolkit.tasks.functions.linear import LinearRegression, SparseLinearReg
 from abc_toolkit.tasks.functions.parities import ParityFunction, SparseParity
 from abc_toolkit.tasks.functions.thresholds import IntHalfspace, Majority, SparseThreshold
 from abc_toolkit.tasks.lengths import Shape
+from abc_toolkit.tasks.structures.images import ImageClassification
 
 __all__ = [
     "CNF",
@@ -42,6 +44,7 @@ __all__ = [
     "Disjunction",
     "Division",
     "HeldOut",
+    "ImageClassification",
     "IntHalfspace",
     "Interface",
     "LinearRegression",
@@ -63,6 +66,7 @@ __all__ = [
     "SparseParity",
     "SparseThreshold",
     "Staged",
+    "Stored",
     "Subtraction",
     "Successor",
     "Task",

@@ -100,6 +100,8 @@ class Interface:
         num_outputs: Numbers of each output: logits, or 1 where outputs are numbers themselves.
         num_tokens: Size of the vocabulary of the inputs; 0 where inputs are vectors.
         input_dim: Width of the input vectors; 0 where inputs are tokens.
+        patch_channels: Channels of an image whose patches of 5x5 pixels the input vectors are, so that the model reads
+            them through a convolution; 0 where they are not.
         decoded: Whether outputs are the tokens of a target that is decoded one by one, each under those before it.
         pooled: Whether there is one output for a whole input, in place of one for each of its positions.
     """
@@ -107,6 +109,7 @@ class Interface:
     num_outputs: int
     num_tokens: int = 0
     input_dim: int = 0
+    patch_channels: int = 0
     decoded: bool = False
     pooled: bool = False
 
@@ -210,6 +213,18 @@ class Staged(abc.ABC):
         Raises:
             UserError: If the task has not so many.
         """
+
+
+class Stored(abc.ABC):
+    """A task whose problems lie in a finite store, such as labelled images, all of them of one length.
+
+    One call of `sample` draws distinct problems of a suite, so that an evaluation draws all its problems at once.
+
+    Attributes:
+        validation_suite: The suite that a training is validated on; its problems are never trained on.
+    """
+
+    validation_suite: ClassVar[str]
 
 
 class Observed(abc.ABC):

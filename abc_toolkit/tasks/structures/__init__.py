@@ -1,0 +1,1 @@
+"""Tasks on structures other than digit strings."""
