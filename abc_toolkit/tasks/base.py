@@ -100,18 +100,18 @@ class Interface:
         num_outputs: Numbers of each output: logits, or 1 where outputs are numbers themselves.
         num_tokens: Size of the vocabulary of the inputs; 0 where inputs are vectors.
         input_dim: Width of the input vectors; 0 where inputs are tokens.
-        patch_channels: Channels of an image whose patches of 5x5 pixels the input vectors are, so that the model reads
-            them through a convolution; 0 where they are not.
         decoded: Whether outputs are the tokens of a target that is decoded one by one, each under those before it.
         pooled: Whether there is one output for a whole input, in place of one for each of its positions.
+        patch_channels: Channels of an image whose patches of 5x5 pixels the input vectors are, so that the model reads
+            them through a convolution; 0 where they are not.
     """
 
     num_outputs: int
     num_tokens: int = 0
     input_dim: int = 0
-    patch_channels: int = 0
     decoded: bool = False
     pooled: bool = False
+    patch_channels: int = 0
 
     @classmethod
     def token_streams(cls, num_tokens: int) -> "Interface":

@@ -88,7 +88,7 @@ class ImageClassification(Stored, Task):
     @property
     def interface(self) -> Interface:
         channels = self._store.shape[0]
-        return Interface(self.classes, input_dim=channels * PATCH**2, patch_channels=channels, pooled=True)
+        return Interface(self.classes, input_dim=channels * PATCH**2, pooled=True, patch_channels=channels)
 
     @property
     def objective(self) -> Objective:

@@ -16,15 +16,18 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.models.patches import PatchConvolution, grid_of, patches_of
 from abc_toolkit.models.transformer import EncoderOnly
+from abc_toolkit.phases import measure
 from abc_toolkit.positions import AlgebraicPE, Learned, NoPE, PositionMethod, RoPE, Sinusoidal2D
-from abc_toolkit.runs.folder import Run
+from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import ImageClassification
-from abc_toolkit.tasks.base import TRAINING, Interface
+from abc_toolkit.tasks.base import TRAINING, Batch, Interface
+from abc_toolkit.tasks.objective import ClassCrossEntropy
 from abc_toolkit.tasks.structures.image_files import read_images
 from abc_toolkit.testing.task_contract import TaskContract
 from abc_toolkit.training.data import Data, validation_problems
 from abc_toolkit.training.loop import TrainerSettings
 from abc_toolkit.training.module import Optimizer
+from abc_toolkit.training.optimizers import layer_matrices
 
 Abc = Callable[..., tuple[int, str, str]]
 Image = list[list[int]]  # rows of grey values
@@ -249,6 +252,17 @@ def test_a_suite_is_drawn_without_repetition_and_kept_out_of_training(images: Im
             images.sample(generator, 41, (3,), suite)
 
 
+def test_an_evaluation_in_pieces_meets_every_test_image_once(
+    images: ImageClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "_TOKENS_DRAWN", 45)
+    batches = list(measure.evaluation_problems(images, 3, "test", 40, seed=0))
+    assert [len(batch) for batch in batches] == [7, 7, 7, 7, 7, 5]
+    assert len(rows_of(torch.cat([batch.inputs for batch in batches]))) == 40
+    fewer = list(measure.evaluation_problems(images, 3, "test", 11, seed=1))
+    assert len(rows_of(torch.cat([batch.inputs for batch in fewer]))) == 11
+
+
 def test_pixels_are_standardised_by_what_is_trained_on(folders: dict[str, Path]) -> None:
     task = ImageClassification(folders["cifar"], held_out=10)
     store = task._store
@@ -349,6 +363,27 @@ def test_a_pooled_encoder_begins_as_the_mean_and_can_choose_a_token() -> None:
     torch.testing.assert_close(model.pool(x)[:, 0], expected)
 
 
+def test_muon_trains_neither_the_read_in_nor_the_gate(images: ImageClassification) -> None:
+    architecture = Architecture(num_encoder_layers=1, model_dim=8, num_heads=2, backbone="encoder-only")
+    model = build_model(images, architecture, None)
+    assert isinstance(model, EncoderOnly)
+    trained = {id(matrix) for matrix in layer_matrices(model)}
+    assert trained
+    assert not trained & {id(model.gate), id(model.embedding.weight), id(model.output.weight)}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_smoothed_labels_are_a_mixture_with_equal_ones(smoothing: float) -> None:
+    outputs, targets = torch.randn(5, 1, 3, dtype=torch.float64), torch.tensor([[0], [2], [1], [1], [0]])
+    wanted = torch.full((5, 3), smoothing / 3, dtype=torch.float64)
+    wanted[torch.arange(5), targets[:, 0]] += 1 - smoothing
+    expected = -(wanted * outputs[:, 0].log_softmax(dim=-1)).sum(dim=1).mean()
+    batch = Batch((1,), outputs, targets)
+    torch.testing.assert_close(ClassCrossEntropy(smoothing).loss(outputs, batch), expected)
+    accuracy = ClassCrossEntropy(smoothing).measured(outputs, batch)["accuracy"]
+    assert accuracy.tolist() == [row[0].argmax() == label[0] for row, label in zip(outputs, targets, strict=True)]
+
+
 @pytest.mark.parametrize(
     "method", [AlgebraicPE("grid"), Sinusoidal2D(), Learned(), NoPE(), RoPE()], ids=lambda method: type(method).__name__
 )
@@ -369,7 +404,7 @@ def test_a_colour_is_learned_with_every_method(method: PositionMethod, tmp_path:
         model=Architecture(1, model_dim=16, num_heads=2, feedforward_dim=16, backbone="encoder-only", position=method),
         data=Data(batch_size=16, validation_problems=50),
         optimizer=Optimizer(learning_rate=0.01, warmup_steps=10, averaging=0.9),
-        trainer=TrainerSettings(max_steps=80, validate_every=40, accelerator="cpu"),
+        trainer=TrainerSettings(max_steps=60, validate_every=60, accelerator="cpu"),
     )
     assert fitted.trained.validated_on == 50
     assert fitted.trained.metrics == {"accuracy": 1.0}
