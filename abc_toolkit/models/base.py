@@ -31,7 +31,7 @@ class Architecture:
         num_encoder_layers: Encoder depth; with 0, cross-attention reads the source's embeddings.
         num_decoder_layers: Decoder depth; of a model without an encoder, its depth.
         model_dim: Width of the streams.
-        num_heads: Attention heads a layer; divides `model_dim`.
+        num_heads: Heads a layer; divides `model_dim`.
         feedforward_dim: Width of the hidden layer of each feed-forward block; `mamba` has none.
         norm: Layer normalisation before (`pre`) or after (`post`) each block; `mamba` has the former.
         dropout: Probability of dropping an activation or an attention weight while training.
