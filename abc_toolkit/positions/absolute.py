@@ -105,8 +105,8 @@ class Sinusoidal2D(PositionMethod):
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         if missing := [name for name in self.coordinates if name not in positions.coordinates]:
             raise UserError(
-                f"Sinusoidal2D needs the coordinate {missing[0]!r}, which the layout of this task does not have: choose "
-                "another position method"
+                f"Sinusoidal2D needs the coordinate {missing[0]!r}, which the layout of this task does not have: "
+                "choose another position method"
             )
         halves = (Sinusoidal((name,), self.base).table(positions, x.shape[-1] // 2) for name in self.coordinates)
         return x + torch.cat(list(halves), dim=-1).to(x.dtype)
