@@ -59,7 +59,7 @@ class ImageClassification(Stored, Task):
         object.__setattr__(self, "path", Path(self.path))
         check_numbers(self, "task", ("classes",), at_least=2)
         check_numbers(self, "task", ("held_out",), at_least=1)
-        check_numbers(self, "task", ("crop_padding",))
+        check_numbers(self, "task", ("crop_padding",), at_most=100)
         check_numbers(self, "task", ("label_smoothing",), below=1)
 
     @property

@@ -207,7 +207,7 @@ def test_folders_without_images_are_refused(tmp_path: Path) -> None:
     [
         ({"classes": 1}, "--task.classes 1: give at least 2"),
         ({"held_out": 0}, "--task.held_out 0: give at least 1"),
-        ({"crop_padding": -1}, "--task.crop_padding -1: give at least 0"),
+        ({"crop_padding": -1}, "--task.crop_padding -1: give at least 0 and at most 100"),
         ({"label_smoothing": 1}, "--task.label_smoothing 1: give at least 0 and less than 1"),
     ],
 )
