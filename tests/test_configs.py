@@ -18,7 +18,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 POSITIONS = sorted((CONFIGS / "positions").glob("*.yaml"))
 FUNCTIONS = sorted((CONFIGS / "functions").rglob("*.yaml"))
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
-FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in (*POSITIONS, *FUNCTIONS, *MODELS)]
+STRUCTURES = sorted((CONFIGS / "structures").glob("*.yaml"))
+FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in (*POSITIONS, *FUNCTIONS, *MODELS, *STRUCTURES)]
 CLASSES = "linear_regression sparse_linear_regression conjunction disjunction sparse_disjunction cnf dnf majority "
 CLASSES += "int_halfspace sparse_threshold parity sparse_parity"
 
@@ -77,6 +78,20 @@ def test_a_class_of_functions_is_chosen_by_its_file(path, capsys):
     assert found["model"]["block"] == "llama"
     for name, value in content["fit"]["optimizer"].items():
         assert found["optimizer"][name] == value
+    assert printed(["evaluate", "--config", str(path)], capsys)["length"] == content["evaluate"]["length"]
+
+
+def test_configurations_of_structures_are_there():
+    assert {path.stem for path in STRUCTURES} == {"fashion_mnist", "cifar10"}
+
+
+@pytest.mark.parametrize("path", STRUCTURES, ids=lambda path: path.stem)
+def test_a_task_on_structures_is_chosen_by_its_file(path, capsys):
+    content = yaml.safe_load(path.read_text())
+    found = printed(["fit", "--config", str(path)], capsys)
+    assert found["task"]["class_path"].rpartition(".")[2] == content["task"]["class_path"].rpartition(".")[2]
+    for group in ("data", "optimizer", "trainer"):
+        assert content["fit"].get(group, {}).items() <= found[group].items()
     assert printed(["evaluate", "--config", str(path)], capsys)["length"] == content["evaluate"]["length"]
 
 

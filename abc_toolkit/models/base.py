@@ -14,6 +14,7 @@ from torch.nn import functional
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.models.attention import linear
+from abc_toolkit.models.patches import PatchConvolution
 from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal, by_problem
 from abc_toolkit.tasks.base import Batch, Interface
 from abc_toolkit.vocabulary import BOS
@@ -33,7 +34,7 @@ class Architecture:
         num_encoder_layers: Encoder depth; with 0, cross-attention reads the source's embeddings.
         num_decoder_layers: Decoder depth; of a model without an encoder, its depth.
         model_dim: Width of the streams.
-        num_heads: Attention heads a layer; divides `model_dim`.
+        num_heads: Heads a layer; divides `model_dim`.
         feedforward_dim: Width of the hidden layer of each feed-forward block; `mamba` has none.
         norm: Layer normalisation before (`pre`) or after (`post`) each block; `mamba` has the former.
         dropout: Probability of dropping an activation or an attention weight while training.
@@ -173,9 +174,11 @@ class Model(nn.Module, abc.ABC):
 
     @staticmethod
     def _input_adapter(interface: Interface, dim: int, bias: bool) -> tuple[nn.Module, float]:
-        """The module that turns inputs into a stream, token embedding or linear read-in, and its scale."""
+        """The module that turns inputs into a stream (token embedding, or read-in of vectors), and its scale."""
         if interface.num_tokens:
             return nn.Embedding(interface.num_tokens, dim), dim**0.5
+        if interface.patch_channels:
+            return PatchConvolution(interface.patch_channels, dim), 1.0
         return linear(interface.input_dim, dim, bias=bias), 1.0
 
     def initialise(self) -> None:

@@ -646,7 +646,11 @@ class DecoderOnly(TransformerModel):
 
 
 class EncoderOnly(AttentionModel):
-    """A stack that looks both ways: outputs at every input or, pooled, one of their mean."""
+    """A stack that looks both ways: outputs at every input or, pooled, one of a weighted mean of the stream.
+
+    The weights of the mean are the softmax over tokens of `gate . x`, with a learned vector `gate` that starts at zero,
+    so that the weights start equal. Source: Kogkalidis et al. 2024 (arXiv 2312.16045), for images.
+    """
 
     def add_layers(self) -> None:
         if self.interface.decoded:
@@ -657,8 +661,16 @@ class EncoderOnly(AttentionModel):
         self.encoder = Stack(self.architecture, self.positioning, "encoder")
         pre = self.architecture.norm == "pre"
         self.encoder_norm = normalisation(self.architecture) if pre else nn.Identity()
+        if self.interface.pooled:
+            # A parameter, not a linear layer: it is a vector, and Muon is for matrices.
+            self.gate = nn.Parameter(torch.zeros(self.architecture.model_dim))
 
     def forward(self, inputs: Tensor, prefix: Tensor | None, layout: Layout, maps: Maps | None = None) -> Tensor:
         positions = self.positioning.prepare(layout).source
         x = self.encoder_norm(self.encoder(self.embed(inputs, positions), positions, positions, maps=maps))
-        return self.read_out(x.mean(dim=1, keepdim=True) if self.interface.pooled else x)
+        return self.read_out(self.pool(x) if self.interface.pooled else x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The weighted mean `[batch, 1, model_dim]` of a stream `[batch, length, model_dim]`."""
+        weights = (x @ self.gate).softmax(dim=1)
+        return weights[:, None] @ x

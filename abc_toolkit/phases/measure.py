@@ -17,7 +17,7 @@ from abc_toolkit.report import terminal
 from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import load_json
 from abc_toolkit.seeds import Stream, drawing, seeded
-from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Observed, Problems, Task
+from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Observed, Problems, Stored, Task
 from abc_toolkit.tasks.lengths import Shape, Size
 from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.training.data import draw
@@ -152,6 +152,9 @@ def evaluation_problems(task: Task, size: Size, suite: str, samples: int, seed: 
         most = max(1, _TOKENS_DRAWN // sum(task.num_tokens(shape)))
         trained = suite == UNIFORM and max(_numbers(size)) <= task.max_length
         holds_out = trained and isinstance(task, HeldOut) and task.num_problems(shape) >= SMALL
+        if isinstance(task, Stored):
+            yield from task.sample(generator, left, shape, suite).split(most)
+            continue
         while left:
             batch = min(left, most)
             left -= batch

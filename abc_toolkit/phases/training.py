@@ -25,7 +25,7 @@ from abc_toolkit.runs.folder import (
     save_weights,
 )
 from abc_toolkit.tasks import Addition, Calibratable, Task
-from abc_toolkit.tasks.base import Staged, require
+from abc_toolkit.tasks.base import Staged, Stored, require
 from abc_toolkit.tasks.objective import EXACT_MATCH, Objective, Stopping
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.curriculum import Curriculum
@@ -137,9 +137,11 @@ def fit(
     order = _Order(target, resume, overwrite, {"task": task, "seed": seed} | settings, {})
     result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
-    calibrated = isinstance(task, Calibratable) and model.kind == "encoder-decoder"
-    following = "calibrate" if calibrated else "evaluate"
-    terminal.done(summary, target.folder("fit"), next_command(target, following))
+    if isinstance(task, Calibratable) and model.kind == "encoder-decoder":
+        following = next_command(target, "calibrate")
+    else:
+        following = next_command(target, "evaluate", " --length 1x" if isinstance(task, Stored) else "")
+    terminal.done(summary, target.folder("fit"), following)
     return result
 
 

@@ -1,6 +1,6 @@
 """Position methods: one file a family."""
 
-from abc_toolkit.positions.absolute import Abacus, Cyclic, Learned, NoPE, PositionCoupling, Sinusoidal
+from abc_toolkit.positions.absolute import Abacus, Cyclic, Learned, NoPE, PositionCoupling, Sinusoidal, Sinusoidal2D
 from abc_toolkit.positions.algebraic import AlgebraicPE
 from abc_toolkit.positions.base import (
     SITES,
@@ -45,6 +45,7 @@ __all__ = [
     "RoPE",
     "ShawRelative",
     "Sinusoidal",
+    "Sinusoidal2D",
     "Site",
     "T5RelativeBias",
     "TransformerXLBias",

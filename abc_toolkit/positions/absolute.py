@@ -72,6 +72,47 @@ class Sinusoidal(PositionMethod):
 
 
 @dataclass(frozen=True)
+class Sinusoidal2D(PositionMethod):
+    """Sinusoids of two coordinates, each in its own half of the channels, added to the embeddings of both streams.
+
+    The first half of the channels receives the sinusoids of the first coordinate, as `Sinusoidal` has them for a model
+    of half the dimension, the second half those of the second. Source: the baseline of the image experiment in
+    Kogkalidis et al. 2024 (arXiv 2312.16045), which the paper calls sinusoidal 2D. Its released code counts an
+    image's tokens in one row, which is `Sinusoidal`. Defined at any length, but beyond the training length a model
+    meets new values. Every site; no parameters. The model dimension must be a multiple of 4.
+
+    Attributes:
+        coordinates: Two coordinates of the layout: row and column of a grid.
+        base: Slowest wavelength over 2 pi.
+    """
+
+    coordinates: tuple[str, ...] = ("x", "y")
+    base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "model.position", ("base",), at_least=1)
+        check_coordinates(self, "coordinates", several=True)
+        if len(self.coordinates) != 2:
+            raise UserError(f"Sinusoidal2D: coordinates cannot be {self.coordinates!r}: give two of them")
+
+    def build(self, sizes: ModelSizes) -> ModelPosition:
+        if sizes.model_dim % 4:
+            raise UserError(
+                f"Sinusoidal2D needs a multiple of 4 channels and has {sizes.model_dim}: change --model.model_dim"
+            )
+        return super().build(sizes)
+
+    def embed(self, x: Tensor, positions: Positions) -> Tensor:
+        if missing := [name for name in self.coordinates if name not in positions.coordinates]:
+            raise UserError(
+                f"Sinusoidal2D needs the coordinate {missing[0]!r}, which the layout of this task does not have: "
+                "choose another position method"
+            )
+        halves = (Sinusoidal((name,), self.base).table(positions, x.shape[-1] // 2) for name in self.coordinates)
+        return x + torch.cat(list(halves), dim=-1).to(x.dtype)
+
+
+@dataclass(frozen=True)
 class Cyclic(Sinusoidal):
     """Sinusoids of coordinates modulo a period: `p mod T` in place of `p`.
 
@@ -222,7 +263,7 @@ class _LearnedModel(_TableModel):
     """`Learned` in one model."""
 
     def prepare(self, layout: Layout) -> Layout:
-        for positions in (layout.source, layout.target):
+        for positions in filter(len, (layout.source, layout.target)):  # a task may have no target
             values = positions.values(self.coordinate)
             self.refuse_beyond(int(values.max()))
             if (lowest := int(values.min())) < 0:

@@ -11,6 +11,7 @@ from abc_toolkit.tasks.base import (
     Problems,
     Solvable,
     Staged,
+    Stored,
     Task,
 )
 from abc_toolkit.tasks.digits.addition import Addition
@@ -28,6 +29,7 @@ from abc_toolkit.tasks.functions.linear import LinearRegression, SparseLinearReg
 from abc_toolkit.tasks.functions.parities import ParityFunction, SparseParity
 from abc_toolkit.tasks.functions.thresholds import IntHalfspace, Majority, SparseThreshold
 from abc_toolkit.tasks.lengths import Shape
+from abc_toolkit.tasks.structures.images import ImageClassification
 from abc_toolkit.tasks.structures.sequences import SequenceCopy, SequenceRepeat, SequenceReverse
 from abc_toolkit.tasks.structures.trees import TreeC3, TreeCopy, TreeOperations, TreeRotate
 
@@ -44,6 +46,7 @@ __all__ = [
     "Disjunction",
     "Division",
     "HeldOut",
+    "ImageClassification",
     "IntHalfspace",
     "Interface",
     "LinearRegression",
@@ -68,6 +71,7 @@ __all__ = [
     "SparseParity",
     "SparseThreshold",
     "Staged",
+    "Stored",
     "Subtraction",
     "Successor",
     "Task",

@@ -113,6 +113,8 @@ class Interface:
         input_dim: Width of the input vectors; 0 where inputs are tokens.
         decoded: Whether outputs are the tokens of a target that is decoded one by one, each under those before it.
         pooled: Whether there is one output for a whole input, in place of one for each of its positions.
+        patch_channels: Channels of an image whose patches of 5x5 pixels the input vectors are, so that the model reads
+            them through a convolution; 0 where they are not.
     """
 
     num_outputs: int
@@ -120,6 +122,7 @@ class Interface:
     input_dim: int = 0
     decoded: bool = False
     pooled: bool = False
+    patch_channels: int = 0
 
     @classmethod
     def token_streams(cls, num_tokens: int) -> "Interface":
@@ -227,6 +230,18 @@ class Staged(abc.ABC):
         Raises:
             UserError: If the task has not so many.
         """
+
+
+class Stored(abc.ABC):
+    """A task whose problems lie in a finite store, such as labelled images, all of them of one length.
+
+    One call of `sample` draws distinct problems of a suite, so that an evaluation draws all its problems at once.
+
+    Attributes:
+        validation_suite: The suite that a training is validated on; its problems are never trained on.
+    """
+
+    validation_suite: ClassVar[str]
 
 
 class Observed(abc.ABC):

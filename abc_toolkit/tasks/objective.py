@@ -166,6 +166,31 @@ class TokenCrossEntropy(Objective):
         return values["exact_match"] >= stopping.exact_match and (limit is None or loss <= limit)
 
 
+@dataclass(frozen=True)
+class ClassCrossEntropy(Objective):
+    """Cross-entropy of a class, judged by accuracy: the likeliest class is the right one.
+
+    Attributes:
+        label_smoothing: Share of the target's probability that is spread evenly over all classes, at least 0 and less
+            than 1 (Szegedy et al. 2016, arXiv 1512.00567).
+    """
+
+    label_smoothing: float = 0.0
+
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("accuracy", higher_is_better=True, is_share=True),)
+
+    def loss(self, outputs: Tensor, batch: "Batch") -> Tensor:
+        targets = batch.targets.flatten()
+        return functional.cross_entropy(outputs.flatten(0, 1), targets, label_smoothing=self.label_smoothing)
+
+    def measured(self, outputs: Tensor, batch: "Batch") -> dict[str, Tensor]:
+        return {"accuracy": solved(outputs, batch)}
+
+    def reached(self, values: Mapping[str, float], loss: float, stopping: Stopping) -> bool:
+        limit = self.loss_limit(stopping)
+        return limit is not None and loss <= limit
+
+
 class Perplexity(Objective):
     """Cross-entropy of each token, judged by perplexity: `exp(mean cross-entropy)`, each problem counting alike."""
 

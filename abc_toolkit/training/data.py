@@ -10,12 +10,13 @@ from torch.utils.data import IterableDataset
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Staged, Task
+from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Staged, Stored, Task
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.training.curriculum import Curriculum
 
 HELD_OUT_SHARE = 16
 HARD_SHARE = 0.25
+_AT_ONCE = 512  # problems of a store that are validated at once
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ def draw(
 def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
     """Problems of the training mixture to validate on, shape by shape.
 
-    Of a task that holds problems out they are distinct held-out problems. One so small that no training shape holds
-    `SMALL` problems is validated on problems that it trains on, as all of them are trained on in full.
+    Of a task that holds problems out, or has a suite for it, they are distinct held-out problems. One so small that no
+    training shape holds `SMALL` problems is validated on problems that it trains on, as all of them are trained on in
+    full.
 
     Args:
         task: The task.
@@ -82,6 +84,9 @@ def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
         count: Problems over all shapes together; short shapes may hold fewer than their part.
     """
     shapes = task.training_shapes()
+    if isinstance(task, Stored):
+        problems = task.sample(seeded(seed, Stream.VALIDATION, 0), count, shapes[-1], task.validation_suite)
+        return list(problems.split(_AT_ONCE))
     if not isinstance(task, HeldOut):
         each = math.ceil(count / len(shapes))
         generators = (seeded(seed, Stream.VALIDATION, number) for number in range(len(shapes)))

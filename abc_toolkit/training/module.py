@@ -30,10 +30,10 @@ class Optimizer:
     Attributes:
         learning_rate: The rate after the warm-up.
         beta1: Decay of the gradient's running mean.
-        beta2: Decay of the gradient's running square.
-        epsilon: Added to the root of the running square.
+        beta2: Decay of its running square.
+        epsilon: Added to the root of that square.
         weight_decay: Decoupled weight decay.
-        warmup_steps: Steps over which the rate rises linearly.
+        warmup_steps: Steps of a linear rise of the rate.
         schedule: How the rate falls until `trainer.max_steps`, if it does.
         last_rate: Share of the rate that is left then.
         muon_rate: Rate of Muon on layers' matrices, or 0.

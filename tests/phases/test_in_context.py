@@ -198,7 +198,7 @@ def test_every_position_method_acts_or_is_refused(name: str) -> None:
         return predict(network, batch, task.layout((6,)))
 
     method = getattr(positions, name)(**inner.get(name, {}))
-    if name in ("Abacus", "PositionCoupling", "TreePE"):
+    if name in ("Abacus", "PositionCoupling", "Sinusoidal2D", "TreePE"):
         with pytest.raises(UserError, match=f"^{name} needs .* choose another position method$"):
             outputs(method)
     else:

@@ -11,7 +11,7 @@ from abc_toolkit.layout import Layout, Positions, digit_layout
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.positions import AttentionPosition, Cyclic, ModelPosition, ModelSizes, NoPE, PositionMethod, Sinusoidal
-from abc_toolkit.positions.absolute import Abacus, Learned, PositionCoupling
+from abc_toolkit.positions.absolute import Abacus, Learned, PositionCoupling, Sinusoidal2D
 from abc_toolkit.tasks import Addition, Multiplication, Parity, Successor
 from abc_toolkit.testing.position_contract import LAYOUTS, LONG, PositionCase, PositionContract
 from tests.grids import covering
@@ -31,6 +31,7 @@ class TestAbsolute(PositionContract):
         "sinusoidal": PositionCase(Sinusoidal()),
         "sinusoidal of two": PositionCase(Sinusoidal(("place", "segment"), base=100.0)),
         "sinusoidal, concatenated": PositionCase(Sinusoidal(channels="concatenated")),
+        "sinusoidal 2-D": PositionCase(Sinusoidal2D(("place", "segment"))),
         "cyclic": PositionCase(Cyclic()),
         "cyclic of two": PositionCase(Cyclic(TWO, period=5), whole=True),
         "cyclic, concatenated": PositionCase(Cyclic(channels="concatenated")),
@@ -150,6 +151,22 @@ def test_rolled_tables_tell_the_coordinates_apart() -> None:
         table = Sinusoidal(("place", "segment"), channels=channels).table(positions, 32)
         assert len(table.unique(dim=0)) == 18
     assert len(Sinusoidal(("place",)).table(positions, 32).unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize("dim", [4, 12, 32])
+def test_two_coordinates_have_halves_of_their_own(dim: int) -> None:
+    for positions in (layout.source for layout in LAYOUTS):
+        table = Sinusoidal2D(("index", "segment"), base=100.0).embed(torch.zeros(1, len(positions), dim), positions)[0]
+        half = dim // 2
+        for channels, coordinate in ((slice(half), "index"), (slice(half, dim), "segment")):
+            expected = formula(Sinusoidal((coordinate,), base=100.0), positions, half)
+            np.testing.assert_allclose(table[:, channels], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("dim", [2, 6, 13])
+def test_halves_that_lack_a_pair_are_refused(dim: int) -> None:
+    with pytest.raises(UserError, match=f"Sinusoidal2D needs a multiple of 4 channels and has {dim}: change"):
+        Sinusoidal2D().build(ModelSizes(dim, 1, 1, 1))
 
 
 def test_nope_does_nothing() -> None:
@@ -310,6 +327,9 @@ def test_what_fits_and_what_does_not() -> None:
         (lambda: Sinusoidal(base=0.5), "--model.position.base 0.5: give at least 1"),
         (lambda: Sinusoidal(channels="mixed"), "Sinusoidal: channels cannot be 'mixed': give one of interleaved, conc"),  # type: ignore[arg-type]
         (lambda: Sinusoidal(("raw", "a corner")), "coordinates cannot be .*'a corner'.*: give a tuple of"),  # type: ignore[arg-type]
+        (lambda: Sinusoidal2D(base=0.5), "--model.position.base 0.5: give at least 1"),
+        (lambda: Sinusoidal2D(("raw",)), r"Sinusoidal2D: coordinates cannot be \('raw',\): give two of them"),
+        (lambda: Sinusoidal2D(("raw", "a corner")), "coordinates cannot be .*'a corner'.*: give a tuple of"),
         (lambda: Cyclic(period=0), "--model.position.period 0: give at least 1"),
         (lambda: Cyclic(channels="mixed"), "Cyclic: channels cannot be 'mixed'"),  # type: ignore[arg-type]
         (lambda: Learned(capacity=0), "--model.position.capacity 0: give at least 1"),
