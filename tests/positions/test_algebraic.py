@@ -78,6 +78,8 @@ def rotated(
     with torch.no_grad():
         model.primitives.copy_(torch.from_numpy(primitives))
         hook = model.at("decoder", 0)
+        layout = model.prepare(Layout(k_positions, q_positions, k_positions))
+        q_positions, k_positions = layout.target, layout.prefix
         turned_q, turned_k = hook.rotate(torch.from_numpy(q), torch.from_numpy(k), q_positions, k_positions)
         scores = turned_q @ turned_k.transpose(-1, -2) / math.sqrt(q.shape[3])
         return turned_q, turned_k, hook.transform(scores, turned_q, turned_k, q_positions, k_positions)
@@ -209,10 +211,10 @@ def test_turns_and_decay_are_the_formula(structure: str, site: str) -> None:
     with torch.no_grad():
         model.primitives.normal_(std=0.4)
     layout = spread_all(digit_layout((("a", 9), ("b", 20)), 9))
-    q_positions, k_positions = pairs(layout)[site]  # type: ignore[index]
-    assert structure != "tree" or site != "cross" or q_positions.coordinates["path"].shape[1] == 2
     hook = model.at(site, 0)  # type: ignore[arg-type]
     for dtype, atol in ((torch.float64, 1e-11), (torch.float32, 1e-5)):
+        q_positions, k_positions = pairs(model.to(dtype).prepare(layout))[site]  # type: ignore[index]
+        assert structure != "tree" or site != "cross" or q_positions.coordinates["path"].shape[1] == 2
         q, k = (torch.randn(2, 2, len(p), 8, dtype=dtype) for p in (q_positions, k_positions))
         with torch.no_grad():
             both = hook.rotate(q, k, q_positions, k_positions)
@@ -291,7 +293,8 @@ def test_trees_know_the_way_between_nodes() -> None:
     for beginning in ([], [1], [0, 1, 1]):
         paths = (torch.tensor([[*beginning, 0, 1, 0]]), torch.tensor([[*beginning, 1, -1]]))
         with torch.no_grad():
-            both = model.at("encoder", 0).rotate(q, k, *(run_of(path=path) for path in paths))
+            layout = model.prepare(Layout(*(run_of(path=path) for path in (paths[0], *paths))))
+            both = model.at("encoder", 0).rotate(q, k, layout.target, layout.prefix)
         logits.append(float((both[0] * both[1]).sum()))
     assert logits == pytest.approx([logits[0]] * 3, abs=1e-5)
 
@@ -355,7 +358,10 @@ def test_branches_beyond_the_tree_are_refused(part: str) -> None:
     built = AlgebraicPE("tree", branching=3).build(ModelSizes(8, 1, 1, 1))
     inside, beyond = (run_of(path=torch.tensor([[0, 1], [branch, -1]])) for branch in (2, 3))
     layout = Layout(inside, inside, inside)
-    assert built.prepare(layout) is layout
+    prepared = built.prepare(layout)
+    assert all(
+        torch.equal(p.coordinates["path"], inside.coordinates["path"]) for p in (prepared.source, prepared.target)
+    )
     words = "branch 3, counted from 0, and has a branching of 3: raise branching"
     with pytest.raises(UserError, match=words):
         built.prepare(replace(layout, **{part: beyond}))
