@@ -82,7 +82,9 @@ def test_a_class_of_functions_is_chosen_by_its_file(path, capsys):
 
 
 def test_configurations_of_structures_are_there():
-    assert {path.stem for path in STRUCTURES} == {"fashion_mnist", "cifar10"}
+    sequences = {f"sequence_{name}" for name in ("copy", "repeat", "reverse")}
+    trees = {f"tree_{name}" for name in ("copy", "rotate", "c3", "operations")}
+    assert {path.stem for path in STRUCTURES} == {"fashion_mnist", "cifar10"} | sequences | trees
 
 
 @pytest.mark.parametrize("path", STRUCTURES, ids=lambda path: path.stem)

@@ -268,7 +268,7 @@ def predict(model: Model, batch: Batch, layout: Layout, maps: Maps | None = None
     if len(groups) < 2:
         return model(batch.inputs, _prefix(model, batch), batch.layout, maps)
     found = [predict(model, batch[rows].trimmed(), layout) for rows in groups]
-    longest = max(outputs.shape[1] for outputs in found)
+    longest = batch.targets.shape[1]
     padding = [(0, 0) * (outputs.dim() - 2) + (0, longest - outputs.shape[1]) for outputs in found]
     padded = [functional.pad(outputs, pad) for outputs, pad in zip(found, padding, strict=True)]
     return torch.cat(padded)[torch.cat(groups).argsort()]

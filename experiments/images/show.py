@@ -43,7 +43,7 @@ def report(results: Sequence[Mapping[str, Any]]) -> str:
         "accuracy in per cent on Fashion-MNIST, means over seeds with 95 % intervals by Student's t. *Paper* has the",
         "figures of Kogkalidis et al. 2024 (arXiv 2312.16045) on CIFAR-10, of 7 layers of width 256 after 300 epochs:",
         "other images, another size, not to be compared number by number. Their table has two columns, whose headings",
-        "our copy lacks. Their sinusoidal 2D counts the tokens of the grid in one row in the released code.",
+        "are not known to us. Their sinusoidal 2D counts the tokens of the grid in one row in the released code.",
         "",
         "| method | seeds | test | validation | steps | paper: CIFAR-10, two columns |",
         "|---|---|---|---|---|---|",

@@ -74,6 +74,11 @@ def test_problems_of_several_lengths_are_each_what_they_are_alone(lengths: list[
     alone = [model(*_alone(together, row), batch_layout([lengths[row]])) for row in range(len(lengths))]
     for row, outputs in enumerate(alone):
         torch.testing.assert_close(whole[row : row + 1, : outputs.shape[1]], outputs)
+    shortest = torch.tensor([sum(pair) for pair in lengths]).argsort()[:8]  # fewer than the padding is for
+    few = predict(model, together[shortest], layout)
+    assert few.shape == whole[shortest].shape
+    present = layout.target.present[shortest]
+    torch.testing.assert_close(few[present], whole[shortest][present])
     kept = [whole[row, : outputs.shape[1]] for row, outputs in enumerate(alone)]
     torch.testing.assert_close(gradients(kept), gradients(alone))
 
