@@ -280,7 +280,9 @@ def _write(
         save_text(folder / WINDOW, window.to_json())
     save_weights(folder, model)
     figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": training.phase})
-    facts = {"task": training.task, "model": training.architecture}
+    facts: dict[str, Any] = {"task": training.task, "model": training.architecture}
+    if training.task.data_files():
+        facts["data_files"] = training.task.data_files()
     results = asdict(trained)
     save_record(folder, training.phase, training.seed, order.arguments, results, inputs=order.inputs, facts=facts)
 

@@ -69,10 +69,12 @@ class AttentionPosition:
     Attributes:
         pointwise: Whether a logit depends only on its own query and key, so that keys may be gathered.
         transforms: Whether `transform` has an effect; without one, attention takes the fused path.
+        numbers_a_pair: Numbers that `transform` holds for each pair of a query and a key, beside the logits.
     """
 
     pointwise: bool = True
     transforms: bool = False
+    numbers_a_pair: int = 0
 
     @property
     def does_nothing(self) -> bool:

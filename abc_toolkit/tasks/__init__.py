@@ -6,6 +6,7 @@ from abc_toolkit.tasks.base import (
     Certifiable,
     HeldOut,
     Interface,
+    Listed,
     Observed,
     ProblemError,
     Problems,
@@ -28,6 +29,7 @@ from abc_toolkit.tasks.functions.linear import LinearRegression, SparseLinearReg
 from abc_toolkit.tasks.functions.parities import ParityFunction, SparseParity
 from abc_toolkit.tasks.functions.thresholds import IntHalfspace, Majority, SparseThreshold
 from abc_toolkit.tasks.lengths import Shape
+from abc_toolkit.tasks.text.language_model import LanguageModel
 
 __all__ = [
     "CNF",
@@ -44,7 +46,9 @@ __all__ = [
     "HeldOut",
     "IntHalfspace",
     "Interface",
+    "LanguageModel",
     "LinearRegression",
+    "Listed",
     "LongMultiplication",
     "Majority",
     "MultiOperandAddition",

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, LayoutDescription
-from abc_toolkit.tasks.lengths import Shape, Size, parse_sizes
+from abc_toolkit.tasks.lengths import Shape, Size, parse_sizes, shape_name
 from abc_toolkit.tasks.objective import Objective, TokenCrossEntropy
 from abc_toolkit.vocabulary import Vocabulary
 
@@ -198,6 +198,46 @@ class Task(abc.ABC):
     def baselines(self) -> Mapping[str, Callable[[Batch], Tensor]]:
         """Predictors, by name, that an evaluation shows beside the models; each gives outputs as a model does."""
         return {}
+
+    def data_files(self) -> Mapping[str, str]:
+        """SHA-256 of what the task reads from files, by path. A run records it, and refuses other content later."""
+        return {}
+
+
+class Listed(Task):
+    """A task whose suites are lists of problems, of which an evaluation chooses some without repetition.
+
+    Its models are validated on its first suite, as its training problems come up again.
+    """
+
+    @abc.abstractmethod
+    def num_listed(self, shape: Shape, suite: str) -> int:
+        """How many problems of a shape a suite has; of a larger shape there are as many, or fewer.
+
+        Raises:
+            UserError: If there is none.
+        """
+
+    @abc.abstractmethod
+    def listed(self, numbers: Tensor, shape: Shape, suite: str) -> Batch:
+        """Problems by their numbers `[batch]`, from 0 on. Problems of one number at several shapes belong together."""
+
+    def choose(self, generator: Generator, samples: int, shape: Shape, suite: str) -> Tensor:
+        """Numbers of distinct problems, `[samples]`.
+
+        A generator in the same state chooses the same numbers at every shape, but for those that a shape has not.
+
+        Raises:
+            UserError: If the suite has fewer problems of the shape.
+        """
+        available = self.num_listed(shape, suite)
+        if samples > available:
+            raise UserError(
+                f"--samples {samples}: there are {available:,} problems of length {shape_name(shape)} in {suite}: "
+                f"choose at most {available}"
+            )
+        order = torch.randperm(self.num_listed(self.training_shapes()[0], suite), generator=generator)
+        return order[order < available][:samples]
 
 
 class Staged(abc.ABC):

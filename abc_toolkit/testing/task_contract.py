@@ -18,7 +18,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.runs.description import describe, rebuild
 from abc_toolkit.runs.folder import build_model
-from abc_toolkit.tasks.base import TRAINING, Batch, HeldOut, ProblemError, Problems, Solvable, Task
+from abc_toolkit.tasks.base import TRAINING, Batch, HeldOut, Listed, ProblemError, Problems, Solvable, Task
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.objective import LogisticLoss
 
@@ -206,6 +206,20 @@ class TaskContract:
             assert (keys >= -1).all()
             assert torch.equal(keys.flip(0), task.keys(batch[torch.arange(len(batch)).flip(0)]))
             assert task.num_problems(batch.shape) >= 1
+
+    def test_listed_problems_are_distinct(self, task: Task) -> None:
+        if not isinstance(task, Listed):
+            return
+        (shape, *_), suite = task.training_shapes(), task.suites[0]
+        number = task.num_listed(shape, suite)
+        assert sorted(task.choose(generator(), number, shape, suite).tolist()) == list(range(number))
+        some = task.choose(generator(), 3, shape, suite)
+        (larger, *_) = shapes_of(task, 2 * task.max_length, suite)
+        assert 3 <= task.num_listed(larger, suite) <= number
+        assert set(task.choose(generator(), 3, larger, suite).tolist()) == set(some.tolist())
+        assert torch.equal(task.listed(some, shape, suite).inputs[1:], task.listed(some[1:], shape, suite).inputs)
+        with pytest.raises(UserError, match="choose at most"):
+            task.choose(generator(), number + 1, shape, suite)
 
     def test_the_oracle_agrees_with_the_targets(self, task: Task) -> None:
         if not isinstance(task, Solvable):

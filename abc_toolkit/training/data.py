@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Staged, Task
+from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Listed, Problems, Staged, Task
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.training.curriculum import Curriculum
 
@@ -74,7 +74,8 @@ def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
     """Problems of the training mixture to validate on, shape by shape.
 
     Of a task that holds problems out they are distinct held-out problems. One so small that no training shape holds
-    `SMALL` problems is validated on problems that it trains on, as all of them are trained on in full.
+    `SMALL` problems is validated on problems that it trains on, as all of them are trained on in full. A task with
+    lists of problems is validated on its first suite.
 
     Args:
         task: The task.
@@ -85,7 +86,12 @@ def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
     if not isinstance(task, HeldOut):
         each = math.ceil(count / len(shapes))
         generators = (seeded(seed, Stream.VALIDATION, number) for number in range(len(shapes)))
-        return [task.sample(generator, each, shape) for generator, shape in zip(generators, shapes, strict=True)]
+        pairs = zip(generators, shapes, strict=True)
+        if isinstance(task, Listed):
+            suite = task.suites[0]
+            most = [min(each, task.num_listed(shape, suite)) for shape in shapes]
+            return [task.sample(g, count, shape, suite) for (g, shape), count in zip(pairs, most, strict=True)]
+        return [task.sample(generator, each, shape) for generator, shape in pairs]
     large = tuple(shape for shape in shapes if task.num_problems(shape) >= SMALL)
     for_validation = bool(large)
     shapes = large or shapes
