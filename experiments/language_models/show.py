@@ -111,13 +111,16 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.fill_between(lengths, [min(c) for c in found], [max(c) for c in found], color=colour, alpha=0.2, lw=0)
     ticks = sorted({row["length"] for result in results for row in result["rows"]})
     axes.axvspan(axes.get_xlim()[0], TRAINED, color="0.9", lw=0, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="context (bytes)", ylabel="perplexity of a byte")
+    axes.set(xscale="log", xlabel="context (bytes)", ylabel="perplexity of a byte")
     axes.set_xlim(ticks[0] / 1.1, ticks[-1] * 1.1)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    values = [row["value"] for result in results for row in result["rows"]]
+    if max(values) > 2 * min(values):
+        axes.set_yscale("log")
+        marks = [mark * 10**power for power in range(6) for mark in (1, 1.5, 2, 3, 5, 7)]
+        marks = [mark for mark in marks if min(values) / 1.3 <= mark <= max(values) * 1.3]
+        axes.set_yticks(marks, [f"{mark:g}" for mark in marks])
     axes.minorticks_off()
-    low, high = axes.get_ylim()
-    marks = [mark for power in range(-1, 6) for mark in (10**power, 2 * 10**power, 5 * 10**power)]
-    axes.set_yticks([m for m in marks if low <= m <= high], [f"{m:g}" for m in marks if low <= m <= high])
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     with replacing(path) as temporary:
