@@ -10,10 +10,27 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, predict
-from abc_toolkit.phases.measure import evaluation_problems
+from abc_toolkit.models.decoding import pieces
+from abc_toolkit.models.memory import check_memory
+from abc_toolkit.phases.measure import Total, evaluation_problems
+from abc_toolkit.positions import (
+    DAPE,
+    FIRE,
+    ALiBi,
+    Compose,
+    CoPE,
+    DAPEv2,
+    KerpleLog,
+    NoPE,
+    PositionMethod,
+    RandomizedPositions,
+    RoPE,
+    T5RelativeBias,
+)
 from abc_toolkit.runs.folder import build_model
 from abc_toolkit.tasks import LanguageModel
 from abc_toolkit.testing.task_contract import TaskContract
@@ -22,6 +39,8 @@ from tests.tasks.text.conftest import subword_file, written
 
 DOCS = Path(__file__).parents[3] / "docs"
 Abc = Callable[..., tuple[int, str, str]]
+METHODS = [NoPE(), RoPE(), T5RelativeBias(), ALiBi(), KerpleLog(), FIRE(), CoPE()]
+METHODS += [kind(base) for kind in (DAPE, DAPEv2) for base in (ALiBi(), KerpleLog(), FIRE(activation="leaky_relu"))]
 TINY = ["--model.num_decoder_layers", "1", "--model.model_dim", "16", "--model.num_heads", "2"]
 TINY += ["--model.feedforward_dim", "16", "--model.position", "ALiBi", "--trainer.max_steps", "6"]
 TINY += ["--trainer.validate_every", "3", "--data.validation_problems", "8", "--data.batch_size", "4"]
@@ -164,6 +183,68 @@ def test_nothing_is_read_before_it_is_needed() -> None:
     assert task.training_shapes() == ((128,),)
     with pytest.raises(UserError, match="there is no text at nowhere"):
         task.sample(torch.Generator(), 1, (128,))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_every_position_method_of_the_study_learns_and_is_evaluated(
+    method: PositionMethod, task: LanguageModel, generator: torch.Generator
+) -> None:
+    torch.manual_seed(0)
+    sizes = Architecture(num_decoder_layers=2, model_dim=16, num_heads=2, feedforward_dim=16, position=method)
+    model = build_model(task, sizes.for_task(decoded=False), None)
+    batch, optimizer = task.sample(generator, 4, (16,)), torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(6):
+        loss = task.objective.loss(predict(model, batch, task.layout((16,))), batch)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    assert all(parameter.grad is not None for parameter in model.positioning.parameters())
+    model.eval()
+    for length in (16, 256):
+        (batch,) = evaluation_problems(task, length, "held_out", 3, 0)
+        total = Total(task)
+        total.add(model, batch, task.layout((length,)), "parallel")
+        ((metric, (value, low, high)),) = total.summaries()
+        assert (metric.name, total.samples) == ("perplexity", 3)
+        assert 1 < low <= value <= high < math.inf
+
+
+def test_what_a_method_holds_for_each_pair_is_counted(task: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of DAPE fewer windows go through the model at once, by the hidden channels beside the heads."""
+    sizes = Architecture(model_dim=16, num_heads=2, feedforward_dim=16, position=ALiBi()).for_task(decoded=False)
+    plain = build_model(task, sizes, None)
+    nested = (DAPE(ALiBi(), width=6), RandomizedPositions(DAPEv2(ALiBi(), width=6)), Compose((DAPE(width=6), ALiBi())))
+    assert plain.numbers_a_pair == 2
+    batch = task.listed(torch.arange(32), (16,), "held_out")
+    monkeypatch.setattr("abc_toolkit.models.decoding._CELLS", 16**2 * 32)
+    assert [len(piece) for piece in pieces(plain, batch)] == [16, 16]
+    for method in nested:
+        model = build_model(task, replace(sizes, position=method), None)
+        assert model.numbers_a_pair == 8
+        assert [len(piece) for piece in pieces(model, batch)] == [4] * 8
+
+
+def test_a_length_beyond_memory_is_refused(task: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abc_toolkit.models.memory.memory_of", lambda device: 2**27)
+    sizes = Architecture(model_dim=16, num_heads=2, feedforward_dim=16, position=ALiBi()).for_task(decoded=False)
+    check_memory(task, build_model(task, sizes, None), (2000,), torch.device("cpu"))
+    model = build_model(task, replace(sizes, position=DAPE(ALiBi())), None)
+    with pytest.raises(UserError, match=r"length 2,000: one problem takes about .* choose a shorter one"):
+        check_memory(task, model, (2000,), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("base", ["ALiBi", "KerpleLog", "FIRE"])
+@pytest.mark.parametrize("kind", ["DAPE", "DAPEv2"])
+def test_a_method_over_another_is_named_by_two_options(kind: str, base: str, abc: Abc) -> None:
+    words = ["--model.position", kind, "--model.position.base", base]
+    status, out, err = abc("fit", "--config", "text/language_model", *words, "--print_config")
+    assert status == 0, err
+    position = yaml.safe_load(out)["model"]["position"]
+    assert position["class_path"].endswith(f".{kind}")
+    assert position["init_args"]["base"]["class_path"].endswith(f".{base}")
 
 
 def refused(abc: Abc, *words: str) -> str:
