@@ -19,7 +19,9 @@ POSITIONS = sorted((CONFIGS / "positions").glob("*.yaml"))
 FUNCTIONS = sorted((CONFIGS / "functions").rglob("*.yaml"))
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
 STRUCTURES = sorted((CONFIGS / "structures").glob("*.yaml"))
-FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in (*POSITIONS, *FUNCTIONS, *MODELS, *STRUCTURES)]
+TEXT = sorted((CONFIGS / "text").rglob("*.yaml"))
+OTHERS = (*POSITIONS, *FUNCTIONS, *MODELS, *STRUCTURES, *TEXT)
+FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path not in OTHERS]
 CLASSES = "linear_regression sparse_linear_regression conjunction disjunction sparse_disjunction cnf dnf majority "
 CLASSES += "int_halfspace sparse_threshold parity sparse_parity"
 
@@ -122,6 +124,37 @@ def test_the_studys_full_size_takes_a_step(name, tmp_path, capsys):
     history = json.loads((folder / "fit" / "training.json").read_text())
     assert history["stages"] == [{"step": 0, "dim": 4, "points": 10}]
     assert all(point["loss"] > 0 for point in history["validation"])
+
+
+def test_configurations_of_text_are_there():
+    assert {str(path.relative_to(CONFIGS / "text")) for path in TEXT} == {"language_model.yaml", "paper/dape_125m.yaml"}
+
+
+@pytest.mark.parametrize("path", TEXT, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_task_on_text_is_chosen_by_its_file(path, capsys):
+    content = yaml.safe_load(path.read_text())
+    found = printed(["fit", "--config", str(path)], capsys)
+    for name, value in content["task"]["init_args"].items():
+        assert found["task"]["init_args"][name] == value
+    for group in ("data", "optimizer", "trainer"):
+        for name, value in content["fit"][group].items():
+            assert found[group][name] == value
+    assert printed(["evaluate", "--config", str(path)], capsys)["length"] == content["evaluate"]["length"]
+
+
+@pytest.mark.parametrize(
+    "name", [path.relative_to(CONFIGS).with_suffix("") for path in TEXT], ids=lambda name: str(name)
+)
+def test_a_model_of_text_takes_a_step(name, tmp_path, capsys):
+    """Of fewer layers, on short windows of another text."""
+    words = ["--task.path", str(CONFIGS.parent / "docs"), "--task.max_length", "16", "--task.scored", "4"]
+    words += ["--model.num_decoder_layers", "2"]
+    words += ["--data.batch_size", "2", "--data.validation_problems", "2", "--trainer.max_steps", "1"]
+    words += ["--trainer.validate_every", "1", "--trainer.threads", "1", "--trainer.accelerator", "cpu"]
+    folder = tmp_path / "run"
+    assert main(["fit", "--config", str(name), "--run", str(folder), *words]) == 0, capsys.readouterr()
+    history = json.loads((folder / "fit" / "training.json").read_text())
+    assert all(0 < point["loss"] < 20 for point in history["validation"])
 
 
 @pytest.mark.parametrize("path", POSITIONS, ids=lambda path: path.stem)

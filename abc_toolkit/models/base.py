@@ -188,6 +188,11 @@ class Model(nn.Module, abc.ABC):
     def add_layers(self) -> None:
         """Makes what stands between the input and the output adapter."""
 
+    @property
+    def numbers_a_pair(self) -> int:
+        """Numbers that attention holds at once for each pair of a query and a key."""
+        return self.architecture.num_heads
+
     def embed(self, inputs: Tensor, positions: Positions) -> Tensor:
         """The stream `[batch, length, model_dim]` of token ids `[batch, length]` or vectors `[batch, length, dim]`."""
         x = self.embedding(inputs) * self.embedding_scale

@@ -49,7 +49,7 @@ def planned(
 def pieces(model: Model, batch: Batch) -> Iterator[Batch]:
     """Problems that are not decoded step by step, in batches whose attention fits into memory."""
     length = batch.inputs.shape[1] + (batch.targets.shape[1] if model.interface.decoded else 0)
-    size = max(1, min(_TOKENS_WHOLE // length, _CELLS // (model.architecture.num_heads * length**2)))
+    size = max(1, min(_TOKENS_WHOLE // length, _CELLS // (model.numbers_a_pair * length**2)))
     yield from batch.split(min(size, _DRAWN_TOGETHER) if _draws(model) else size)
 
 

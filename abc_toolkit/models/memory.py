@@ -74,7 +74,7 @@ def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -
     if isinstance(model, TransformerModel) and target:
         needed += target * 40 * sum(_num_slots(task, model, max(shape)))
     elif not target:  # what is not decoded attends densely, as a whole
-        needed += 12 * architecture.num_heads * source**2
+        needed += 12 * model.numbers_a_pair * source**2
     available = memory_of(device)
     if needed > available:
         raise UserError(

@@ -495,6 +495,10 @@ class AttentionModel(Model):
         return [module for module in self.modules() if isinstance(module, Attention)]
 
     @property
+    def numbers_a_pair(self) -> int:
+        return super().numbers_a_pair + max((part.position.numbers_a_pair for part in self.attentions), default=0)
+
+    @property
     def path(self) -> AttentionPath:
         """The path of every attention."""
         return self.attentions[0].path

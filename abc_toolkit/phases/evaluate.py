@@ -22,7 +22,7 @@ from abc_toolkit.phases.solve import attending
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run, device_for, save_record
-from abc_toolkit.tasks.base import ATTENTION, Calibratable, Solvable, Task, check_suites
+from abc_toolkit.tasks.base import ATTENTION, Calibratable, Listed, Solvable, Task, check_suites
 from abc_toolkit.tasks.lengths import Size
 
 RESULTS = "results.json"
@@ -207,4 +207,8 @@ def check_evaluating(
     for size, suite in product(sizes, suites):
         if isinstance(size, int) and suite not in (*task.default_suites, ATTENTION):
             task.evaluation_shapes(size, suite, torch.Generator())  # raises where the suite does not fit
+        if isinstance(task, Listed) and isinstance(size, int):
+            count = task.num_samples if samples is None else samples
+            for shape in task.evaluation_shapes(size, suite, torch.Generator()):
+                task.choose(torch.Generator(), count, shape, suite)  # raises where there are fewer problems
     return sizes, suites, device_for(accelerator)

@@ -17,7 +17,7 @@ from abc_toolkit.report import terminal
 from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import load_json
 from abc_toolkit.seeds import Stream, drawing, seeded
-from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Observed, Problems, Stored, Task
+from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Listed, Observed, Problems, Task
 from abc_toolkit.tasks.lengths import Shape, Size
 from abc_toolkit.tasks.objective import Metric
 from abc_toolkit.training.data import draw
@@ -136,7 +136,8 @@ def read_rows(path: Path) -> tuple[Row, ...]:
 def evaluation_problems(task: Task, size: Size, suite: str, samples: int, seed: int) -> Iterator[Batch]:
     """The problems of one length, or shape, and suite, made piece by piece.
 
-    Within the training lengths, `uniform` problems are those held out of training, where there are any.
+    Within the training lengths, `uniform` problems are those held out of training, where there are any. Of a task with
+    lists of problems, the same ones are chosen at every length, as far as each has them.
 
     Args:
         task: The task.
@@ -150,11 +151,13 @@ def evaluation_problems(task: Task, size: Size, suite: str, samples: int, seed: 
     for number, shape in enumerate(shapes):
         left = samples // len(shapes) + (number < samples % len(shapes))
         most = max(1, _TOKENS_DRAWN // sum(task.num_tokens(shape)))
+        if isinstance(task, Listed):
+            choosing = seeded(seed, Stream.EVALUATION, task.suites.index(suite))
+            for numbers in task.choose(choosing, left, shape, suite).split(most):
+                yield task.listed(numbers, shape, suite)
+            continue
         trained = suite == UNIFORM and max(_numbers(size)) <= task.max_length
         holds_out = trained and isinstance(task, HeldOut) and task.num_problems(shape) >= SMALL
-        if isinstance(task, Stored):
-            yield from task.sample(generator, left, shape, suite).split(most)
-            continue
         while left:
             batch = min(left, most)
             left -= batch

@@ -25,7 +25,7 @@ from abc_toolkit.runs.folder import (
     save_weights,
 )
 from abc_toolkit.tasks import Addition, Calibratable, Task
-from abc_toolkit.tasks.base import Staged, Stored, require
+from abc_toolkit.tasks.base import Staged, require
 from abc_toolkit.tasks.objective import EXACT_MATCH, Objective, Stopping
 from abc_toolkit.training.coverage import THIN, Coverage
 from abc_toolkit.training.curriculum import Curriculum
@@ -140,7 +140,7 @@ def fit(
     if isinstance(task, Calibratable) and model.kind == "encoder-decoder":
         following = next_command(target, "calibrate")
     else:
-        following = next_command(target, "evaluate", " --length 1x" if isinstance(task, Stored) else "")
+        following = next_command(target, "evaluate", " --length 1x" if task.one_length else "")
     terminal.done(summary, target.folder("fit"), following)
     return result
 
@@ -281,7 +281,9 @@ def _write(
         save_text(folder / WINDOW, window.to_json())
     save_weights(folder, model)
     figures.training(folder / "training.png", load_json(folder / HISTORY) | {"phase": training.phase})
-    facts = {"task": training.task, "model": training.architecture}
+    facts: dict[str, Any] = {"task": training.task, "model": training.architecture}
+    if training.task.data_files():
+        facts["data_files"] = training.task.data_files()
     results = asdict(trained)
     save_record(folder, training.phase, training.seed, order.arguments, results, inputs=order.inputs, facts=facts)
 

@@ -71,11 +71,13 @@ class AttentionPosition:
         transforms: Whether `transform` has an effect; without one, attention takes the fused path.
         takes_batches: Whether the hooks take positions of which coordinates differ from problem to problem, with the
             batch first, and biases may have it first too. Other hooks are called problem by problem for these.
+        numbers_a_pair: Numbers that `transform` holds for each pair of a query and a key, beside the logits.
     """
 
     pointwise: bool = True
     transforms: bool = False
     takes_batches: bool = False
+    numbers_a_pair: int = 0
 
     @property
     def does_nothing(self) -> bool:

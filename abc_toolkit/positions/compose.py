@@ -93,6 +93,7 @@ class _Joined(AttentionPosition):
         self.hooks = hooks
         self.pointwise = all(hook.pointwise for hook in hooks)
         self.transforms = any(hook.transforms for hook in hooks)
+        self.numbers_a_pair = max(hook.numbers_a_pair for hook in hooks)
 
     @property
     def rotates(self) -> bool:

@@ -169,7 +169,8 @@ class _DAPEModel(ModelPosition):
         # Hooks that override `bias` have one at all positions.
         has_bias = type(base).bias is not AttentionPosition.bias
         heads = self.sizes.num_heads
-        return DAPEAttention(base, self.method.network(2 * heads if has_bias else heads, heads))
+        network = self.method.network(2 * heads if has_bias else heads, heads)
+        return DAPEAttention(base, network, self.method.width)
 
 
 class DAPEAttention(nn.Module, AttentionPosition):
@@ -178,10 +179,11 @@ class DAPEAttention(nn.Module, AttentionPosition):
     pointwise = False
     transforms = True
 
-    def __init__(self, base: AttentionPosition, network: nn.Module) -> None:
+    def __init__(self, base: AttentionPosition, network: nn.Module, width: int) -> None:
         super().__init__()
         self.base = base
         self.network = network
+        self.numbers_a_pair = width
 
     @property
     def rotates(self) -> bool:

@@ -114,6 +114,7 @@ class RandomizedAttention(nn.Module, AttentionPosition):
         self.inner = inner
         self.pointwise = inner.pointwise
         self.transforms = inner.transforms
+        self.numbers_a_pair = inner.numbers_a_pair
 
     @property
     def rotates(self) -> bool:

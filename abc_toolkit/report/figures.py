@@ -27,7 +27,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 from torch import Tensor
@@ -399,6 +399,7 @@ def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, 
         lines.setdefault((row["weights"], row["suite"], row["decode"], row["seed"]), []).append(row)
     for (name, suite, _, _), points in lines.items():
         x, y, low, high = np.array([[p["length"], p["value"], p["low"], p["high"]] for p in points], float).T
+        y, low, high = (np.where(np.isfinite(values), values, np.nan) for values in (y, low, high))  # beyond floats
         # Suites that are all right, or all wrong, would hide one another: each is moved aside by a few points.
         aside = 4 * (suites.index(suite) - (len(suites) - 1) / 2) / 72
         axes.errorbar(
@@ -438,7 +439,7 @@ def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, 
     if metric.is_share:
         _percent(axes, label)
     else:
-        axes.set_ylim(0, 1.05 * max(row["high"] for row in rows) or 1)  # lines that are moved aside do not count
+        _numbers(axes, [number for row in rows for number in (row["low"], row["high"])], metric.of_logarithms)
         axes.set_ylabel(label, fontsize=TEXT, color=INK)
     what = "accuracy" if metric is EXACT_MATCH else metric.title
     axes.set_title(f"{task}: {what} at each length", fontsize=TITLE, color=INK, pad=18)
@@ -450,6 +451,25 @@ def _draw_metric(rows: Sequence[Mapping[str, Any]], max_length: int, task: str, 
     axes.add_artist(named).set_clip_on(False)  # what is clipped to the axes has no room made for it
     axes.legend(handles=marks, title="suite", loc="upper left", bbox_to_anchor=(1.01, 0.75), **look)
     return figure
+
+
+def _numbers(axes: Axes, ends: Sequence[float], of_logarithms: bool) -> None:
+    """Scales the vertical axis to intervals: from 0, or for the exponential of a mean from the least.
+
+    Such numbers explode where a model fails; if the greatest is ten times the least, the axis is logarithmic.
+    """
+    ends = [end for end in ends if math.isfinite(end)] or [1.0]
+    least, most = min(ends), max(ends)
+    if not of_logarithms:
+        axes.set_ylim(0, 1.05 * most or 1)  # lines that are moved aside do not count
+    elif most < 10 * least:
+        margin = 0.05 * (most - least) or 0.05 * most
+        axes.set_ylim(least - margin, most + margin)
+    else:
+        axes.set(yscale="log", ylim=(least / 1.15, most * 1.15))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most < 1000 * least else (1.0,)))
+        axes.yaxis.set_major_formatter("{x:,g}" if most < 1e6 else "{x:.0e}")
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _draw_output_curves(curves: Sequence[Mapping[str, Any]], max_length: int, title: str, metric: Metric) -> Figure:

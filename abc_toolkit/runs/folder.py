@@ -448,8 +448,22 @@ class Run:
         return self.has(phase) and not self.interrupted(phase) and self.stale(phase) is None
 
     def task(self, phase: Phase) -> Task:
-        """The task of a finished phase."""
-        return self._rebuilt(self.record(phase), "task", Task)
+        """The task of a finished phase.
+
+        Raises:
+            UserError: Also if a file that the task reads is missing, or is not what a training read.
+        """
+        record = self.record(phase)
+        task = self._rebuilt(record, "task", Task)
+        if phase in ("fit", "retrain"):
+            recorded = record.get("data_files", {})
+            for path, value in task.data_files().items():
+                if not isinstance(recorded, dict) or cast(dict[str, Any], recorded).get(path) != value:
+                    raise UserError(
+                        f"the content of {path} is not what '{phase}' in {self.path} was trained on, as its hash is "
+                        f"another: restore it, or do 'abc {phase} --overwrite' again"
+                    )
+        return task
 
     def architecture(self, phase: Phase) -> Architecture:
         """The architecture of a finished training."""

@@ -6,12 +6,12 @@ from abc_toolkit.tasks.base import (
     Certifiable,
     HeldOut,
     Interface,
+    Listed,
     Observed,
     ProblemError,
     Problems,
     Solvable,
     Staged,
-    Stored,
     Task,
 )
 from abc_toolkit.tasks.digits.addition import Addition
@@ -32,6 +32,7 @@ from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.structures.images import ImageClassification
 from abc_toolkit.tasks.structures.sequences import SequenceCopy, SequenceRepeat, SequenceReverse
 from abc_toolkit.tasks.structures.trees import TreeC3, TreeCopy, TreeOperations, TreeRotate
+from abc_toolkit.tasks.text.language_model import LanguageModel
 
 __all__ = [
     "CNF",
@@ -49,7 +50,9 @@ __all__ = [
     "ImageClassification",
     "IntHalfspace",
     "Interface",
+    "LanguageModel",
     "LinearRegression",
+    "Listed",
     "LongMultiplication",
     "Majority",
     "MultiOperandAddition",
@@ -71,7 +74,6 @@ __all__ = [
     "SparseParity",
     "SparseThreshold",
     "Staged",
-    "Stored",
     "Subtraction",
     "Successor",
     "Task",

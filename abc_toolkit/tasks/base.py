@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, LayoutDescription
-from abc_toolkit.tasks.lengths import Shape, Size, parse_sizes
+from abc_toolkit.tasks.lengths import Shape, Size, parse_sizes, shape_name
 from abc_toolkit.tasks.objective import Objective, TokenCrossEntropy
 from abc_toolkit.vocabulary import Vocabulary
 
@@ -139,11 +139,13 @@ class Task(abc.ABC):
         max_length: Longest training length, in the task's own unit: digits of an operand, bits, points of a prompt.
         suites: Names of its evaluation suites, the plain one first. Of suites `a/b` and `a/c`, `a` names both.
         num_samples: Problems of each suite and length, where an evaluation names no number.
+        one_length: Whether there are no problems of another length than `max_length`.
     """
 
     max_length: int
     suites: ClassVar[tuple[str, ...]] = (UNIFORM,)
     num_samples: ClassVar[int] = 1000
+    one_length: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -219,6 +221,52 @@ class Task(abc.ABC):
         """Predictors, by name, that an evaluation shows beside the models; each gives outputs as a model does."""
         return {}
 
+    def data_files(self) -> Mapping[str, str]:
+        """SHA-256 of what the task reads from files, by path. A run records it, and refuses other content later."""
+        return {}
+
+
+class Listed(Task):
+    """A task whose suites are lists of problems, of which an evaluation chooses some without repetition.
+
+    Its models are validated on such a list too, as its training problems come up again.
+
+    Attributes:
+        validation_suite: The suite that a training is validated on, whose problems are never trained on; the first, if
+            not given.
+    """
+
+    validation_suite: ClassVar[str | None] = None
+
+    @abc.abstractmethod
+    def num_listed(self, shape: Shape, suite: str) -> int:
+        """How many problems of a shape a suite has; of a larger shape there are as many, or fewer.
+
+        Raises:
+            UserError: If there is none.
+        """
+
+    @abc.abstractmethod
+    def listed(self, numbers: Tensor, shape: Shape, suite: str) -> Batch:
+        """Problems by their numbers `[batch]`, from 0 on. Problems of one number at several shapes belong together."""
+
+    def choose(self, generator: Generator, samples: int, shape: Shape, suite: str) -> Tensor:
+        """Numbers of distinct problems, `[samples]`.
+
+        A generator in the same state chooses the same numbers at every shape, but for those that a shape has not.
+
+        Raises:
+            UserError: If the suite has fewer problems of the shape.
+        """
+        available = self.num_listed(shape, suite)
+        if samples > available:
+            raise UserError(
+                f"--samples {samples}, or --data.validation_problems: there are {available:,} problems of length "
+                f"{shape_name(shape)} in {suite}: choose at most {available}"
+            )
+        order = torch.randperm(self.num_listed(self.training_shapes()[0], suite), generator=generator)
+        return order[order < available][:samples]
+
 
 class Staged(abc.ABC):
     """A task that can be made easier for the beginning of a training."""
@@ -230,18 +278,6 @@ class Staged(abc.ABC):
         Raises:
             UserError: If the task has not so many.
         """
-
-
-class Stored(abc.ABC):
-    """A task whose problems lie in a finite store, such as labelled images, all of them of one length.
-
-    One call of `sample` draws distinct problems of a suite, so that an evaluation draws all its problems at once.
-
-    Attributes:
-        validation_suite: The suite that a training is validated on; its problems are never trained on.
-    """
-
-    validation_suite: ClassVar[str]
 
 
 class Observed(abc.ABC):

@@ -18,7 +18,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.runs.description import describe, rebuild
 from abc_toolkit.runs.folder import build_model
-from abc_toolkit.tasks.base import TRAINING, Batch, HeldOut, ProblemError, Problems, Solvable, Stored, Task
+from abc_toolkit.tasks.base import TRAINING, Batch, HeldOut, Listed, ProblemError, Problems, Solvable, Task
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.objective import LogisticLoss
 
@@ -54,7 +54,7 @@ def opposite(task: Task, right: Tensor) -> Tensor:
 def shapes_of(task: Task, length: int, suite: str, seed: int = 0) -> tuple[Shape, ...]:
     """Shapes of a suite; none, if the suite has no problems of such a length.
 
-    The first suite has problems of every length, unless they lie in a store.
+    The first suite has problems of every length, unless there is but one.
     """
     shapes, refused = (), None
     try:
@@ -64,7 +64,7 @@ def shapes_of(task: Task, length: int, suite: str, seed: int = 0) -> tuple[Shape
     if refused is None:
         assert shapes
     else:
-        assert suite != task.suites[0] or (isinstance(task, Stored) and length != task.max_length), refused
+        assert suite != task.suites[0] or (task.one_length and length != task.max_length), refused
         assert len(str(refused).splitlines()) == 1
     return shapes
 
@@ -113,7 +113,7 @@ class TaskContract:
         assert len(set(task.suites)) == len(task.suites)
         assert set(task.default_suites) <= set(task.suites)
         lengths = [1, task.max_length, 3 * task.max_length]
-        if isinstance(task, Stored):
+        if task.one_length:
             lengths = [1, 3 * task.max_length, task.max_length]
             assert task.lengths("1x") == [task.max_length]
         else:
@@ -230,6 +230,20 @@ class TaskContract:
             assert (keys >= -1).all()
             assert torch.equal(keys.flip(0), task.keys(batch[torch.arange(len(batch)).flip(0)]))
             assert task.num_problems(batch.shape) >= 1
+
+    def test_listed_problems_are_distinct(self, task: Task) -> None:
+        if not isinstance(task, Listed):
+            return
+        (shape, *_), suite = task.training_shapes(), task.suites[0]
+        number = task.num_listed(shape, suite)
+        assert sorted(task.choose(generator(), number, shape, suite).tolist()) == list(range(number))
+        some = task.choose(generator(), 3, shape, suite)
+        (larger, *_) = shapes_of(task, task.max_length * (1 if task.one_length else 2), suite)
+        assert 3 <= task.num_listed(larger, suite) <= number
+        assert set(task.choose(generator(), 3, larger, suite).tolist()) == set(some.tolist())
+        assert torch.equal(task.listed(some, shape, suite).inputs[1:], task.listed(some[1:], shape, suite).inputs)
+        with pytest.raises(UserError, match="choose at most"):
+            task.choose(generator(), number + 1, shape, suite)
 
     def test_the_oracle_agrees_with_the_targets(self, task: Task) -> None:
         if not isinstance(task, Solvable):

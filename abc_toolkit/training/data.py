@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.seeds import Stream, seeded
-from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Problems, Staged, Stored, Task
+from abc_toolkit.tasks.base import SMALL, TRAINING, Batch, HeldOut, Listed, Problems, Staged, Task
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.training.curriculum import Curriculum
 
@@ -74,9 +74,9 @@ def draw(
 def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
     """Problems of the training mixture to validate on, shape by shape.
 
-    Of a task that holds problems out, or has a suite for it, they are distinct held-out problems. One so small that no
-    training shape holds `SMALL` problems is validated on problems that it trains on, as all of them are trained on in
-    full.
+    Of a task that holds problems out they are distinct held-out problems. One so small that no training shape holds
+    `SMALL` problems is validated on problems that it trains on, as all of them are trained on in full. A task with
+    lists of problems is validated on one of them.
 
     Args:
         task: The task.
@@ -84,13 +84,15 @@ def validation_problems(task: Task, seed: int, count: int) -> list[Batch]:
         count: Problems over all shapes together; short shapes may hold fewer than their part.
     """
     shapes = task.training_shapes()
-    if isinstance(task, Stored):
-        problems = task.sample(seeded(seed, Stream.VALIDATION, 0), count, shapes[-1], task.validation_suite)
-        return list(problems.split(_AT_ONCE))
     if not isinstance(task, HeldOut):
         each = math.ceil(count / len(shapes))
         generators = (seeded(seed, Stream.VALIDATION, number) for number in range(len(shapes)))
-        return [task.sample(generator, each, shape) for generator, shape in zip(generators, shapes, strict=True)]
+        pairs = zip(generators, shapes, strict=True)
+        if isinstance(task, Listed):
+            suite = task.validation_suite or task.suites[0]
+            drawn = [task.sample(g, min(each, task.num_listed(s, suite)), s, suite) for g, s in pairs]
+            return [piece for problems in drawn for piece in problems.split(_AT_ONCE)]
+        return [task.sample(generator, each, shape) for generator, shape in pairs]
     large = tuple(shape for shape in shapes if task.num_problems(shape) >= SMALL)
     for_validation = bool(large)
     shapes = large or shapes

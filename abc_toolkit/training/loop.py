@@ -230,6 +230,8 @@ class Training:
         settings |= {"optimizer": self.optimizer, "stopping": self.stopping, "trainer": self.trainer}
         settings |= {"processes": runner.world_size, "device": runner.strategy.root_device.type}
         settings |= {"until": "certified" if certified else "validated"}
+        if self.task.data_files():
+            settings |= {"data_files": self.task.data_files()}
         if self.curriculum is not None:
             settings |= {"curriculum": self.curriculum}
         if self.optimizer.schedule != "constant":

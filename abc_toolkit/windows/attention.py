@@ -84,6 +84,7 @@ class WindowedAttention(nn.Module, AttentionPosition):
         self.inner = inner
         self.pointwise = inner.pointwise
         self.transforms = inner.transforms
+        self.numbers_a_pair = inner.numbers_a_pair
         self._biases: _Cache[Tensor] = _Cache()
         self._tables: _Cache[OpenKeys] = _Cache()
 

@@ -23,7 +23,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.report import figures
 from abc_toolkit.tasks import Addition, MultiOperandAddition
-from abc_toolkit.tasks.objective import Metric
+from abc_toolkit.tasks.objective import PERPLEXITY, Metric
 from abc_toolkit.windows.lowering import matrices
 from abc_toolkit.windows.rules import Condition, Rule, Window
 
@@ -400,6 +400,34 @@ def test_accuracy_shows_every_result(lengths: tuple[int, ...], scale: str) -> No
     np.testing.assert_allclose(sorted(drawn), sorted(expected))
     ticks = set(axes.get_xticks())
     assert {1, 3, lengths[-1]} <= ticks <= {1, 3, *lengths}
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ((5.0, 5.2, 4.9), "linear"),
+        ((5.0, 42.0, 2e4), "log"),
+        ((5.0, 42.0, math.inf), "log"),
+        ((math.inf,), "linear"),
+        ((5.0,), "linear"),
+    ],
+)
+def test_perplexity_that_explodes_has_a_logarithmic_axis(values: tuple[float, ...], scale: str) -> None:
+    shared = {"weights": "fit", "suite": "held_out", "decode": "parallel", "seed": 0}
+    rows = [
+        shared | {"length": 128 * 2**i, "value": value, "low": 0.9 * value, "high": 1.1 * value}
+        for i, value in enumerate(values)
+    ]
+    figure = figures._draw_metric(rows, 128, "languagemodel", PERPLEXITY)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    finite = [value for value in values if math.isfinite(value)]
+    assert all(low < 0.9 * value < 1.1 * value < high for value in finite)
+    drawn = [value for bars in axes.containers for value in bars.lines[0].get_ydata() if math.isfinite(value)]
+    assert sorted(drawn) == sorted(finite)
+    assert not finite or any(low <= tick <= high for tick in axes.get_yticks())
 
 
 def test_accuracy_shades_the_trained_lengths() -> None:

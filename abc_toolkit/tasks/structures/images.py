@@ -3,6 +3,8 @@
 Source of the study: Kogkalidis et al. 2024 (arXiv 2312.16045), which classifies CIFAR-10.
 """
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import Layout, stream_layout
 from abc_toolkit.models.patches import PATCH, grid_of, patches_of
-from abc_toolkit.tasks.base import TRAINING, Batch, Interface, Stored, Task
+from abc_toolkit.tasks.base import TRAINING, Batch, Interface, Listed
 from abc_toolkit.tasks.lengths import Shape, Size
 from abc_toolkit.tasks.objective import ClassCrossEntropy, Objective
 from abc_toolkit.tasks.structures.image_files import LabelledImages, read_images
@@ -25,7 +27,7 @@ _AT_ONCE = 1000  # images that are summed at once
 
 
 @dataclass(frozen=True)
-class ImageClassification(Stored, Task):
+class ImageClassification(Listed):
     """The class of an image, read from a folder of files.
 
     A token is a place of a grid, 8x8 of an image of 28x28 pixels and 10x10 of one of 32x32. It holds a patch of 5x5
@@ -53,7 +55,8 @@ class ImageClassification(Stored, Task):
     label_smoothing: float = 0.0
 
     suites: ClassVar[tuple[str, ...]] = (TEST, VALIDATION)
-    validation_suite: ClassVar[str] = VALIDATION
+    validation_suite: ClassVar[str | None] = VALIDATION
+    one_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -126,21 +129,25 @@ class ImageClassification(Stored, Task):
         Raises:
             UserError: If a suite has fewer images.
         """
+        if suite != TRAINING:
+            return self.listed(self.choose(generator, batch, shape, suite), shape, suite)
+        part = self._store.parts[TRAINING]
+        rows = torch.randint(len(part), (batch,), generator=generator)
+        return self._batch(self._augmented(part.pixels[rows], generator), part.labels[rows], shape)
+
+    def num_listed(self, shape: Shape, suite: str) -> int:
+        return len(self._store.parts[suite])
+
+    def listed(self, numbers: Tensor, shape: Shape, suite: str) -> Batch:
         part = self._store.parts[suite]
-        if suite == TRAINING:
-            rows = torch.randint(len(part), (batch,), generator=generator)
-        elif batch > len(part):
-            raise UserError(
-                f"the suite {suite} has {len(part):,} images, and {batch:,} are asked for: lower --samples, or "
-                "--data.validation_problems of a training"
-            )
-        else:
-            rows = torch.randperm(len(part), generator=generator)[:batch]
-        pixels = part.pixels[rows]
-        if suite == TRAINING:
-            pixels = self._augmented(pixels, generator)
+        return self._batch(part.pixels[numbers], part.labels[numbers], shape)
+
+    def data_files(self) -> Mapping[str, str]:
+        return {str(self.path): self._store.hash}
+
+    def _batch(self, pixels: Tensor, labels: Tensor, shape: Shape) -> Batch:
         standard = (pixels - self._store.mean) / self._store.deviation
-        return Batch(shape, patches_of(standard), part.labels[rows, None])
+        return Batch(shape, patches_of(standard), labels[:, None])
 
     def _augmented(self, pixels: Tensor, generator: Generator) -> Tensor:
         """Images `[batch, channel, row, column]`, cropped and mirrored at random."""
@@ -179,10 +186,15 @@ class _Store:
         shape: Channels, rows and columns of an image.
         mean: Mean of each channel over the images trained on, `[channel, 1, 1]`.
         deviation: Its standard deviation.
+        hash: SHA-256 of all images and labels.
     """
 
     def __init__(self, path: Path, classes: int, held_out: int) -> None:
         train, test = read_images(path, classes)
+        hashed = hashlib.sha256()
+        for tensor in (train.pixels, train.labels, test.pixels, test.labels):
+            hashed.update(tensor.numpy().tobytes())
+        self.hash = hashed.hexdigest()
         channels, height, width = train.pixels.shape[1:]
         self.shape = (channels, height, width)
         if not all(grid_of(height, width)):

@@ -248,7 +248,7 @@ def test_a_suite_is_drawn_without_repetition_and_kept_out_of_training(images: Im
     validated = validation_problems(again, 1, 40)
     assert rows_of(torch.cat([batch.inputs for batch in validated])) == held
     for suite in images.suites:
-        with pytest.raises(UserError, match=f"the suite {suite} has 40 images, and 41 are asked for: lower --samples"):
+        with pytest.raises(UserError, match=f"there are 40 problems of length .* in {suite}: choose at most 40"):
             images.sample(generator, 41, (3,), suite)
 
 
@@ -426,7 +426,6 @@ def test_a_colour_is_learned_with_every_method(method: PositionMethod, tmp_path:
         ),
         ((), "path"),
         (("--task.path", "FOLDER", "--task.classes", "2"), "there is a label 2, .*raise --task.classes"),
-        (("--task.path", "FOLDER", "--task.held_out", "40", "--data.validation_problems", "41"), "has 40 images"),
         (
             ("--task.path", "FOLDER", "--model.position", "Learned", "--model.position.capacity", "4"),
             "position 5 is beyond the capacity of 4: raise capacity",
@@ -457,7 +456,7 @@ def test_a_run_is_fitted_resumed_and_evaluated(abc: Abc, folders: dict[str, Path
     assert Run(folder).task("fit") == ImageClassification(folders["idx"], classes=3, held_out=40, label_smoothing=0.1)
     status, _, err = abc("fit", *words, "--resume", "--trainer.max_steps", "4")
     assert status == 0, err
-    for length, samples, said in (("2x", "9", "2x3 tokens"), ("1x", "41", "the suite test has 40 images"),
+    for length, samples, said in (("2x", "9", "2x3 tokens"), ("1x", "41", "there are 40 problems of length 3 in test"),
                                   ("1x,10x", "9", "2x3 tokens")):  # fmt: skip
         status, out, err = abc("evaluate", "--length", length, "--samples", samples)
         assert (status, out, len(err.splitlines())) == (2, "", 1), err

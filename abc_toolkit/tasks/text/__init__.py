@@ -1,0 +1,1 @@
+"""Tasks on text that a user names: nothing is fetched, and nothing in a text is executed."""
