@@ -136,8 +136,8 @@ def draw_lengths(results: Sequence[Result], path: Path) -> None:
         if is_error(name):
             axes.set(yscale="log", ylim=(1e-3, 20), ylabel="squared error")
         else:
-            axes.set(ylim=(0.45, 1.01), ylabel="accuracy")
-        axes.legend(frameon=False, fontsize=7, loc="lower right" if not is_error(name) else "upper right", ncols=2)
+            axes.set(ylim=(0.35, 1.01), ylabel="accuracy")
+        axes.legend(frameon=False, fontsize=7, loc="upper right" if is_error(name) else "lower right", ncols=3)
     marks = [Line2D([], [], color=colours[method], label=method) for method in methods]
     figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     figure.savefig(path, dpi=110)
