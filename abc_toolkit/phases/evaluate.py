@@ -86,7 +86,7 @@ def evaluate(
     needed = "retrain" if weights == "retrain" else "fit"
     source = Run.newest(run, needed)
     task = source.task(needed)
-    sizes, suites, device = check_evaluating(task, length, sets, samples, accelerator)
+    sizes, suites, device = check_evaluating(task, length, sets, samples, decode, accelerator)
     metrics = reported_metrics(task, decode)
     samples = task.num_samples if samples is None else samples
     phases = _phases(source, task, weights)
@@ -201,11 +201,12 @@ def _draw(folder: Path, task: Task, metrics: Sequence[Metric], rows: list[dict[s
 
 
 def check_evaluating(
-    task: Task, length: str, sets: Sequence[str] | str | None, samples: int | None, accelerator: str
+    task: Task, length: str, sets: Sequence[str] | str | None, samples: int | None, decode: Decode, accelerator: str
 ) -> tuple[list[Size], tuple[str, ...], torch.device]:
     """Refuses what an evaluation cannot do; the sizes, the suites and the device."""
     if samples is not None and samples < 1:
         raise UserError(f"--samples {samples}: give at least 1")
+    reported_metrics(task, decode)  # raises where nothing can be measured so
     sizes, suites = task.lengths(length), check_suites(task, sets)
     for size, suite in product(sizes, suites):
         if isinstance(size, int) and suite not in (*task.default_suites, ATTENTION):

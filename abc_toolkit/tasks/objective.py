@@ -29,6 +29,7 @@ class Metric:
         in_percent: Whether it is shown in per cent, as every share is.
         of_logarithms: Whether problems have logarithms of it, so that the exponential of their mean is reported.
         digits: Significant digits in tables, where it is neither in per cent nor of logarithms.
+        is_acronym: Whether its name is written in capitals in a heading.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Metric:
     in_percent: bool = False
     of_logarithms: bool = False
     digits: int = 2
+    is_acronym: bool = False
 
     def __post_init__(self) -> None:
         if self.is_share and not self.in_percent:
@@ -45,7 +47,7 @@ class Metric:
     @property
     def title(self) -> str:
         """Its name in a heading."""
-        return self.name.replace("_", " ")
+        return self.name.upper() if self.is_acronym else self.name.replace("_", " ")
 
     def summary(self, total: float, squares: float, count: int) -> tuple[float, float, float]:
         """Mean and 95 % interval: Wilson's for a share, else that of a normal mean; of logarithms, its exponential.

@@ -153,8 +153,9 @@ def _loaded(files: tuple[File, ...], share: float, vocabulary: File, max_length:
     found = ParallelText(
         pairs_of(training, files[0], "trained on"), pairs_of(held_out, files[-2], "held out"), hashes, tokenizer.decode
     )
-    for _, target in held_out:
-        if tokenizer.decode(encode([target])[0]) != target:
+    targets = [target for _, target in held_out]
+    for target, given_back in zip(targets, tokenizer.decode_batch(encode(targets)), strict=True):
+        if target != given_back:
             raise UserError(
                 f"{vocabulary.path} does not give {quoted(target)} back, and a translation could not be scored: give a "
                 "subword file of bytes, as experiments/translation/prepare.py makes it"

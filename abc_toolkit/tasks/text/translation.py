@@ -20,7 +20,7 @@ from abc_toolkit.tasks.text.pairs import Pairs, ParallelText, load_pairs
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 HELD_OUT = "held_out"
-BLEU = Metric("bleu", higher_is_better=True, digits=3)
+BLEU = Metric("bleu", higher_is_better=True, digits=3, is_acronym=True)
 _ORDERS = 4  # of n-grams that BLEU counts
 _FROM_THE_END = ("index", "raw_from_end")  # coordinates that would say how long a target is
 

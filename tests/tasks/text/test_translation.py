@@ -291,7 +291,7 @@ def test_fit_evaluate_and_changes_of_files(abc: Abc, here: Path) -> None:
     ]
     assert rows[2]["samples"] == len(task_of(here, max_length=8).text.held_out)
     assert {"perplexity.png", "accuracy.png", "bleu.png"} <= {path.name for path in Path("run/evaluate").iterdir()}
-    assert "leu on translation" in out + err
+    assert "BLEU on translation" in out + err
     kept = Path("run/evaluate/record.json").read_bytes()
 
     assert "give --length 1x" in refused(abc, *evaluate[:-2], "2x", "--overwrite")
@@ -351,6 +351,23 @@ def test_bad_files_leave_no_run(change: Callable[[], Any], words: list[str], rea
     message = refused(abc, "fit", *FILES, *words, *TINY, "--run", "run")
     assert re.search(reason, message), message
     assert not Path("run").exists()
+
+
+def test_backbones_that_take_no_padding_are_refused(abc: Abc, here: Path) -> None:
+    words = TINY[2:]  # no encoder
+    for backbone in ("decoder-only", "mamba"):
+        message = refused(abc, "fit", *FILES, *words, "--model.backbone", backbone, "--run", "run")
+        assert "choose --model.backbone encoder-decoder" in message
+        assert not Path("run").exists()
+
+
+def test_structures_are_not_decoded_step_by_step(abc: Abc, here: Path) -> None:
+    status, _, err = abc("fit", "--task", "SequenceCopy", "--task.max_length", "4", *TINY, "--run", "run")
+    assert status == 0, err
+    evaluate = ["evaluate", "--run", "run", "--length", "1x", "--samples", "8"]
+    assert "--decode steps is not available for sequencecopy" in refused(abc, *evaluate, "--decode", "steps")
+    assert not Path("run/evaluate").exists()
+    assert abc(*evaluate)[0] == 0
 
 
 def test_a_missing_library_is_named(abc: Abc, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
