@@ -206,7 +206,7 @@ def check_evaluating(
     """Refuses what an evaluation cannot do; the sizes, the suites and the device."""
     if samples is not None and samples < 1:
         raise UserError(f"--samples {samples}: give at least 1")
-    reported_metrics(task, decode)  # raises where nothing can be measured so
+    reported_metrics(task, decode)  # raises where the task has no such decoding
     sizes, suites = task.lengths(length), check_suites(task, sets)
     for size, suite in product(sizes, suites):
         if isinstance(size, int) and suite not in (*task.default_suites, ATTENTION):

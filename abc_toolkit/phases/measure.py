@@ -39,9 +39,9 @@ class Row:
         tokens: Tokens of inputs and target together, in the suite's largest shape.
         samples: Number of problems.
         metric: Name of the metric.
-        value: Its mean over the problems, or what a metric of decoded targets is of all of them.
-        low: Lower end of the 95 % interval: Wilson's for a share, of problems drawn again for a metric of decoded
-            targets, else that of a normal mean.
+        value: Its mean over the problems; of a metric of decoded targets, its value for all problems together.
+        low: Lower end of the 95 % interval: Wilson's for a share, a bootstrap's for a metric of decoded targets, else
+            that of a normal mean.
         high: Upper end.
         weights: The phase whose model it is, or the baseline.
         seed: What the problems were drawn from.
@@ -181,7 +181,7 @@ def reported_metrics(task: Task, decode: Decode) -> tuple[Metric, ...]:
     """The metrics that an evaluation finds.
 
     Raises:
-        UserError: If it decodes step by step and nothing of the task can be measured so, or a library is missing.
+        UserError: If `steps` is asked for and the task has no such decoding, or a library that it needs is missing.
     """
     metrics = task.objective.metrics
     if decode == "parallel":
@@ -337,12 +337,13 @@ class Total:
         self._shapes.add(problems.shape)
         # Decoding finds exact match alone; other metrics are of outputs under the true tokens.
         if not isinstance(problems, Problems) or len(self._sums) > 1 or self._decodable is not None:
+            decodes = self._decodable is not None and decode == "steps"
             for batch in pieces(model, problems):
                 with torch.no_grad():
                     self.count(batch, predict(model, batch, layout))
-                if decode == "parallel":
+                if not decodes:
                     count(len(batch))
-            if self._decodable is not None and decode == "steps":
+            if self._decodable is not None and decodes:
                 assert isinstance(model, DecodingModel)
                 assert isinstance(problems, Problems)
                 decoded = decode_problems(model, self._decodable, problems, greedy, count)
@@ -384,7 +385,7 @@ class Total:
             yield metric, metric.summary(total, squares, self.samples)
 
     def decoded_summaries(self, generator: torch.Generator) -> Iterator[tuple[Metric, tuple[float, float, float]]]:
-        """The metric of decoded targets with its 95 % interval, if targets were decoded and the task has such a metric.
+        """The metric of decoded targets with its 95 % bootstrap interval, if targets were decoded for one.
 
         Args:
             generator: Draws problems again.

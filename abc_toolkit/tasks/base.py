@@ -302,8 +302,8 @@ class Observed(abc.ABC):
 class Decodable(Task):
     """A task whose targets end where a model ends them, and whose decoded targets are judged by a metric of its own.
 
-    The metric is one number of many problems together, such as BLEU. It follows from the sum of some statistics of each
-    problem, so that an interval can be had by drawing problems again.
+    The metric is one number for many problems together, such as BLEU. It follows from statistics of each problem,
+    summed over the problems, so that a bootstrap gives its interval.
     """
 
     @property
@@ -317,9 +317,9 @@ class Decodable(Task):
 
     @abc.abstractmethod
     def decoding_layout(self, source_length: int) -> Layout:
-        """The layout of problems with a source of so many tokens; its target has as many tokens as are decoded at most.
+        """The layout of problems with a source of so many tokens, and with the longest target that is decoded for it.
 
-        It must not say where a target ends.
+        Its coordinates must not depend on where a target ends.
         """
 
     @abc.abstractmethod

@@ -153,7 +153,9 @@ def stamped_subwords(path: Path) -> File:
     Raises:
         UserError: If there is none.
     """
-    return stamped(path, f"there is no subword file {path}: give --task.vocabulary a file of 'tokenizers'")
+    makers = "experiments/language_models/subwords.py and experiments/translation/prepare.py make"
+    missing = f"there is no subword file {path}: give --task.vocabulary a file of 'tokenizers', such as {makers}"
+    return stamped(path, missing)
 
 
 @lru_cache(maxsize=2)

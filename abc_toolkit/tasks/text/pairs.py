@@ -112,7 +112,8 @@ def load_pairs(
 
 
 def _stamped(path: Path, option: str) -> File:
-    file = stamped(path, f"there is no file {path}: give {option} a file of text, a sentence a line")
+    such = "a file of text, a sentence a line, such as experiments/translation/prepare.py writes"
+    file = stamped(path, f"there is no file {path}: give {option} {such}")
     if file.size > LARGEST:
         raise UserError(f"{path} holds more than {LARGEST // 2**30} GiB of text: give a part of it")
     return file
