@@ -139,6 +139,10 @@ class DecoderState(abc.ABC):
     def go_back(self, step: int) -> None:
         """Goes back to a step of the last piece: the target's tokens from there on are decoded again."""
 
+    @abc.abstractmethod
+    def choose(self, rows: Tensor) -> None:
+        """Goes on with some of the rows of the batch, `[row]`, each of which may be named several times."""
+
 
 class Model(nn.Module, abc.ABC):
     """A model: what is trained, calibrated, evaluated.

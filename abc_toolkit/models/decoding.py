@@ -1,4 +1,4 @@
-"""Greedy decoding, with a key-value cache, and whether it solves a problem."""
+"""Decoding with a key-value cache, greedy or by beam search, and whether it solves a problem."""
 
 import contextlib
 from collections import deque
@@ -7,16 +7,18 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import DecodingModel, DecodingPlan, Model, prefix_of
 from abc_toolkit.positions import ModelPosition
 from abc_toolkit.seeds import Stream, drawing
-from abc_toolkit.tasks.base import Batch, Problems, Solvable
+from abc_toolkit.tasks.base import Batch, Decodable, Problems, Solvable
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import BOS, EOS
 
 Decode = Literal["parallel", "steps"]
+Search = Callable[[DecodingModel, Tensor, DecodingPlan], Tensor]  # as `greedy` and `beam_search` do
 _TOKENS_HELD = 2**17  # of problems whose keys and values are held at once
 _TOKENS_WHOLE = 2**12  # of problems that are not decoded and go through the model at once; more leave its cache
 _TOKENS_AHEAD = 2**12  # of problems that go through the model at once
@@ -133,6 +135,109 @@ def _greedy(model: DecodingModel, source: Tensor, plan: DecodingPlan, count: Cal
             count(len(source) * (known - counted))
             counted = known
     return tokens[:, 1:]
+
+
+@torch.no_grad()
+def beam_search(
+    model: DecodingModel, source: Tensor, plan: DecodingPlan, beams: int = 4, length_penalty: float = 0.6
+) -> Tensor:
+    """The likeliest target that a search with several beams finds.
+
+    The score of a target of `n` tokens, `EOS` among them, is its log-probability divided by `((5 + n) / 6) **
+    length_penalty` (Wu et al. 2016, arXiv 1609.08144). Each step goes on with the likeliest beginnings that have not
+    ended; those among as many likeliest ones that end are kept. The search of a problem ends when no beginning can get
+    a better score than what is kept. A target that fills the layout need not end with `EOS`.
+
+    Args:
+        model: The model, in evaluation mode.
+        source: Token ids `[batch, source_length]`.
+        plan: How they are decoded.
+        beams: Beginnings of each problem that each step goes on with. One, without a penalty, is greedy decoding.
+        length_penalty: The exponent, at least 0.
+
+    Returns:
+        Token ids `[batch, target_length]`, `EOS` from the end of each target on.
+    """
+    batch, length, device = len(source), len(plan.layout.target), source.device
+    state = model.decoder_state(source.repeat_interleave(beams, dim=0), plan)
+    tokens = source.new_full((batch, beams, length), EOS)
+    scores = torch.full((batch, beams), -torch.inf, device=device)
+    scores[:, 0] = 0  # all beams of a problem begin alike
+    best, best_scores = tokens[:, 0].clone(), scores[:, 1:].new_full((batch,), -torch.inf)
+    last = source.new_full((batch * beams,), BOS)
+    first_row = beams * torch.arange(batch, device=device)[:, None]
+    for step in range(length):
+        logarithms = model.step(last, state).log_softmax(-1).unflatten(0, (batch, beams))
+        found = (scores[..., None] + logarithms).flatten(1)
+        found_scores, at = found.topk(min(2 * beams, found.shape[1]), dim=1)
+        beam, token = at // logarithms.shape[-1], at % logarithms.shape[-1]
+        ends = token == EOS
+
+        # Of those that end, or of all in the last step, the best.
+        complete = found_scores[:, :beams] / _penalty(step + 1, length_penalty)
+        if step < length - 1:
+            complete = complete.masked_fill(~ends[:, :beams], -torch.inf)
+        score, which = complete.max(dim=1)
+        better = score > best_scores
+        candidate = tokens.gather(1, beam.gather(1, which[:, None])[..., None].expand(-1, -1, length))[:, 0]
+        candidate[:, step] = token.gather(1, which[:, None])[:, 0]
+        best = torch.where(better[:, None], candidate, best)
+        best_scores = torch.where(better, score, best_scores)
+
+        # Those that do not end go on, the likeliest first.
+        scores, going = found_scores.masked_fill(ends, -torch.inf).topk(beams, dim=1)
+        beam, token = beam.gather(1, going), token.gather(1, going)
+        if not (scores[:, 0] / _penalty(length, length_penalty) > best_scores).any():
+            break
+        tokens = tokens.gather(1, beam[..., None].expand(-1, -1, length))
+        tokens[..., step] = token
+        state.choose((first_row + beam).flatten())
+        last = token.flatten()
+    return best
+
+
+def _penalty(length: int, exponent: float) -> float:
+    """What the log-probability of a target is divided by."""
+    return ((5 + length) / 6) ** exponent
+
+
+def decode_problems(
+    model: DecodingModel,
+    task: Decodable,
+    problems: Problems,
+    search: Search,
+    count: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Targets as a model decodes them, knowing nothing of how long they are.
+
+    Problems of one source length are decoded together.
+
+    Args:
+        model: The model, in evaluation mode.
+        task: The task.
+        problems: The problems, on the model's device, padded or not.
+        search: How to decode.
+        count: Is told how many more problems are done.
+
+    Returns:
+        Token ids `[batch, length]`, `EOS` from the end of each target on.
+    """
+    present = None if problems.layout is None else problems.layout.source.present
+    whole = torch.full((len(problems),), problems.source.shape[1])
+    lengths = whole if present is None else present.sum(dim=1).cpu()
+    rows: list[Tensor] = []
+    decoded: list[Tensor] = []
+    for length in lengths.unique().tolist():
+        layout = task.decoding_layout(length).to(problems.source.device)
+        size = max(1, _TOKENS_HELD // (len(layout.source) + len(layout.target)))
+        for some in (lengths == length).nonzero()[:, 0].split(min(size, _DRAWN_TOGETHER) if _draws(model) else size):
+            plan = model.plan(layout, len(some), max(1, _TOKENS_GUESSED // len(some)))
+            decoded.append(search(model, problems.source[some, :length], plan))
+            rows.append(some)
+            count(len(some))
+    longest = max(tokens.shape[1] for tokens in decoded)
+    padded = [functional.pad(tokens, (0, longest - tokens.shape[1]), value=EOS) for tokens in decoded]
+    return torch.cat(padded)[torch.cat(rows).argsort()]
 
 
 @contextlib.contextmanager

@@ -324,6 +324,9 @@ class MambaDecoding(DecoderState):
     def go_back(self, step: int) -> None:
         assert step == self.step  # only where keys are gathered does decoding guess, so that there is more to forget
 
+    def choose(self, rows: Tensor) -> None:
+        self.stack.layers = [LayerState(layer.recent[:, rows], layer.hidden[rows]) for layer in self.stack.layers]
+
 
 class MambaLanguageModel(DecodingModel):
     """A causal language model of source and target as one string, of Mamba blocks; only the target is predicted.

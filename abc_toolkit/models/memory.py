@@ -85,7 +85,8 @@ def check_memory(task: Task, model: Model, shape: Shape, device: torch.device) -
 
 def _num_slots(task: Task, model: TransformerModel, length: int) -> Iterator[float]:
     """Slots a query, in all heads, of each attention that gathers at a length; extrapolated from short problems."""
-    short, longest = max(1, task.max_length // 2), task.max_length
+    longest = task.max_length
+    short = longest if task.one_length else max(1, longest // 2)
     shapes = [_shape(task, n) for n in (short, longest)]
     for few, many in zip(*(model.num_slots(task.layout(shape)) for shape in shapes), strict=True):
         growth = max(0, many - few) / max(1, longest - short)

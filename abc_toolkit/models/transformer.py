@@ -422,6 +422,11 @@ class LayerCache:
             return self._kept[:, : self.held]
         return self._kept.index_copy_(1, self.storage.rows[start : self.held], keys_values)
 
+    def choose(self, rows: Tensor) -> None:
+        """Keeps some rows of the batch, `[row]`, each of which may be named several times."""
+        if self._kept is not None:
+            self._kept = self._kept[rows]
+
 
 @dataclass(frozen=True, eq=False)
 class TransformerPlan(DecodingPlan):
@@ -468,6 +473,11 @@ class TransformerState(DecoderState):
     def go_back(self, step: int) -> None:
         for cache in self.caches:
             cache.held = self.before + step
+
+    def choose(self, rows: Tensor) -> None:
+        self.memory = [None if memory is None else memory[rows] for memory in self.memory]
+        for cache in self.caches:
+            cache.choose(rows)
 
 
 class AttentionModel(Model):

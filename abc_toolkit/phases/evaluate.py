@@ -17,13 +17,14 @@ from abc_toolkit.models.decoding import Decode
 from abc_toolkit.models.memory import check_memory
 from abc_toolkit.models.transformer import AttentionModel
 from abc_toolkit.phases.base import next_command
-from abc_toolkit.phases.measure import Attended, Measured, Row, attended, evaluate_models
+from abc_toolkit.phases.measure import Attended, Measured, Row, attended, evaluate_models, reported_metrics
 from abc_toolkit.phases.solve import attending
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import save_json
 from abc_toolkit.runs.folder import Run, device_for, save_record
 from abc_toolkit.tasks.base import ATTENTION, Calibratable, Listed, Solvable, Task, check_suites
 from abc_toolkit.tasks.lengths import Size
+from abc_toolkit.tasks.objective import Metric
 
 RESULTS = "results.json"
 DIGITS = "digit_accuracy.json"
@@ -66,7 +67,7 @@ def evaluate(
         samples: Problems of each length and suite; if not given, 1000, or 1280 prompts of a task in context.
         sets: Which of the task's suites, such as uniform,unequal,carry,zeros, or ood,duplicates,lost_in_the_middle,
             attention of a task in context; all, or ood, if not given.
-        decode: parallel, or steps, which also gives accuracy by digit.
+        decode: parallel, or steps, which also gives accuracy by digit, or BLEU of translations.
         weights: Which model: fit for the vanilla one, retrain, or all that there are.
         attention: dense compares every query with every key; gathered fetches the keys that the window leaves open,
             at a cost in proportion to the length; auto goes by the size.
@@ -78,19 +79,21 @@ def evaluate(
         The rows of results.json.
 
     Raises:
-        UserError: If a length, a suite or a number of samples makes no sense, or is too large for memory.
+        UserError: If a length, a suite or a number of samples makes no sense, or is too large for memory; or if the
+            task cannot be decoded as asked.
     """
     start = time.perf_counter()
     needed = "retrain" if weights == "retrain" else "fit"
     source = Run.newest(run, needed)
     task = source.task(needed)
-    sizes, suites, device = check_evaluating(task, length, sets, samples, accelerator)
+    sizes, suites, device = check_evaluating(task, length, sets, samples, decode, accelerator)
+    metrics = reported_metrics(task, decode)
     samples = task.num_samples if samples is None else samples
     phases = _phases(source, task, weights)
     inputs: dict[str, str] = {}
     for phase in phases:
         inputs |= source.produced(phase)
-    for warning in source.warnings(*phases, "certify"):
+    for warning in (*source.warnings(*phases, "certify"), *task.remarks()):
         console.remark(warning)
     models = {phase: attending(source, phase, attention) for phase in phases}
     _check_room(task, models.values(), sizes, device)
@@ -101,13 +104,13 @@ def evaluate(
         rows = measured.rows
         plain = [row.plain() for row in rows]
         save_json(folder / RESULTS, plain)
-        _draw(folder, task, plain, measured)
+        _draw(folder, task, metrics, plain, measured)
         seen = _observe(folder, task, observed, sizes, samples, seed)
         arguments = {"length": length, "samples": samples, "sets": sets, "decode": decode, "weights": weights}
         arguments |= {"attention": attention, "seed": seed, "accelerator": accelerator}
         results = {"rows": len(rows), "seconds": time.perf_counter() - start}
         save_record(folder, "evaluate", seed, arguments, results, inputs=inputs, facts={"task": task})
-    terminal.print_results(plain, task.objective.metrics)
+    terminal.print_results(plain, metrics)
     for attention_of_model in seen:
         terminal.print_attention(attention_of_model.weights, attention_of_model.layers, attention_of_model.samples)
     following = None
@@ -174,7 +177,7 @@ def _observe(
     return found
 
 
-def _draw(folder: Path, task: Task, rows: list[dict[str, Any]], measured: Measured) -> None:
+def _draw(folder: Path, task: Task, metrics: Sequence[Metric], rows: list[dict[str, Any]], measured: Measured) -> None:
     """Draws each metric against the length, or output by output, and accuracy by digit where it was measured."""
     from abc_toolkit.report import figures
 
@@ -187,7 +190,7 @@ def _draw(folder: Path, task: Task, rows: list[dict[str, Any]], measured: Measur
         for group, curves in groups.items():
             title = f"{task.name}: {group.replace('_', ' ')}"
             figures.output_curves(folder / f"{group}.png", curves, task.max_length, title, judged)
-    for metric in task.objective.metrics:
+    for metric in metrics:
         curve = [row for row in rows if row["shape"] is None and row["metric"] == metric.name]
         name = "accuracy" if metric.name == "exact_match" else metric.name
         if curve and not measured.curves:
@@ -198,11 +201,12 @@ def _draw(folder: Path, task: Task, rows: list[dict[str, Any]], measured: Measur
 
 
 def check_evaluating(
-    task: Task, length: str, sets: Sequence[str] | str | None, samples: int | None, accelerator: str
+    task: Task, length: str, sets: Sequence[str] | str | None, samples: int | None, decode: Decode, accelerator: str
 ) -> tuple[list[Size], tuple[str, ...], torch.device]:
     """Refuses what an evaluation cannot do; the sizes, the suites and the device."""
     if samples is not None and samples < 1:
         raise UserError(f"--samples {samples}: give at least 1")
+    reported_metrics(task, decode)  # raises where the task has no such decoding
     sizes, suites = task.lengths(length), check_suites(task, sets)
     for size, suite in product(sizes, suites):
         if isinstance(size, int) and suite not in (*task.default_suites, ATTENTION):

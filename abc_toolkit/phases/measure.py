@@ -11,18 +11,19 @@ from torch import Tensor
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import DecodingModel, Maps, Model, predict
-from abc_toolkit.models.decoding import Decode, greedy, pieces, planned, solves
+from abc_toolkit.models.decoding import Decode, decode_problems, greedy, pieces, planned, solves
 from abc_toolkit.models.transformer import AttentionModel
 from abc_toolkit.report import terminal
 from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import load_json
 from abc_toolkit.seeds import Stream, drawing, seeded
-from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, HeldOut, Listed, Observed, Problems, Task
+from abc_toolkit.tasks.base import SMALL, UNIFORM, Batch, Decodable, HeldOut, Listed, Observed, Problems, Task
 from abc_toolkit.tasks.lengths import Shape, Size
-from abc_toolkit.tasks.objective import Metric
+from abc_toolkit.tasks.objective import EXACT_MATCH, Metric
 from abc_toolkit.training.data import draw
 
 _AT_ONCE = 64  # problems that a baseline does at once
+_RESAMPLES = 1000  # of a bootstrap
 _MAPPED = 4  # problems whose attention maps are held at once
 _TOKENS_DRAWN = 2**20  # of problems that are made at once; which ones they are depends on it
 
@@ -38,8 +39,9 @@ class Row:
         tokens: Tokens of inputs and target together, in the suite's largest shape.
         samples: Number of problems.
         metric: Name of the metric.
-        value: Its mean over the problems.
-        low: Lower end of the 95 % interval: Wilson's for a share, else that of a normal mean.
+        value: Its mean over the problems; of a metric of decoded targets, its value for all problems together.
+        low: Lower end of the 95 % interval: Wilson's for a share, a bootstrap's for a metric of decoded targets, else
+            that of a normal mean.
         high: Upper end.
         weights: The phase whose model it is, or the baseline.
         seed: What the problems were drawn from.
@@ -175,6 +177,22 @@ def _numbers(size: Size) -> Shape:
     return (size,) if isinstance(size, int) else size
 
 
+def reported_metrics(task: Task, decode: Decode) -> tuple[Metric, ...]:
+    """The metrics that an evaluation finds.
+
+    Raises:
+        UserError: If `steps` is asked for and the task has no such decoding, or a library that it needs is missing.
+    """
+    metrics = task.objective.metrics
+    if decode == "parallel":
+        return metrics
+    if isinstance(task, Decodable):
+        return (*metrics, task.decoded_metric)
+    if not task.interface.decoded or metrics != (EXACT_MATCH,):
+        raise UserError(f"--decode steps is not available for {task.name}: leave it out")
+    return metrics
+
+
 def evaluate_models(
     task: Task,
     models: Mapping[str, Model],
@@ -194,7 +212,7 @@ def evaluate_models(
         suites: Evaluation suites.
         samples: Problems of each length and suite.
         decode: `parallel` judges every token under the true tokens before it, which finds the same problems solved
-            as greedy decoding does; `steps` decodes, which accuracy by digit needs.
+            as greedy decoding does; `steps` decodes, which accuracy by digit and metrics of decoded targets need.
         seed: What the problems follow from.
         device: Where to run.
     """
@@ -220,7 +238,8 @@ def evaluate_models(
                         totals[name].count(piece, baseline(piece))
                         count(len(piece))
             for weights, total in totals.items():
-                for metric, summary in total.summaries():
+                resampling = seeded(seed, Stream.BOOTSTRAP, length, task.suites.index(suite))
+                for metric, summary in (*total.summaries(), *total.decoded_summaries(resampling)):
                     made = (total.samples, metric.name, *summary, weights, seed, decode, shape)
                     found.rows.append(Row(task.name, suite, length, tokens, *made))
                 found.digits.extend(
@@ -258,7 +277,7 @@ def attended(task: Task, model: AttentionModel, weights: str, length: int, sampl
     return Attended(weights, samples, [(total / samples).tolist() for total in sums])
 
 
-def bootstrap(values: Tensor, generator: torch.Generator, resamples: int = 1000) -> tuple[Tensor, Tensor]:
+def bootstrap(values: Tensor, generator: torch.Generator, resamples: int = _RESAMPLES) -> tuple[Tensor, Tensor]:
     """95 % intervals of means, by the percentiles of means of samples drawn again (Efron 1979).
 
     Args:
@@ -269,11 +288,21 @@ def bootstrap(values: Tensor, generator: torch.Generator, resamples: int = 1000)
     Returns:
         Lower and upper ends, `[...]`.
     """
+    means = (_resampled_sums(values.flatten(1), generator, resamples) / len(values)).unflatten(1, values.shape[1:])
+    return _ends(means)
+
+
+def _resampled_sums(values: Tensor, generator: torch.Generator, resamples: int) -> Tensor:
+    """Sums over problems drawn again, `[resample, number]`, of numbers `[problem, number]`."""
     number = len(values)
     drawn = torch.randint(number, (resamples, number), generator=generator)
     counts = torch.zeros(resamples, number).scatter_add_(1, drawn, torch.ones(resamples, number))
-    means = (counts.double() @ values.double().flatten(1) / number).unflatten(1, values.shape[1:])
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype), dim=0)
+    return counts.double() @ values.double()
+
+
+def _ends(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower and upper end of what was found in each resample, `[resample, ...]`."""
+    low, high = found.quantile(torch.tensor([0.025, 0.975], dtype=found.dtype), dim=0)
     return low, high
 
 
@@ -287,6 +316,8 @@ class Total:
     def __init__(self, task: Task) -> None:
         self.samples = 0
         self._objective = task.objective
+        self._decodable = task if isinstance(task, Decodable) else None
+        self._statistics: list[Tensor] = []  # of decoded targets
         self._sums = {metric: [0.0, 0.0] for metric in self._objective.metrics}
         self._right_at: Tensor | None = None  # problems whose token at each place is right, as they were decoded
         self._shapes: set[Shape] = set()
@@ -305,11 +336,18 @@ class Total:
         """Lets a model do problems of one shape, on its device; `count` is told how many more are done."""
         self._shapes.add(problems.shape)
         # Decoding finds exact match alone; other metrics are of outputs under the true tokens.
-        if not isinstance(problems, Problems) or len(self._sums) > 1:
+        if not isinstance(problems, Problems) or len(self._sums) > 1 or self._decodable is not None:
+            decodes = self._decodable is not None and decode == "steps"
             for batch in pieces(model, problems):
                 with torch.no_grad():
                     self.count(batch, predict(model, batch, layout))
-                count(len(batch))
+                if not decodes:
+                    count(len(batch))
+            if self._decodable is not None and decodes:
+                assert isinstance(model, DecodingModel)
+                assert isinstance(problems, Problems)
+                decoded = decode_problems(model, self._decodable, problems, greedy, count)
+                self._statistics.append(self._decodable.statistics(decoded, problems))
             return
         assert isinstance(model, DecodingModel)
         for batch, plan in planned(model, problems, layout, decode):
@@ -345,6 +383,19 @@ class Total:
         """Each metric, with its mean and 95 % interval."""
         for metric, (total, squares) in self._sums.items():
             yield metric, metric.summary(total, squares, self.samples)
+
+    def decoded_summaries(self, generator: torch.Generator) -> Iterator[tuple[Metric, tuple[float, float, float]]]:
+        """The metric of decoded targets with its 95 % bootstrap interval, if targets were decoded for one.
+
+        Args:
+            generator: Draws problems again.
+        """
+        if self._decodable is None or not self._statistics:
+            return
+        statistics = torch.cat(self._statistics)
+        sums = _resampled_sums(statistics, generator, _RESAMPLES)
+        low, high = _ends(torch.tensor([self._decodable.score(row) for row in sums], dtype=torch.double))
+        yield self._decodable.decoded_metric, (self._decodable.score(statistics.sum(dim=0)), float(low), float(high))
 
     def accuracies(self) -> list[float]:
         """Accuracy by place, if problems of one shape were decoded step by step: places of several do not match."""

@@ -183,7 +183,9 @@ def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> Non
         Window.load(retrained["window"])
     names = ("problems", "export", "size", "accelerator")
     check_calibrating(task, fitted["model"], *(asked("calibrate")[name] for name in names))
-    check_evaluating(task, *(asked("evaluate")[name] for name in ("length", "sets", "samples", "accelerator")))
+    check_evaluating(
+        task, *(asked("evaluate")[name] for name in ("length", "sets", "samples", "decode", "accelerator"))
+    )
 
 
 def _kept(run: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:

@@ -249,6 +249,8 @@ def _train(training: Training, order: _Order, window: Window | None, until: Unti
     with undisturbed():
         runner = lightning_trainer(training.trainer)
         rank = runner.global_rank
+        for remark in training.task.remarks() if not rank else ():
+            console.remark(remark)
         writing = run.writing(phase, order.resume, order.overwrite, inputs=order.inputs, rank=rank)
         with _only_first(rank):
             torch.manual_seed(training.stream)

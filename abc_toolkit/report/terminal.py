@@ -160,7 +160,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], metrics: Sequence[Metric]) 
 def _print_metric(rows: Sequence[Mapping[str, Any]], metric: Metric) -> None:
     models = list(dict.fromkeys(row["weights"] for row in rows))
     first = rows[0]
-    what = metric.title.capitalize() + f" on {first['task']}"
+    what = metric.title[0].upper() + metric.title[1:] + f" on {first['task']}"
     what += ", % [95 % interval]" if metric.in_percent else " [95 % interval]"
     what += ": greedy decoding" if metric.name == EXACT_MATCH.name else ""
     table = Table(

@@ -4,6 +4,7 @@ from abc_toolkit.tasks.base import (
     Batch,
     Calibratable,
     Certifiable,
+    Decodable,
     HeldOut,
     Interface,
     Listed,
@@ -33,6 +34,7 @@ from abc_toolkit.tasks.structures.images import ImageClassification
 from abc_toolkit.tasks.structures.sequences import SequenceCopy, SequenceRepeat, SequenceReverse
 from abc_toolkit.tasks.structures.trees import TreeC3, TreeCopy, TreeOperations, TreeRotate
 from abc_toolkit.tasks.text.language_model import LanguageModel
+from abc_toolkit.tasks.text.translation import Translation
 
 __all__ = [
     "CNF",
@@ -44,6 +46,7 @@ __all__ = [
     "Comparison",
     "Conjunction",
     "Copy",
+    "Decodable",
     "Disjunction",
     "Division",
     "HeldOut",
@@ -77,6 +80,7 @@ __all__ = [
     "Subtraction",
     "Successor",
     "Task",
+    "Translation",
     "TreeC3",
     "TreeCopy",
     "TreeOperations",

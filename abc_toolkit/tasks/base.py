@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, LayoutDescription
 from abc_toolkit.tasks.lengths import Shape, Size, parse_sizes, shape_name
-from abc_toolkit.tasks.objective import Objective, TokenCrossEntropy
+from abc_toolkit.tasks.objective import Metric, Objective, TokenCrossEntropy
 from abc_toolkit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -225,6 +225,10 @@ class Task(abc.ABC):
         """SHA-256 of what the task reads from files, by path. A run records it, and refuses other content later."""
         return {}
 
+    def remarks(self) -> Sequence[str]:
+        """What a training or an evaluation tells about the data, each a line."""
+        return ()
+
 
 class Listed(Task):
     """A task whose suites are lists of problems, of which an evaluation chooses some without repetition.
@@ -293,6 +297,43 @@ class Observed(abc.ABC):
     @abc.abstractmethod
     def observed_attention(self, shape: Shape) -> tuple[int, Tensor]:
         """A query, and the keys of interest in their order, `[key]`; both as indices into the inputs of a shape."""
+
+
+class Decodable(Task):
+    """A task whose targets end where a model ends them, and whose decoded targets are judged by a metric of its own.
+
+    The metric is one number for many problems together, such as BLEU. It follows from statistics of each problem,
+    summed over the problems, so that a bootstrap gives its interval.
+    """
+
+    @property
+    @abc.abstractmethod
+    def decoded_metric(self) -> Metric:
+        """The metric.
+
+        Raises:
+            UserError: If a library that computes it is not installed.
+        """
+
+    @abc.abstractmethod
+    def decoding_layout(self, source_length: int) -> Layout:
+        """The layout of problems with a source of so many tokens, and with the longest target that is decoded for it.
+
+        Its coordinates must not depend on where a target ends.
+        """
+
+    @abc.abstractmethod
+    def statistics(self, decoded: Tensor, problems: Problems) -> Tensor:
+        """What the metric follows from, `[batch, statistic]`.
+
+        Args:
+            decoded: Decoded tokens `[batch, length]`, of which those after the first `EOS` do not count.
+            problems: The problems.
+        """
+
+    @abc.abstractmethod
+    def score(self, statistics: Tensor) -> float:
+        """The metric of several problems, by the sums of their statistics, `[statistic]`."""
 
 
 class HeldOut(abc.ABC):

@@ -28,6 +28,8 @@ class Metric:
         is_share: Whether each problem has 0 or 1 of it, so that the mean is a share.
         in_percent: Whether it is shown in per cent, as every share is.
         of_logarithms: Whether problems have logarithms of it, so that the exponential of their mean is reported.
+        digits: Significant digits in tables, where it is neither in per cent nor of logarithms.
+        is_acronym: Whether its name is written in capitals in a heading.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Metric:
     is_share: bool = False
     in_percent: bool = False
     of_logarithms: bool = False
+    digits: int = 2
+    is_acronym: bool = False
 
     def __post_init__(self) -> None:
         if self.is_share and not self.in_percent:
@@ -43,7 +47,7 @@ class Metric:
     @property
     def title(self) -> str:
         """Its name in a heading."""
-        return self.name.replace("_", " ")
+        return self.name.upper() if self.is_acronym else self.name.replace("_", " ")
 
     def summary(self, total: float, squares: float, count: int) -> tuple[float, float, float]:
         """Mean and 95 % interval: Wilson's for a share, else that of a normal mean; of logarithms, its exponential.
@@ -70,7 +74,7 @@ class Metric:
         """A value as tables show it: a share in per cent."""
         if self.in_percent:
             return f"{100 * value:.1f}"
-        return f"{value:.4g}" if self.of_logarithms else f"{value:.2g}"
+        return f"{value:.4g}" if self.of_logarithms else f"{value:.{self.digits}g}"
 
     def told(self, value: float) -> str:
         """A value in a sentence or beside a bar, with its name."""

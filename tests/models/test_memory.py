@@ -19,7 +19,11 @@ from abc_toolkit.tasks import Task
 
 KINDS = [getattr(tasks, name) for name in tasks.__all__]
 TASKS = [kind for kind in KINDS if isinstance(kind, type) and issubclass(kind, Task) and not isabstract(kind)]
-OF_FILES = (tasks.ImageClassification, tasks.LanguageModel)  # lengths are those of what the files hold
+OF_FILES = (
+    tasks.ImageClassification,
+    tasks.LanguageModel,
+    tasks.Translation,
+)  # lengths are those of what the files hold
 TASKS = [kind for kind in TASKS if kind not in OF_FILES]
 
 

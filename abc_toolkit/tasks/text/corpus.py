@@ -16,11 +16,11 @@ from abc_toolkit.errors import UserError
 
 NUM_BYTES = 256
 _EXAMPLE = "such as /usr/share/doc/python3.11/html/_sources, which 'apt-get install python3.11-doc' brings"
-_LARGEST = 2**31  # bytes of a text, all of whose tokens are held in memory
+LARGEST = 2**31  # bytes of a text, all of whose tokens are held in memory
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
     """A file as it is found on the disk.
 
     Attributes:
@@ -71,9 +71,9 @@ def load_corpus(path: Path, held_out_path: Path | None, held_out_share: float, v
     """
     files = _files(path, "--task.path")
     held_out = None if held_out_path is None else _files(held_out_path, "--task.held_out_path")
-    if sum(file.size for file in (*files, *(held_out or ()))) > _LARGEST:
-        raise UserError(f"{path} holds more than {_LARGEST // 2**30} GiB of text: give a part of it")
-    words = None if vocabulary is None else _stamp(vocabulary)
+    if sum(file.size for file in (*files, *(held_out or ()))) > LARGEST:
+        raise UserError(f"{path} holds more than {LARGEST // 2**30} GiB of text: give a part of it")
+    words = None if vocabulary is None else stamped_subwords(vocabulary)
     return _loaded(path, files, held_out_path, held_out, held_out_share, words)
 
 
@@ -83,12 +83,12 @@ def num_subwords(vocabulary: Path) -> int:
     Raises:
         UserError: If the file is missing or of another format, or the library is not installed.
     """
-    return _subwords(_stamp(vocabulary))[1]
+    return load_subwords(stamped_subwords(vocabulary))[1]
 
 
-def _files(path: Path, option: str) -> tuple[_File, ...]:
+def _files(path: Path, option: str) -> tuple[File, ...]:
     """The regular files at a path that are not empty."""
-    found: list[_File] = []
+    found: list[File] = []
     try:
         if not path.exists():
             raise UserError(f"there is no text at {path}: give {option} a file or a folder of text, {_EXAMPLE}")
@@ -97,7 +97,7 @@ def _files(path: Path, option: str) -> tuple[_File, ...]:
             known = file.stat()
             if stat.S_ISREG(known.st_mode) and known.st_size:
                 name = file.relative_to(path).as_posix() if whole else file.name
-                found.append(_File(name, file, known.st_size, known.st_mtime_ns))
+                found.append(File(name, file, known.st_size, known.st_mtime_ns))
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -115,32 +115,57 @@ def _regular_files(folder: Path) -> Iterator[Path]:
     return iter(sorted(names, key=lambda file: file.relative_to(folder).as_posix()))
 
 
-def _content(file: _File) -> bytes:
+def content_of(file: File) -> bytes:
+    """The content of a file, as far as it may be large.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
         with file.path.open("rb") as opened:
-            return opened.read(_LARGEST)  # a file may have grown
+            return opened.read(LARGEST)  # a file may have grown
     except OSError as error:
         raise UserError(f"{file.path} cannot be read ({error.strerror}): make it readable, or name another") from None
 
 
-def _stamp(path: Path) -> _File:
+def stamped(path: Path, missing: str) -> File:
+    """A single file, as it is found on the disk.
+
+    Args:
+        path: Its path.
+        missing: What is said if there is no file.
+
+    Raises:
+        UserError: If there is none.
+    """
     try:
         known = path.stat()
         if not stat.S_ISREG(known.st_mode):
             raise ValueError
     except (OSError, ValueError):
-        raise UserError(f"there is no subword file {path}: give --task.vocabulary a file of 'tokenizers'") from None
-    return _File(path.name, path, known.st_size, known.st_mtime_ns)
+        raise UserError(missing) from None
+    return File(path.name, path, known.st_size, known.st_mtime_ns)
+
+
+def stamped_subwords(path: Path) -> File:
+    """A subword file, as it is found on the disk.
+
+    Raises:
+        UserError: If there is none.
+    """
+    makers = "experiments/language_models/subwords.py and experiments/translation/prepare.py make"
+    missing = f"there is no subword file {path}: give --task.vocabulary a file of 'tokenizers', such as {makers}"
+    return stamped(path, missing)
 
 
 @lru_cache(maxsize=2)
 def _loaded(
     path: Path,
-    files: tuple[_File, ...],
+    files: tuple[File, ...],
     held_out_path: Path | None,
-    held_out_files: tuple[_File, ...] | None,
+    held_out_files: tuple[File, ...] | None,
     share: float,
-    vocabulary: _File | None,
+    vocabulary: File | None,
 ) -> Corpus:
     texts = _texts(path, files, vocabulary is not None)
     hashes = {str(path): _hash(texts)}
@@ -149,7 +174,7 @@ def _loaded(
         hashes[str(held_out_path)] = _hash(held_out)
         training = texts
     elif path.is_dir():
-        held_out = {name: text for name, text in texts.items() if _number(name) < share}
+        held_out = {name: text for name, text in texts.items() if share_of(name) < share}
         training = {name: text for name, text in texts.items() if name not in held_out}
     else:
         ((name, text),) = texts.items()
@@ -166,17 +191,17 @@ def _loaded(
     if vocabulary is None:
         tokens = [_bytes(list(part.values())) for part in (training, held_out)]
     else:
-        tokenizer, _, hashes[str(vocabulary.path)] = _subwords(vocabulary)
+        tokenizer, _, hashes[str(vocabulary.path)] = load_subwords(vocabulary)
         tokens = [_encoded(tokenizer, list(part.values())) for part in (training, held_out)]
     return Corpus(tokens[0], tokens[1], hashes)
 
 
-def _texts(path: Path, files: Sequence[_File], decodes: bool) -> dict[str, bytes]:
+def _texts(path: Path, files: Sequence[File], decodes: bool) -> dict[str, bytes]:
     """Contents by name; those of a folder that are not UTF-8 are left out."""
     found: dict[str, bytes] = {}
     in_folder = path.is_dir()
     for file in files:
-        content = _content(file)
+        content = content_of(file)
         if in_folder or decodes:
             try:
                 content.decode()
@@ -201,7 +226,7 @@ def _hash(texts: Mapping[str, bytes]) -> str:
     return whole.hexdigest()
 
 
-def _number(name: str) -> float:
+def share_of(name: str) -> float:
     """A number between 0 and 1 that follows from a name."""
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
 
@@ -221,9 +246,9 @@ def _encoded(tokenizer: Any, texts: Sequence[bytes]) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _subwords(file: _File) -> tuple[Any, int, str]:
+def load_subwords(file: File) -> tuple[Any, int, str]:
     """The tokenizer in a subword file, the size of its vocabulary, and the hash of the file."""
-    content = _content(file)
+    content = content_of(file)
     try:
         from tokenizers import Tokenizer  # an extra; reading a file of it runs no code of that file
     except ModuleNotFoundError:
