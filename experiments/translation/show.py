@@ -34,8 +34,9 @@ def report(results: Sequence[Result]) -> str:
             "",
             f"Trained on {first['pairs']['train']:,} pairs of LibreOffice's help for "
             f"{', '.join(f'{number:,}' for number in steps)} steps, one seed. BLEU (sacrebleu, 13a) is of "
-            f"{number:,} pairs from pages that are neither trained nor validated on; {first['too_long']['test']} longer "
-            "pairs are left out. Beam search has 4 beams and a length penalty of 0.6.",
+            f"{number:,} pairs from pages that are neither trained nor validated on; "
+            f"{first['too_long']['test']} longer pairs are left out. Beam search has 4 beams and a length penalty "
+            "of 0.6.",
             "",
             "**These are help texts.** They are short and repetitive. No test page is trained on, but training pages "
             "may say the same in nearly the same words, so that BLEU is not comparable with that of news. The last "
