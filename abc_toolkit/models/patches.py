@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-KERNEL = 3  # pixels along each side of the convolution and of the pooling
-PATCH = 2 * KERNEL - 1  # pixels along each side of what a pooled number depends on
+from abc_toolkit.tasks.structures.grid import KERNEL, PATCH
 
 
 class PatchConvolution(nn.Module):
@@ -39,14 +38,3 @@ class PatchConvolution(nn.Module):
         windows = pixels.unfold(-2, KERNEL, 1).unfold(-2, KERNEL, 1)  # [batch, length, channel, place, place, 3, 3]
         places = windows.permute(0, 1, 3, 4, 2, 5, 6).flatten(4).flatten(2, 3)
         return functional.linear(places, self.weight.flatten(1)).amax(dim=2).relu()
-
-
-def patches_of(images: Tensor) -> Tensor:
-    """The patches `[batch, rows * columns, channels * 25]` of images `[batch, channel, row, column]`, row by row."""
-    windows = images.unfold(2, PATCH, KERNEL).unfold(3, PATCH, KERNEL)
-    return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-
-
-def grid_of(rows: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of the grid of tokens of an image of so many pixels; 0 if it is smaller than a patch."""
-    return max(0, (rows - 2) // KERNEL), max(0, (columns - 2) // KERNEL)

@@ -265,8 +265,8 @@ class Listed(Task):
         available = self.num_listed(shape, suite)
         if samples > available:
             raise UserError(
-                f"--samples {samples}, or --data.validation_problems: there are {available:,} problems of length "
-                f"{shape_name(shape)} in {suite}: choose at most {available}"
+                f"--samples {samples}: there are {available:,} problems of length {shape_name(shape)} in {suite}: "
+                f"choose at most {available}"
             )
         order = torch.randperm(self.num_listed(self.training_shapes()[0], suite), generator=generator)
         return order[order < available][:samples]

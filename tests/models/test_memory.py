@@ -16,15 +16,13 @@ from abc_toolkit.models.base import Architecture
 from abc_toolkit.models.memory import check_fits, check_held_out, check_training_memory
 from abc_toolkit.positions import Abacus, Compose, Cyclic, Learned
 from abc_toolkit.tasks import Task
+from abc_toolkit.tasks.structures.trees import TreeTask
 
 KINDS = [getattr(tasks, name) for name in tasks.__all__]
 TASKS = [kind for kind in KINDS if isinstance(kind, type) and issubclass(kind, Task) and not isabstract(kind)]
-OF_FILES = (
-    tasks.ImageClassification,
-    tasks.LanguageModel,
-    tasks.Translation,
-)  # lengths are those of what the files hold
-TASKS = [kind for kind in TASKS if kind not in OF_FILES]
+# Lengths are those of what files hold, and of trees there are none so deep.
+LIMITED = (tasks.ImageClassification, tasks.LanguageModel, tasks.Translation, TreeTask)
+TASKS = [kind for kind in TASKS if not issubclass(kind, LIMITED)]
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from torch import Generator, Tensor
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import Layout, stream_layout
-from abc_toolkit.models.patches import PATCH, grid_of, patches_of
 from abc_toolkit.tasks.base import TRAINING, Batch, Interface, Listed
 from abc_toolkit.tasks.lengths import Shape, Size
 from abc_toolkit.tasks.objective import ClassCrossEntropy, Objective
+from abc_toolkit.tasks.structures.grid import PATCH, grid_of, patches_of
 from abc_toolkit.tasks.structures.image_files import LabelledImages, read_images
 
 TEST, VALIDATION = "test", "validation"

@@ -67,7 +67,7 @@ class SequenceTask(StructureTask):
 
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
         longest = max(self.fewest, math.floor(shape[0] * (1 + _FARTHEST * _SPREAD)))
-        return longest + 2 * self.framed, len(self.answer([0] * longest)) + self.framed
+        return longest + 2 * self.framed, len(self.answer([0])) * longest + self.framed
 
 
 @dataclass(frozen=True)

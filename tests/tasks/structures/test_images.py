@@ -14,7 +14,7 @@ from torch.nn import functional
 import abc_toolkit
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
-from abc_toolkit.models.patches import PatchConvolution, grid_of, patches_of
+from abc_toolkit.models.patches import PatchConvolution
 from abc_toolkit.models.transformer import EncoderOnly
 from abc_toolkit.phases import measure
 from abc_toolkit.positions import AlgebraicPE, Learned, NoPE, PositionMethod, RoPE, Sinusoidal2D
@@ -22,6 +22,7 @@ from abc_toolkit.runs.folder import Run, build_model
 from abc_toolkit.tasks import ImageClassification
 from abc_toolkit.tasks.base import TRAINING, Batch, Interface
 from abc_toolkit.tasks.objective import ClassCrossEntropy
+from abc_toolkit.tasks.structures.grid import grid_of, patches_of
 from abc_toolkit.tasks.structures.image_files import read_images
 from abc_toolkit.testing.task_contract import TaskContract
 from abc_toolkit.training.data import Data, validation_problems
