@@ -295,7 +295,7 @@ def test_fit_evaluate_and_changes_of_files(abc: Abc, here: Path) -> None:
     kept = Path("run/evaluate/record.json").read_bytes()
 
     assert "give --length 1x" in refused(abc, *evaluate[:-2], "2x", "--overwrite")
-    assert "--samples 9999, or --data.validation_problems: there are" in refused(abc, *evaluate, "--samples", "9999")
+    assert "--samples 9999: there are" in refused(abc, *evaluate, "--samples", "9999")
     refused(abc, "calibrate", "--run", "run")
     refused(abc, "solve", "--run", "run", "the tree")
     for name in ("a.de", "words.json"):
