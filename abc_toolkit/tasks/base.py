@@ -272,6 +272,35 @@ class Listed(Task):
         return order[order < available][:samples]
 
 
+class OneLength(Listed):
+    """A task with lists of problems, all of them of one shape `(max_length,)`."""
+
+    one_length: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def only_length(self) -> str:
+        """Why there are no problems of another length, as a message goes on after the length that was asked for."""
+
+    def training_shapes(self) -> tuple[Shape, ...]:
+        return ((self.max_length,),)
+
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
+        self._check_size(length)
+        return ((length,),)
+
+    def lengths(self, spec: str) -> list[Size]:
+        sizes = super().lengths(spec)
+        for size in sizes:
+            self._check_size(size)
+        return sizes
+
+    def _check_size(self, size: Size) -> None:
+        """Refuses every size but the trained one."""
+        if size != self.max_length:
+            named = shape_name((size,) if isinstance(size, int) else size)
+            raise UserError(f"length {named}: {self.only_length()}: give --length 1x")
+
+
 class Staged(abc.ABC):
     """A task that can be made easier for the beginning of a training."""
 

@@ -16,7 +16,7 @@ from abc_toolkit.training.curriculum import Curriculum
 
 HELD_OUT_SHARE = 16
 HARD_SHARE = 0.25
-_AT_ONCE = 512  # problems of a store that are validated at once
+_AT_ONCE = 512  # problems of a list that are validated at once
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.hashing import scatter
 from abc_toolkit.layout import Layout, stream_layout
-from abc_toolkit.tasks.base import TRAINING, Batch, Interface, Listed
-from abc_toolkit.tasks.lengths import Shape, Size
+from abc_toolkit.tasks.base import TRAINING, Batch, Interface, OneLength
+from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.objective import ClassCrossEntropy, Objective
 from abc_toolkit.tasks.structures.grid import PATCH, grid_of, patches_of
 from abc_toolkit.tasks.structures.image_files import LabelledImages, read_images
@@ -27,7 +27,7 @@ _AT_ONCE = 1000  # images that are summed at once
 
 
 @dataclass(frozen=True)
-class ImageClassification(Listed):
+class ImageClassification(OneLength):
     """The class of an image, read from a folder of files.
 
     A token is a place of a grid, 8x8 of an image of 28x28 pixels and 10x10 of one of 32x32. It holds a patch of 5x5
@@ -56,7 +56,6 @@ class ImageClassification(Listed):
 
     suites: ClassVar[tuple[str, ...]] = (TEST, VALIDATION)
     validation_suite: ClassVar[str | None] = VALIDATION
-    one_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -101,27 +100,9 @@ class ImageClassification(Listed):
     def _store(self) -> "_Store":
         return _store(self.path, self.classes, self.held_out)
 
-    def training_shapes(self) -> tuple[Shape, ...]:
-        return ((self.max_length,),)
-
-    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
-        self._check_size(length)
-        return ((length,),)
-
-    def lengths(self, spec: str) -> list[Size]:
-        sizes = super().lengths(spec)
-        for size in sizes:
-            self._check_size(size)
-        return sizes
-
-    def _check_size(self, size: Size) -> None:
-        """Refuses every size but the images' own."""
-        if size != self.max_length:
-            rows, columns = self.grid
-            raise UserError(
-                f"length {size if isinstance(size, int) else 'x'.join(map(str, size))}: the images in {self.path} are "
-                f"{rows}x{columns} tokens, and there are no others: give --length 1x"
-            )
+    def only_length(self) -> str:
+        rows, columns = self.grid
+        return f"the images in {self.path} are {rows}x{columns} tokens, and there are no others"
 
     def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Batch:
         """Draws images: of the training part with replacement, of a suite without.

@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
-from abc_toolkit.tasks.base import TRAINING, Decodable, Interface, Listed, Problems
-from abc_toolkit.tasks.lengths import Shape, Size, shape_name
+from abc_toolkit.tasks.base import TRAINING, Decodable, Interface, OneLength, Problems
+from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.tasks.objective import Metric, Objective, SequencePerplexity
 from abc_toolkit.tasks.structures.base import padded_problems
 from abc_toolkit.tasks.text.corpus import num_subwords
@@ -26,7 +26,7 @@ _FROM_THE_END = ("index", "raw_from_end")  # coordinates that would say how long
 
 
 @dataclass(frozen=True)
-class Translation(Listed, Decodable):
+class Translation(OneLength, Decodable):
     """Translates the lines of a file into those of another one.
 
     A source is the subwords of a line and `EOS`, and so is a target. Pairs differ in length and are padded. A target
@@ -51,7 +51,6 @@ class Translation(Listed, Decodable):
     held_out_share: float = 0.1
 
     suites: ClassVar[tuple[str, ...]] = (HELD_OUT,)
-    one_length: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_numbers(self, "task", ("max_length",), at_least=1)
@@ -95,24 +94,8 @@ class Translation(Listed, Decodable):
             if part.too_long
         ]
 
-    def training_shapes(self) -> tuple[Shape, ...]:
-        return ((self.max_length,),)
-
-    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
-        self._check_size(length)
-        return ((length,),)
-
-    def lengths(self, spec: str) -> list[Size]:
-        sizes = super().lengths(spec)
-        for size in sizes:
-            self._check_size(size)
-        return sizes
-
-    def _check_size(self, size: Size) -> None:
-        """Refuses every size but the trained one."""
-        if size != self.max_length:
-            named = shape_name((size,) if isinstance(size, int) else size)
-            raise UserError(f"length {named}: pairs have at most {self.max_length} subwords: give --length 1x")
+    def only_length(self) -> str:
+        return f"pairs have at most {self.max_length} subwords"
 
     def sample(self, generator: Generator, batch: int, shape: Shape, suite: str = TRAINING) -> Problems:
         """Draws pairs: to train on with replacement, of the suite without.
