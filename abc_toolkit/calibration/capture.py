@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import Maps, Model, predict
+from abc_toolkit.positions import SITES, Site
 from abc_toolkit.runs.files import save_tensors
 from abc_toolkit.tasks import Batch, Calibratable, Problems, Shape
 from abc_toolkit.tasks.lengths import shape_name
+from abc_toolkit.windows.lowering import site_positions
 from abc_toolkit.windows.rules import WindowError
 
 _CELLS = 2**25  # attention weights that one batch may hold
@@ -42,6 +45,66 @@ class AttentionMaps:
         same = [shape for shape, maps in self.maps.items() if maps[name].shape == size]
         total = sum(self.solved[shape] for shape in same)
         return torch.stack([self.maps[shape][name] * (self.solved[shape] / total) for shape in same]).sum(dim=0)
+
+    @property
+    def num_heads(self) -> dict[tuple[Site, int], int]:
+        """Number of heads of every site and layer that has maps."""
+        names = self.maps[self.longest]
+        return {
+            (site, layer): len(names[f"{site}.{layer}"])
+            for site in SITES
+            for layer in range(sum(name.startswith(f"{site}.") for name in names))
+        }
+
+    def check_fits(self, task: Calibratable, path: Path) -> dict[tuple[Site, int], int]:
+        """Checks maps from elsewhere: they must be averaged attention of a task's training problems.
+
+        Args:
+            task: The task.
+            path: The file that they were read from, as messages name it.
+
+        Returns:
+            Number of heads of every site and layer.
+
+        Raises:
+            WindowError: If they are not.
+        """
+        names = set(self.maps[self.longest])
+        layers = {site: sum(name.startswith(f"{site}.") for name in names) for site in SITES}
+        wanted = {f"{site}.{layer}" for site in SITES for layer in range(layers[site])}
+        if names != wanted or (layers["cross"] and layers["cross"] != layers["decoder"]):
+            raise WindowError(
+                f"{path} holds the maps {', '.join(sorted(names))}: name them by site and layer, decoder.0, decoder.1 "
+                "and so on, and for an encoder-decoder encoder.0 and cross.0 too"
+            )
+        heads = {len(weights) for maps in self.maps.values() for weights in maps.values()}
+        if len(heads) > 1:
+            raise WindowError(f"{path} holds maps of {' and '.join(map(str, sorted(heads)))} heads: give one number")
+        known = {tuple(shape) for shape in task.training_shapes()}
+        for shape, maps in self.maps.items():
+            if shape not in known:
+                raise WindowError(
+                    f"{path} holds maps of the shape {shape_name(shape)}, which is none of {task.name} up to "
+                    f"max_length {task.max_length}: give another --task or --task.max_length"
+                )
+            layout = task.layout(shape)
+            layout = layout if layers["cross"] else layout.string
+            for name, weights in maps.items():
+                site = cast(Site, name.partition(".")[0])
+                size = tuple(len(part) for part in site_positions(site, layout))
+                if set(maps) != names or tuple(weights.shape[1:]) != size or weights.dim() != 3:
+                    found = "x".join(map(str, weights.shape))
+                    raise WindowError(
+                        f"{path}: the map {name} of the shape {shape_name(shape)} is {found}, and {task.name} has "
+                        f"{size[0]} queries and {size[1]} keys there: give heads x queries x keys"
+                    )
+                sums = weights.double().sum(dim=-1)
+                if not (weights >= 0).all() or not (sums <= 1 + 1e-3).all():
+                    raise WindowError(
+                        f"{path}: the map {name} of the shape {shape_name(shape)} holds no attention weights: give "
+                        "numbers of at least 0, of which those of a query add up to 1"
+                    )
+        return self.num_heads
 
     def save(self, path: Path) -> None:
         """Writes the maps as safetensors; a tensor is named `shape/site.layer`."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.method import CalibrationMethod, Line, heads_of
+from abc_toolkit.calibration.method import CalibrationMethod, Line
 from abc_toolkit.errors import check_literals, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
@@ -73,7 +73,7 @@ class Places(CalibrationMethod):
     def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
         """Every candidate line with enough support, in every site, layer and head, strongest first."""
         found = []
-        sites = list(heads_of(maps))
+        sites = list(maps.num_heads)
         present: dict[Site, None] = dict.fromkeys(site for site, _ in sites)
         for site in present:
             relations = self._relations(site, [layouts[shape] for shape in maps.maps])
@@ -154,7 +154,7 @@ class Places(CalibrationMethod):
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
         kept = self.select(self.lines(maps, layouts))
         rules = []
-        for (site, layer), num_heads in heads_of(maps).items():
+        for (site, layer), num_heads in maps.num_heads.items():
             for head in range(num_heads):
                 where = (site, layer, head)
                 own = [line for line in kept if (line.rule.site, line.rule.layer, line.rule.head) == where]

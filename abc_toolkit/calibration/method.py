@@ -9,7 +9,7 @@ from torch import Generator
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.calibration.sufficiency import Clash, Evidence, reach
 from abc_toolkit.layout import Layout
-from abc_toolkit.positions import SITES, Site
+from abc_toolkit.positions import Site
 from abc_toolkit.tasks import Calibratable, Shape
 from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.rules import Rule, Window
@@ -80,16 +80,6 @@ class Found:
     attention: Mapping[Rule, float]
 
 
-def heads_of(maps: AttentionMaps) -> dict[tuple[Site, int], int]:
-    """Number of heads of every site and layer that has maps."""
-    names = maps.maps[maps.longest]
-    return {
-        (site, layer): len(names[f"{site}.{layer}"])
-        for site in SITES
-        for layer in range(sum(name.startswith(f"{site}.") for name in names))
-    }
-
-
 def find_window(
     method: CalibrationMethod, maps: AttentionMaps, task: Calibratable, window: Window, generator: Generator
 ) -> Found:
@@ -110,7 +100,7 @@ def find_window(
         generator: Draws the training problems on which windows are compared.
     """
     layouts = {shape: window.read(task.layout(shape)) for shape in maps.maps}
-    lines, heads = method.lines(maps, layouts), heads_of(maps)
+    lines, heads = method.lines(maps, layouts), maps.num_heads
     attention = {line.rule: line.attention for line in lines}
     evidence = Evidence(task, generator)
     spare = _strongest(lines) if method.complete else []

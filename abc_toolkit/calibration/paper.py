@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.method import CalibrationMethod, heads_of
+from abc_toolkit.calibration.method import CalibrationMethod
 from abc_toolkit.errors import UserError, check_literals
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import Site
@@ -124,7 +124,7 @@ class Paper(CalibrationMethod):
                 raise UserError(f"{name} is {limit}: give a positive number of tokens, or none")
 
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
-        heads = heads_of(maps)
+        heads = maps.num_heads
         if ("cross", 0) not in heads:
             raise UserError("the paper's lines are those of encoder-decoders: choose --method Places for this backbone")
         last = max(layer for site, layer in heads if site == "decoder")

@@ -48,6 +48,7 @@ from abc_toolkit.runs.trust import TrustOption, comma_list
 
 CONFIG_HELP = "YAML file, or a shipped one's name; later ones win."
 SHARED = ("task", "run", "seed", "resume", "overwrite", "trust")
+ALONE = ("maps",)  # options of a phase that `run` does not take: its own fit makes the maps
 
 
 def _read_numbers_only() -> None:
@@ -243,7 +244,7 @@ def add_options(parser: Parser, command: str) -> list[str]:
     if command == "run":
         for phase in PIPELINE:
             settings = type(parser)(description="")
-            settings.add_function_arguments(COMMANDS[phase].load(), as_group=False, skip={*SHARED})
+            settings.add_function_arguments(COMMANDS[phase].load(), as_group=False, skip={*SHARED, *ALONE})
             remove_actions(settings, _ActionHelpClassPath)
             parser.add_argument(f"--{phase}", action=ActionParser(settings))
     for action in parser._actions:
@@ -330,6 +331,6 @@ def options() -> Mapping[str, Mapping[str, bool]]:
     del found["solve"]["problems"]
     for phase in PIPELINE:
         del found["run"][f"{phase}_settings"]
-        own = {name: is_open for name, is_open in found[phase].items() if name not in SHARED}
+        own = {name: is_open for name, is_open in found[phase].items() if name not in (*SHARED, *ALONE)}
         found["run"] |= {phase: False} | {f"{phase}.{name}": is_open for name, is_open in own.items()}
     return {name: {"config": False} | own for name, own in found.items()}

@@ -12,9 +12,9 @@ from abc_toolkit.windows.rules import WindowBackbone
 
 def check_task(run: Run, task: Task, overwrite: bool) -> None:
     """Refuses a run folder of another task; one whose record cannot be read may be overwritten."""
-    if run.has("fit"):
+    if run.has(run.first):
         try:
-            own = run.task("fit")
+            own = run.task(run.first)
         except UserError:
             if not overwrite:
                 raise
@@ -40,12 +40,13 @@ def run_with(run: Path | None, needed: Phase, capability: type, command: str) ->
         found = Run.newest(run, needed)
     except UserError as reason:
         try:
-            task = Run.newest(run, "fit").task("fit")
+            began = Run.newest(run, "fit")
+            task = began.task(began.first)
         except UserError:
             raise reason from None
         require(task, capability, command)
         raise
-    require(found.task("retrain" if needed == "retrain" else "fit"), capability, command)
+    require(found.task("retrain" if needed == "retrain" else found.first), capability, command)
     return found
 
 

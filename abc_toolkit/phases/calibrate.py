@@ -17,10 +17,11 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Layout, raw_layout
 from abc_toolkit.models.base import Architecture, Model
 from abc_toolkit.models.memory import check_fits, check_held_out
-from abc_toolkit.phases.base import check_backbone, next_command, run_with
+from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
+from abc_toolkit.positions import SITES, Site
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, rebuild
-from abc_toolkit.runs.files import save_tensors, save_text
+from abc_toolkit.runs.files import save_tensors, save_text, sha256
 from abc_toolkit.runs.folder import (
     RECORD,
     WINDOW,
@@ -29,7 +30,7 @@ from abc_toolkit.runs.folder import (
     save_record,
 )
 from abc_toolkit.seeds import Stream, drawing, seeded
-from abc_toolkit.tasks import Calibratable, ProblemError, Task
+from abc_toolkit.tasks import Addition, Calibratable, ProblemError, Task
 from abc_toolkit.tasks.base import UNIFORM, require
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.tasks.objective import Stopping
@@ -55,19 +56,21 @@ class CalibrationResult:
         window: The window.
         maps: Averaged attention of the vanilla model.
         added: Rules that were added because the window was not sufficient without them.
-        exact_match: The vanilla model's exact match on held-out problems.
+        exact_match: The vanilla model's exact match on held-out problems; `None` of a model from elsewhere.
     """
 
     run: Run
     window: Window
     maps: AttentionMaps
     added: tuple[Rule, ...]
-    exact_match: float
+    exact_match: float | None
 
 
 def calibrate(
     *,
+    task: Task | None = None,
     run: Path | None = None,
+    maps: Path | None = None,
     method: CalibrationMethod = Places(),  # noqa: B008
     problems: int = 2560,
     force: bool = False,
@@ -79,7 +82,10 @@ def calibrate(
     """Turns the vanilla model's attention into a window: phase 2.
 
     Args:
-        run: Run folder; the newest in runs/ if not given.
+        task: The task of --maps, Addition if not given; else that of the run.
+        run: Run folder; the newest in runs/ if not given, or, with --maps, runs/TASK.
+        maps: Averaged attention of a model from elsewhere, which begins the run in place of a fit; a safetensors file,
+            as docs/method.md describes it.
         method: How lines are found: Places or Paper.
         problems: Held-out problems whose attention is averaged, over all training shapes.
         force: Calibrate even if the model does not interpolate, or keep a window that is not sufficient.
@@ -97,7 +103,11 @@ def calibrate(
         UserError: If the model does not interpolate or the window is not sufficient, unless forced.
     """
     start = time.perf_counter()
+    if maps is not None:
+        return _calibrated_elsewhere(task, run, maps, method, force, export, size, overwrite)
     source = run_with(run, "fit", Calibratable, "abc calibrate")
+    if task is not None:
+        check_task(source, task, overwrite=False)
     record, inputs = source.record("fit"), source.produced("fit")
     architecture = source.architecture("fit")
     check_backbone(architecture, source)
@@ -105,27 +115,88 @@ def calibrate(
     model, seed = source.load_model("fit"), int(record["seed"])
     device = check_calibrating(task, architecture, problems, export, size, accelerator)
     with source.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
-        maps, asked = _averaged(task, model, seed, problems, device)
-        exact_match = sum(maps.solved.values()) / asked
+        averaged, asked = _averaged(task, model, seed, problems, device)
+        exact_match = sum(averaged.solved.values()) / asked
         _check_interpolates(source, record, exact_match, asked, force)
         window = _without_rules(task, architecture, method, inputs["fit: weights"])
-        found = find_window(method, maps, task, window, seeded(seed, Stream.CALIBRATE, 1))
+        found = find_window(method, averaged, task, window, seeded(seed, Stream.CALIBRATE, 1))
         _check_sufficient(found, refused=isinstance(method, Places) and not force)
-        maps.save(folder / MAPS)
-        save_text(folder / WINDOW, found.window.to_json())
-        if export is not None:
-            _export(export, size, found.window, task, maps)
-        _draw_calibration(folder, maps, found.window, task)
+        _write(folder, averaged, found, task, export, size)
         arguments = {"method": method, "problems": problems, "force": force, "export": export, "size": size}
         arguments |= {"accelerator": accelerator}
         results = {"exact_match": exact_match, "problems": asked} | _counts(found)
         results |= {"seconds": time.perf_counter() - start}
         save_record(folder, "calibrate", seed, arguments, results, inputs=inputs, facts={"task": task})
+    _tell(found, averaged, source)
+    return CalibrationResult(source, found.window, averaged, found.added, exact_match)
+
+
+def _calibrated_elsewhere(
+    task: Task | None,
+    run: Path | None,
+    path: Path,
+    method: CalibrationMethod,
+    force: bool,
+    export: Path | None,
+    size: str | None,
+    overwrite: bool,
+) -> CalibrationResult:
+    """A calibration of maps from elsewhere, with which a run begins."""
+    start = time.perf_counter()
+    task = require(Addition() if task is None else task, Calibratable, "abc calibrate")
+    target = Run.named(run, task)
+    if target.has("fit"):
+        raise UserError(f"--maps: {target.path} has a fit of its own: name another folder with --run")
+    check_task(target, task, overwrite)
+    averaged = AttentionMaps.load(path)
+    architecture = _architecture_of(averaged.check_fits(task, path), path)
+    check_calibrating(task, architecture, 1, export, size, "cpu")
+    inputs = {"maps": sha256(path)}
+    with target.writing("calibrate", overwrite=overwrite, inputs=inputs) as folder:
+        found = find_window(
+            method, averaged, task, _without_rules(task, architecture, method, ""), seeded(0, Stream.CALIBRATE, 1)
+        )
+        _check_sufficient(found, refused=isinstance(method, Places) and not force)
+        _write(folder, averaged, found, task, export, size)
+        arguments = {"task": task, "maps": path, "method": method, "force": force, "export": export, "size": size}
+        results = _counts(found) | {"seconds": time.perf_counter() - start}
+        facts = {"task": task, "model": architecture}
+        save_record(folder, "calibrate", 0, arguments, results, inputs=inputs, facts=facts)
+    _tell(found, averaged, target)
+    return CalibrationResult(target, found.window, averaged, found.added, None)
+
+
+def _architecture_of(heads: Mapping[tuple[Site, int], int], path: Path) -> Architecture:
+    """The architecture of a fresh model for the lines of maps from elsewhere: their layers and heads, else defaults."""
+    num_heads = next(iter(heads.values()))
+    layers = {site: sum(own == site for own, _ in heads) for site in SITES}
+    if not layers["decoder"]:
+        raise UserError(f"--maps {path} holds no map of the decoder: name one decoder.0")
+    default = Architecture()
+    return Architecture(
+        layers["encoder"],
+        layers["decoder"],
+        num_heads * -(-default.model_dim // num_heads),
+        num_heads,
+        backbone="encoder-decoder" if layers["cross"] else "decoder-only",
+    )
+
+
+def _write(folder: Path, maps: AttentionMaps, found: Found, task: Task, export: Path | None, size: str | None) -> None:
+    """Writes maps and window, and draws them."""
+    maps.save(folder / MAPS)
+    save_text(folder / WINDOW, found.window.to_json())
+    if export is not None:
+        _export(export, size, found.window, task, maps)
+    _draw_calibration(folder, maps, found.window, task)
+
+
+def _tell(found: Found, maps: AttentionMaps, run: Run) -> None:
+    """Prints the window and what comes next."""
     terminal.print_window(found.window, found.attention, found.added, found.moved)
     if found.dropped:
         console.remark(f"Dropped as the weakest, to make the window sufficient: {_listed(found.dropped, found)}.")
-    terminal.done(_summary(found, maps), source.folder("calibrate"), next_command(source, "retrain"))
-    return CalibrationResult(source, found.window, maps, found.added, exact_match)
+    terminal.done(_summary(found, maps), run.folder("calibrate"), next_command(run, "retrain"))
 
 
 def _averaged(

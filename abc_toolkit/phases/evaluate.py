@@ -83,8 +83,8 @@ def evaluate(
             task cannot be decoded as asked.
     """
     start = time.perf_counter()
-    needed = "retrain" if weights == "retrain" else "fit"
-    source = Run.newest(run, needed)
+    needed = "retrain" if weights == "retrain" or (run is not None and Run(run).first != "fit") else "fit"
+    source = Run.newest(run, "fit" if weights == "fit" else needed)
     task = source.task(needed)
     sizes, suites, device = check_evaluating(task, length, sets, samples, decode, accelerator)
     metrics = reported_metrics(task, decode)
@@ -126,7 +126,7 @@ def _phases(run: Run, task: Task, weights: Literal["all", "fit", "retrain"]) -> 
     if weights != "all":
         return [weights]
     if run.has("retrain"):
-        return ["fit", "retrain"]
+        return ["fit", "retrain"] if run.has("fit") else ["retrain"]
     if os.path.lexists(run.folder("retrain")):
         raise UserError(
             f"{run.folder('retrain')} lacks its record: do 'abc retrain --overwrite' again, or take --weights fit"

@@ -184,16 +184,17 @@ def retrain(
         UserError: If the window does not fit, the run folder is not free, or training breaks.
     """
     target = run_with(run, "fit" if window is not None else "calibrate", Calibratable, "abc retrain")
-    task = target.task("fit")
-    architecture = model.applied_to(target.architecture("fit"))
+    began = target.first
+    task = target.task(began)
+    architecture = model.applied_to(target.architecture(began))
     check_backbone(architecture, target)
-    inputs = {name: value for name, value in target.produced("fit").items() if name != "fit: weights"}
+    inputs = {name: value for name, value in target.produced(began).items() if name != "fit: weights"}
     inputs |= target.produced("calibrate") if window is None else {"window": sha256(window)}
     rules = target.window() if window is None else Window.load(window)
     _check_window(rules, window, target, task)
     settings = {"data": data, "optimizer": optimizer, "stopping": stopping, "trainer": trainer}
     arguments = {"seed": seed, "window": window, "model": model, "until": until} | settings
-    seed = int(target.record("fit")["seed"]) if seed is None else seed
+    seed = int(target.record(began)["seed"]) if seed is None else seed
     training = Training("retrain", task, architecture, data, optimizer, stopping, trainer, seed)
     result = _train(training, _Order(target, resume, overwrite, arguments, inputs), rules, until)
     summary = _training_summary("The model inside the window", task.objective, result.trained, stopping, trainer)

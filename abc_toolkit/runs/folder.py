@@ -413,7 +413,7 @@ class Run:
         record = self.record(phase)
         files = {"weights": record["files"].get(WEIGHTS), "window": record["files"].get(WINDOW)}
         found = {name: value for name, value in files.items() if value is not None}
-        if phase in ("fit", "retrain"):
+        if "model" in record:
             found |= {name: canonical_hash(record[name]) for name in ("task", "model")}
         return {f"{phase}: {name}": value for name, value in found.items()}
 
@@ -465,8 +465,13 @@ class Run:
                     )
         return task
 
+    @property
+    def first(self) -> Phase:
+        """The phase that the run began with: `fit`, or `calibrate` of maps from elsewhere."""
+        return "calibrate" if self.has("calibrate") and not self.has("fit") else "fit"
+
     def architecture(self, phase: Phase) -> Architecture:
-        """The architecture of a finished training."""
+        """The architecture of a finished training, or of the model whose maps from elsewhere were calibrated."""
         return self._rebuilt(self.record(phase), "model", Architecture)
 
     def _rebuilt(self, record: Mapping[str, Any], key: str, kind: type[T]) -> T:

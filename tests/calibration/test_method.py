@@ -9,7 +9,7 @@ import torch
 
 from abc_toolkit.calibration import Paper, Places, sufficiency
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, heads_of, spread_out
+from abc_toolkit.calibration.method import CalibrationMethod, Found, Line, _with_line, find_window, spread_out
 from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, views
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
@@ -281,8 +281,8 @@ def test_parity_needs_no_more_than_its_own_bit() -> None:
 def test_heads_of_every_site() -> None:
     maps = maps_of(TASK, 3, layers=2, encoder=1)
     expected = {("encoder", 0): 3, **{(site, layer): 3 for site in ("decoder", "cross") for layer in (0, 1)}}
-    assert heads_of(maps) == expected
-    assert list(heads_of(maps_of(TASK, 2))) == [("decoder", 0), ("cross", 0)]
+    assert maps.num_heads == expected
+    assert list(maps_of(TASK, 2).num_heads) == [("decoder", 0), ("cross", 0)]
 
 
 def decoder(head: int, segment: str, conditions: tuple[Condition, ...], layer: int = 1) -> Rule:

@@ -258,6 +258,7 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
     shutil.copy(pipeline / "calibrate" / "window.json", "0x1f")
     settings = _leaves(EVERY_OPTION[phase])
     own = {name for name in options()[phase] if not name.startswith("curriculum")}  # of other tasks alone
+    own -= {"task", "maps"} if phase == "calibrate" else set()  # with which a run begins that has no fit
     missing = {name for name in own if not any(other.startswith(f"{name}.") for other in own)}
     assert settings.keys() == missing - {"run", "resume", "overwrite", "trust", "config"}
     assert abc(phase, "--print_config")[0] == 0
