@@ -206,7 +206,8 @@ class Layout:
         `prefix` holds the tokens of the string as keys, and `target` the same tokens as queries. A query of the source
         carries its own coordinates, as nothing is predicted from it; a query of the target carries those of the token
         that it predicts. `raw` and `raw_from_end` count through the whole string; a query's are those of the token that
-        it holds. `source` is unchanged.
+        it holds. The coordinate `string` is 0 at tokens of the source and 1 at those of the target. `source` is
+        unchanged.
 
         Raises:
             UserError: If sources are padded, so that a target would not follow its source.
@@ -497,6 +498,7 @@ def _in_line(source: Positions, target: Positions) -> Positions:
         present = torch.cat([target.present.new_ones(len(target.present), len(source)), target.present], dim=1)
     segment = coordinates.pop("segment")
     differing = {name: coordinates.pop(name) for name in own}
+    coordinates["string"] = (torch.arange(len(segment), device=segment.device) >= len(source)).long()
     return stream_positions(target.names, segment, coordinates, differing, present)
 
 

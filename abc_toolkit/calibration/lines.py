@@ -15,7 +15,7 @@ from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Shape
 from abc_toolkit.windows.lowering import site_positions
-from abc_toolkit.windows.rules import Condition, Rule
+from abc_toolkit.windows.rules import Condition, Rule, String
 
 ANCHORS = ("place", "index")
 TABLE = ("row", "column")
@@ -77,9 +77,12 @@ class Places(CalibrationMethod):
         present: dict[Site, None] = dict.fromkeys(site for site, _ in sites)
         for site in present:
             relations = self._relations(site, [layouts[shape] for shape in maps.maps])
-            for layer in (layer for own, layer in sites if own == site):
+            layers = [layer for own, layer in sites if own == site]
+            for layer in layers:
                 weights = [maps.maps[shape][f"{site}.{layer}"] for shape in maps.maps]
                 for relation, cells, support in relations:
+                    if relation.of_source and layer == layers[-1]:
+                        continue  # nothing reads what the source's own queries find in the last layer
                     sums = [(w * c).sum(dim=(1, 2)) for w, c in zip(weights, cells, strict=True)]
                     means = torch.stack(sums).sum(dim=0) / sum(int(c.sum()) for c in cells)
                     for head, mean in enumerate(means.tolist()):
@@ -91,12 +94,13 @@ class Places(CalibrationMethod):
         relations: dict[bytes, tuple[Rule, list[Tensor], float]] = {}
         pairs = [site_positions(site, layout) for layout in layouts]
         q, k = pairs[-1]
-        # The decoder's queries are of one kind; in the encoder each segment attends in its own way.
-        asking = [name for name in q.names if q.within(name).any()] if site == "encoder" else [None]
+        asking = _asking(site, q)
         for key_segment in (name for name in k.names if k.within(name).any()):
-            for query_segment in asking:
+            for query_string, query_segment in asking:
                 for conditions in self._conditions(_tabled(key_segment, pairs)):
-                    rule = Rule(site, 0, 0, key_segment, conditions, query_segment=query_segment)
+                    rule = Rule(
+                        site, 0, 0, key_segment, conditions, query_segment=query_segment, query_string=query_string
+                    )
                     cells = [rule.holds(*pair) for pair in pairs]
                     if site == "decoder":
                         cells = [line.tril() for line in cells]
@@ -140,10 +144,9 @@ class Places(CalibrationMethod):
                 for line in lines
                 for layer in range(last[line.rule.site] + 1)
             ]
-        kept: dict[tuple[Site, int, int, str | None, str | None], list[Line]] = {}
+        kept: dict[Rule, list[Line]] = {}
         for line in lines:
-            rule = line.rule
-            group = kept.setdefault((rule.site, rule.layer, rule.head, rule.key_segment, rule.query_segment), [])
+            group = kept.setdefault(replace(line.rule, conditions=(), bias=0.0), [])
             if line.attention >= self.min_attention and len(group) < self.lines_per_segment:
                 group.append(line)
         return list(chain.from_iterable(kept.values()))
@@ -166,6 +169,19 @@ class Places(CalibrationMethod):
         return rules
 
 
+def _asking(site: Site, queries: Positions) -> list[tuple[String | None, str | None]]:
+    """The kinds of queries that have lines of their own: a string, where there are two, and a segment.
+
+    The target's queries are of one kind. In the source, each segment attends in its own way.
+    """
+    if site == "encoder":
+        return [(None, name) for name in queries.names if queries.within(name).any()]
+    if "string" not in queries.coordinates:
+        return [(None, None)]
+    source = queries.segment[queries.coordinates["string"] == 0].unique().tolist()
+    return [("target", None), *(("source", queries.names[number]) for number in source)]
+
+
 def _tabled(segment: str, pairs: Sequence[tuple[Positions, Positions]]) -> tuple[str, ...]:
     """Coordinates of a table in which the tokens of a key segment differ; none if every token is in row 0."""
     if not any(bool(positions.coordinates["row"].any()) for pair in pairs for positions in pair):
@@ -182,9 +198,7 @@ def _support(rule: Rule, cells: Sequence[Tensor], pairs: Sequence[tuple[Position
     """
     shares: dict[bool, list[float]] = {False: [], True: []}
     for line, (q_positions, k_positions) in zip(cells, pairs, strict=True):
-        num_queries = len(q_positions)
-        if rule.query_segment is not None:
-            num_queries = int(q_positions.within(rule.query_segment).sum())
+        num_queries = int(rule.asked_by(q_positions).sum())
         lengths = {name: int(k_positions.within(name).sum()) for name in k_positions.names}
         longest = max(lengths.values())
         shares[lengths[rule.key_segment or ""] == longest].append(int(line.sum()) / min(num_queries, longest))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from abc_toolkit.calibration.capture import AttentionMaps
-from abc_toolkit.calibration.sufficiency import Clash, Evidence, receptive_fields
+from abc_toolkit.calibration.sufficiency import Clash, Evidence, reach
 from abc_toolkit.layout import Layout
 from abc_toolkit.positions import SITES, Site
 from abc_toolkit.tasks import Calibratable, Shape
@@ -49,7 +49,7 @@ class CalibrationMethod(abc.ABC):
 
         Args:
             maps: Averaged attention of every shape.
-            layouts: The layout of each of these shapes.
+            layouts: The layout of each of these shapes, as the model reads it.
         """
 
     def lines(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Line]:
@@ -109,7 +109,7 @@ def find_window(
         window: The window without its rules.
         generator: Draws the training problems on which windows are compared.
     """
-    layouts = {shape: task.layout(shape) for shape in maps.maps}
+    layouts = {shape: window.read(task.layout(shape)) for shape in maps.maps}
     lines, heads = method.lines(maps, layouts), heads_of(maps)
     attention = {line.rule: line.attention for line in lines}
     evidence = Evidence(task, generator)
@@ -187,7 +187,7 @@ def narrowed(window: Window, task: Calibratable, evidence: Evidence) -> Window:
     layout = task.layout(task.training_shapes()[-1])
 
     def size(window: Window) -> int:
-        return sum(int(field.sum()) for field in receptive_fields(window, layout))
+        return int(reach(window, layout).sum())
 
     def without(lines: Sequence[Rule], window: Window) -> Window:
         closed = window.with_rules([rule for rule in window.rules if rule not in lines])
@@ -211,6 +211,8 @@ def narrowed(window: Window, task: Calibratable, evidence: Evidence) -> Window:
 def spread_out(window: Window, evidence: Evidence) -> Window:
     """A sufficient window in which lines of cross-attention and decoder self-attention have heads of their own.
 
+    The lines of the source's own queries stay where they are, as those of an encoder do.
+
     A softmax shows a mixture of the keys of a head. It may learn to prefer one token to another wherever they stand;
     then it no longer shows both keys, and hardly ever learns to show both again. So the search gives a head to each
     line that is alone in no head: an empty head, or a head whose lines other heads hold too and which gives them up.
@@ -226,7 +228,7 @@ def spread_out(window: Window, evidence: Evidence) -> Window:
 
     def heads(window: Window, line: Rule) -> list[list[Rule]]:
         """The rules of each head of a line's site and layer."""
-        own = window.rules_at(line.site, line.layer)
+        own = [rule for rule in window.rules_at(line.site, line.layer) if rule.query_string == line.query_string]
         return [[rule for rule in own if rule.head == head] for head in range(window.num_heads)]
 
     def alone(line: Rule, among: Sequence[Sequence[Rule]]) -> bool:
@@ -244,7 +246,11 @@ def spread_out(window: Window, evidence: Evidence) -> Window:
                 kept = [rule for rule in window.rules if rule not in own[head]]
                 yield window.with_rules([*kept, replace(line, head=head, bias=0.0)])
 
-    lines = [rule for rule in window.rules if rule.site != "encoder" and not (rule.fallback or _is_open(rule))]
+    lines = [
+        rule
+        for rule in window.rules
+        if rule.site != "encoder" and not (rule.of_source or rule.fallback or _is_open(rule))
+    ]
     for line in lines:
         if not alone(line, heads(window, line)):
             spared = (other for other in with_own_head(window, line) if not evidence.conflicts(other))
@@ -278,7 +284,7 @@ def _with_line(window: Window, rule: Rule, num_heads: int) -> Iterator[Window]:
     """
     lines: list[list[Rule]] = [[] for _ in range(num_heads)]
     for other in window.rules_at(rule.site, rule.layer):
-        if not (_is_open(other) or other.fallback):
+        if not (_is_open(other) or other.fallback) and other.query_string == rule.query_string:
             lines[other.head].append(other)
 
     def within(head: int, given_up: Sequence[Rule] = ()) -> Window:

@@ -125,6 +125,8 @@ class Paper(CalibrationMethod):
 
     def rules(self, maps: AttentionMaps, layouts: Mapping[Shape, Layout]) -> list[Rule]:
         heads = heads_of(maps)
+        if ("cross", 0) not in heads:
+            raise UserError("the paper's lines are those of encoder-decoders: choose --method Places for this backbone")
         last = max(layer for site, layer in heads if site == "decoder")
         rules = [
             Rule(site, layer, head) for (site, layer), n in heads.items() for head in range(n) if site == "encoder"

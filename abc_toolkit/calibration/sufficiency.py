@@ -36,15 +36,18 @@ Clash = tuple[tuple[Problems, int, int], ...]  # a conflict as indices: problems
 
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
     """The view of every prediction, given the true tokens before it, int64 `[batch, target_length]`."""
-    prefix = prefix_of(problems.target)
+    layout, held = window.read(layout), prefix_of(problems.target)
+    if window.reads_one_string:
+        held = torch.cat([problems.source, held], dim=1)
     memory = scatter(problems.source + 1)
-    for layer in range(window.num_encoder_layers):
+    for layer in range(window.layers("encoder")):
         memory = _attended(window, "encoder", layer, layout, memory, memory)
-    stream = scatter(prefix + 1)
+    stream = scatter(held + 1)
     for layer in range(window.num_decoder_layers):
         stream = _attended(window, "decoder", layer, layout, stream, stream)
-        stream = _attended(window, "cross", layer, layout, stream, memory)
-    return stream
+        if window.layers("cross"):
+            stream = _attended(window, "cross", layer, layout, stream, memory)
+    return stream[:, -problems.target.shape[1] :]
 
 
 def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Tensor, keys: Tensor) -> Tensor:
@@ -72,15 +75,28 @@ def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
         The source's tokens, boolean `[target_length, source_length]`, and the target's tokens before the prediction,
         boolean `[target_length, target_length]`.
     """
-    source = torch.eye(len(layout.source), dtype=torch.bool)
-    for layer in range(window.num_encoder_layers):
-        source = source | _reach(window, "encoder", layer, layout, source)
-    seen = torch.zeros(len(layout.target), len(layout.source), dtype=torch.bool)
-    own = torch.eye(len(layout.target), dtype=torch.bool)
+    reached, num_sources = reach(window, layout)[-len(layout.target) :], len(layout.source)
+    return reached[:, :num_sources], reached[:, num_sources:]
+
+
+def reach(window: Window, layout: Layout) -> Tensor:
+    """The tokens on which each stream of the decoder can depend through all layers.
+
+    Returns:
+        Boolean `[query, token]`: the tokens are the source's, then the target's prefix. The queries are those of the
+        target, or, of a model that reads both as one string, those of the source before them.
+    """
+    read, num_sources = window.read(layout), len(layout.source)
+    source = torch.eye(num_sources, dtype=torch.bool)
+    for layer in range(window.layers("encoder")):
+        source = source | _reach(window, "encoder", layer, read, source)
+    own = torch.eye(len(read.target), dtype=torch.bool)
+    seen = torch.zeros(len(own), num_sources, dtype=torch.bool)
     for layer in range(window.num_decoder_layers):
-        own, seen = (part | _reach(window, "decoder", layer, layout, part) for part in (own, seen))
-        seen = seen | _reach(window, "cross", layer, layout, source)
-    return seen, own
+        own, seen = (part | _reach(window, "decoder", layer, read, part) for part in (own, seen))
+        if window.layers("cross"):
+            seen = seen | _reach(window, "cross", layer, read, source)
+    return own if window.reads_one_string else torch.cat([seen, own], dim=1)
 
 
 def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor) -> Tensor:

@@ -538,6 +538,11 @@ class TransformerModel(AttentionModel, DecodingModel):
     def read(self, layout: Layout) -> Layout:
         """A layout as the model reads it: `target` and `prefix` are the queries and keys of its decoder."""
 
+    @property
+    def encoder_blocks(self) -> list[Block]:
+        """The layers of its encoder; none, if it has no encoder."""
+        return []
+
     def plan(self, layout: Layout, batch: int = 1, ahead: int = 1) -> TransformerPlan:
         read = self.positioning.prepare(self.read(layout))
         target, prefix, source = read.target, read.prefix, read.source
@@ -604,6 +609,10 @@ class EncoderDecoder(TransformerModel):
 
     def read(self, layout: Layout) -> Layout:
         return layout
+
+    @property
+    def encoder_blocks(self) -> list[Block]:
+        return list(self.encoder)
 
     def encode(self, source: Tensor, positions: Positions, maps: Maps | None = None) -> Tensor:
         """The source as cross-attention reads it, `[batch, S, model_dim]`, of token ids `[batch, S]`."""

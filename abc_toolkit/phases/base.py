@@ -1,11 +1,13 @@
 """What the phases share."""
 
 from pathlib import Path
+from typing import get_args
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.runs.folder import Phase, Run
 from abc_toolkit.tasks.base import Task, require
+from abc_toolkit.windows.rules import WindowBackbone
 
 
 def check_task(run: Run, task: Task, overwrite: bool) -> None:
@@ -49,10 +51,10 @@ def run_with(run: Path | None, needed: Phase, capability: type, command: str) ->
 
 def check_backbone(architecture: Architecture, run: Run) -> None:
     """Refuses a model that no window can be read off."""
-    if architecture.kind != "encoder-decoder":
+    if architecture.kind not in get_args(WindowBackbone):
         raise UserError(
-            f"windows are of encoder-decoders, and the model of {run.path} is {architecture.kind}: 'abc fit' and "
-            "'abc evaluate' are what there is for it"
+            f"windows are of {' and '.join(get_args(WindowBackbone))} models, and the model of {run.path} is "
+            f"{architecture.kind}: 'abc fit' and 'abc evaluate' are what there is for it"
         )
 
 

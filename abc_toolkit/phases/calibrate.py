@@ -173,6 +173,7 @@ def _without_rules(task: Task, architecture: Architecture, method: CalibrationMe
         rules=(),
         calibration=describe(method),
         weights=weights,
+        backbone="decoder-only" if architecture.kind == "decoder-only" else "encoder-decoder",
     )
 
 
@@ -235,7 +236,8 @@ def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: T
     shape = maps.longest
     layout = task.layout(shape)
     title = f"{task.name}: attention averaged over {maps.solved[shape]} problems of {shape_name(shape)}"
-    figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], layout, window, None, title)
+    read = window.read(layout)
+    figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], read, window, None, title)
     sizes = [(f"shape {shape_name(shape)}", layout)]
     longer = task.evaluation_shapes(10 * task.max_length, UNIFORM, torch.Generator())[0]
     with contextlib.suppress(ProblemError):  # a fixed width has no room for ten times the length
@@ -261,7 +263,8 @@ def _lengths_of(size: str) -> tuple[int, int]:
 def _check_size(size: str, architecture: Architecture) -> None:
     """Refuses a size that is none, or of which the matrices do not fit into memory."""
     target, source = _lengths_of(size)
-    cells = architecture.num_encoder_layers * source**2 + architecture.num_decoder_layers * target * (target + source)
+    own = target + source if architecture.kind == "decoder-only" else target  # queries of the decoder
+    cells = architecture.num_encoder_layers * source**2 + architecture.num_decoder_layers * own * (target + source)
     check_fits(4 * architecture.num_heads * cells, f"the matrices of --size {size}", torch.device("cpu"))
 
 

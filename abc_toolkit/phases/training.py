@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -34,6 +34,7 @@ from abc_toolkit.training.loop import HISTORY, Trained, TrainerSettings, Trainin
 from abc_toolkit.training.module import Optimizer
 from abc_toolkit.training.processes import undisturbed
 from abc_toolkit.windows import Window
+from abc_toolkit.windows.rules import WindowBackbone
 
 Until = Literal["auto", "certified", "validated"]
 # A model that hovers about the threshold reaches it by chance, and settles above it as the rate falls:
@@ -56,7 +57,7 @@ class ArchitectureChanges:
         norm: Layer normalisation before (`pre`) or after (`post`) each block.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method beside the window.
-        backbone: Must be `encoder-decoder`, as windows are of such.
+        backbone: Must be the window's.
     """
 
     num_encoder_layers: int | None = None
@@ -137,7 +138,7 @@ def fit(
     order = _Order(target, resume, overwrite, {"task": task, "seed": seed} | settings, {})
     result = _train(training, order, None, "validated")
     summary = _training_summary("The vanilla model", task.objective, result.trained, stopping, trainer)
-    if isinstance(task, Calibratable) and model.kind == "encoder-decoder":
+    if isinstance(task, Calibratable) and model.kind in get_args(WindowBackbone):
         following = next_command(target, "calibrate")
     else:
         following = next_command(target, "evaluate", " --length 1x" if task.one_length else "")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from abc_toolkit.models.base import Model
-from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.models.transformer import DecoderOnly, EncoderDecoder
 from abc_toolkit.positions import Compose, Cyclic, NoPE, PositionMethod
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
@@ -55,14 +55,17 @@ def basis_of(task: Task, model: Model) -> Basis:
         raise CannotDecideError(
             f"{task.name} has a 'layout' of its own: only 'describe_layout' says it of every length"
         )
-    if type(model) is not EncoderDecoder:
-        raise CannotDecideError(f"windows are of encoder-decoders, and the model is {type(model).__name__}")
+    if type(model) not in (EncoderDecoder, DecoderOnly):
+        raise CannotDecideError(f"no window is of the model's kind, {type(model).__name__}")
+    assert isinstance(model, EncoderDecoder | DecoderOnly)
     if type(model.position) is not Windowed:
         raise CannotDecideError("the model has no window: a prediction depends on every token before it")
     if model.architecture.block != "standard":
         raise CannotDecideError(f"rounding in {model.architecture.block} blocks is not bounded")
     cyclic = tuple(_cyclic(model.position.inner))
-    blocks = [*model.encoder, *model.decoder]
+    if (type(model) is DecoderOnly) != model.position.window.reads_one_string:
+        raise CannotDecideError("the model's window is of another backbone")
+    blocks = [*model.encoder_blocks, *model.decoder]
     attentions = [(block.side, block.layer, block.self_attention) for block in blocks]
     attentions += [("cross", block.layer, block.cross_attention) for block in blocks if block.cross]
     for site, layer, attention in attentions:

@@ -37,7 +37,7 @@ and `K` of each group of symbols that are compared. `settles` computes `S` and `
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TypeVar
 
@@ -49,8 +49,9 @@ from abc_toolkit.positions import Site
 from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import Certifiable
-from abc_toolkit.windows.rules import Rule, Window
+from abc_toolkit.windows.rules import STRINGS, Rule, Window
 
+_START = -1  # path of the token at the start of the prefix
 _MOST_POWERS = 4096
 _MOST_EXPANDED = 64  # values of a variable that a line leaves free
 
@@ -131,7 +132,7 @@ def bound_of(task: Certifiable, rule: TabledRule, window: Window, period: int) -
     least = dict(zip(size_symbols(task), task.least_sizes, strict=True))
     largest, constants = dict(least), 0
     for case in layout_cases(task):
-        strings = _Strings(case.description, least)
+        strings = _Strings(case.description, least, window.reads_one_string)
         for query in strings.queries:
             facts = _Facts(_ranges(case, least, query))
             leaves = _follow(strings, window, query, facts)
@@ -179,7 +180,8 @@ class _Template:
     Attributes:
         token: The token.
         loops: Variable and count of each repeat around it, the outer repeat first.
-        path: The number of the item at each depth of the description; -1 for the token at the start of the prefix.
+        path: The number of the item at each depth of the description; -1 for the token at the start of the prefix. In
+            one string with the target, the source's items have the numbers below that.
         coordinates: Its coordinates; `raw` and `raw_from_end` only where they are linear.
     """
 
@@ -187,6 +189,11 @@ class _Template:
     loops: tuple[tuple[str, Linear], ...]
     path: tuple[int, ...]
     coordinates: Mapping[str, Linear]
+
+    @property
+    def of_source(self) -> bool:
+        """Whether it is of the source, in one string with the target."""
+        return self.path[0] < _START
 
 
 @dataclass(frozen=True)
@@ -230,9 +237,10 @@ class _Strings:
     Args:
         description: The layout.
         taken: Names of symbols that no variable of the description may bear.
+        one_string: Whether the model reads source and target as one string, whose tokens are all keys of its decoder.
     """
 
-    def __init__(self, description: LayoutDescription, taken: Iterable[str] = ()) -> None:
+    def __init__(self, description: LayoutDescription, taken: Iterable[str] = (), one_string: bool = False) -> None:
         for items in (description.source, description.target):
             _check_variables(items, set(taken))
         self.names = description.names
@@ -242,11 +250,32 @@ class _Strings:
             _Symbolic(own, tuple(symbol(f"q{number}") for number in range(len(own.loops)))) for own in target
         ]
         held = list(self._templates(description.target, 1))
-        start = _Template(description.start, (), (-1,), {**description.start.coordinates, "raw": Linear({})})
+        start = _Template(description.start, (), (_START,), {**description.start.coordinates, "raw": Linear({})})
         self.prefix = [start, *held[:-1]]
         self.target = target
+        if one_string:
+            self._join(description)
         self._items = description.target
-        self._by_path = {own.path: own for own in target}
+        self._by_path = {own.path: own for own in self.target}
+
+    def _join(self, description: LayoutDescription) -> None:
+        """Makes source and target one string: its tokens are counted through, and all are keys of the decoder."""
+        ahead, behind = _length(description.source), _length(description.target)
+
+        def moved(own: _Template, items: int, **by: Linear | None) -> _Template:
+            coordinates = dict(own.coordinates)
+            for name, distance in by.items():
+                if distance is None:
+                    coordinates.pop(name, None)
+                elif name in coordinates:
+                    coordinates[name] = coordinates[name] + distance
+            return replace(own, path=(own.path[0] - items, *own.path[1:]), coordinates=coordinates)
+
+        before_start = len(description.source) - _START
+        self.source = [moved(own, before_start, raw_from_end=behind) for own in self.source]
+        self.prefix = [*self.source, *(moved(own, 0, raw=ahead) for own in self.prefix)]
+        self.target = [moved(own, 0, raw=ahead) for own in self.target]
+        self.queries = [replace(query, template=own) for query, own in zip(self.queries, self.target, strict=True)]
 
     def keys(self, site: Site) -> list[_Template]:
         """The tokens that are keys at a site."""
@@ -255,11 +284,14 @@ class _Strings:
     def before(self, query: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
         """All tokens of the prefix that may be held where a token of the target is predicted."""
         found = list(self._beside(query, last=True, facts=facts))
-        return [token if token is not None else _Symbolic(self.prefix[0], ()) for token in found]
+        start = next(own for own in self.prefix if own.path == (_START,))
+        return [token if token is not None else _Symbolic(start, ()) for token in found]
 
     def after(self, held: _Symbolic, facts: "_Facts") -> list[_Symbolic]:
-        """All tokens of the target that may be predicted where a token of the prefix is held."""
-        if held.template.path == (-1,):
+        """All tokens of the target that may be predicted where a token of the prefix is held; of the source, itself."""
+        if held.template.of_source:
+            return [held]
+        if held.template.path == (_START,):
             found = list(self._outermost(self._items, (), (), last=False, facts=facts))
         else:
             found = list(self._beside(held, last=False, facts=facts))
@@ -586,6 +618,8 @@ def _opened(
     for rule, query, template in product(window.rules_at(site, layer), queries, strings.keys(site)):
         if rule.query_segment not in (None, query.template.token.segment):
             continue
+        if rule.query_string not in (None, STRINGS[not query.template.of_source]):
+            continue
         if rule.key_segment in (None, template.token.segment):
             found += _on_line(rule, query, template, site == "decoder", facts)
     return _distinct(found)
@@ -691,14 +725,20 @@ def _solved(equations: Sequence[Linear], unknown: Sequence[str]) -> tuple[dict[s
 
 
 def _before(key: _Symbolic, query: _Symbolic) -> list[Linear]:
-    """Expressions that are all at least 0 if a key of the prefix may precede a query."""
+    """Expressions that are all at least 0 if a key may precede a query, or be the token that a query holds.
+
+    A query of the target is the token that it predicts, which no key holds yet. One of the source is the token that it
+    holds.
+    """
     mine, other = key.template.path, query.template.path
+    itself = query.template.of_source
     if mine[0] != other[0]:
         return [Linear.from_value(other[0] - mine[0])]
-    if not key.values:  # a single token does not come before itself
-        return [Linear.from_value(-1)]
+    if not key.values:
+        return [Linear.from_value(0 if itself else -1)]
     ahead = query.values[0] - key.values[0]
-    same_round = len(mine) > 2 or len(other) > 2 or mine[1:] < other[1:]  # the key may be in the query's own round
+    in_order = mine[1:] < other[1:] or (itself and mine == other)
+    same_round = len(mine) > 2 or len(other) > 2 or in_order  # the key may be in the query's own round
     return [ahead if same_round else ahead - 1]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from abc_toolkit.layout import Positions
 from abc_toolkit.models.attention import Gather, Scope
-from abc_toolkit.models.transformer import Block, EncoderDecoder
+from abc_toolkit.models.transformer import Block, EncoderDecoder, TransformerModel
 from abc_toolkit.positions import OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.receptive_field import ReceptiveField
@@ -79,7 +79,7 @@ def distinct(tokens: Tensor, columns: frozenset[int], radix: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens: Tensor) -> Tensor:
+def receptive_field_logits(model: TransformerModel, field: ReceptiveField, tokens: Tensor) -> Tensor:
     """Logits `[assignment, num_tokens]` of a receptive field's prediction.
 
     Args:
@@ -131,9 +131,11 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
             streams = after
         return streams
 
-    encoded = through(list(model.encoder), "encoder", embedded(layout.source, field.sources[0], 0), field.sources)
-    encoded = [stream.mapped(model.encoder_norm) for stream in encoded]
-    if not encoded:  # keys that are not open point at one
+    encoded: list[Stream[Tensor]] = []
+    if isinstance(model, EncoderDecoder):
+        encoded = through(list(model.encoder), "encoder", embedded(layout.source, field.sources[0], 0), field.sources)
+        encoded = [stream.mapped(model.encoder_norm) for stream in encoded]
+    if isinstance(model, EncoderDecoder) and not encoded:  # keys that are not open point at one
         nothing = torch.zeros(1, 1, model.architecture.model_dim, dtype=model.output.weight.dtype)
         encoded = [Stream(frozenset(), nothing, torch.zeros(len(tokens), dtype=torch.long))]
     streams = embedded(layout.target, field.streams[0], len(field.sources[0]))
@@ -141,7 +143,7 @@ def receptive_field_logits(model: EncoderDecoder, field: ReceptiveField, tokens:
     return model.output(model.decoder_norm(last.values[:, 0]))[last.which]
 
 
-def margins(model: EncoderDecoder, kind: Kind, assignments: Tensor) -> Tensor:
+def margins(model: TransformerModel, kind: Kind, assignments: Tensor) -> Tensor:
     """The lead of the required token's logit over the next best, `[assignment]`; minus infinity where it is undefined.
 
     Args:

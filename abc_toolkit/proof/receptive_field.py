@@ -32,9 +32,12 @@ class ReceptiveField:
     """The receptive field of one prediction, layer by layer.
 
     Attributes:
-        layout: The layout.
+        layout: The layout, as the model reads it.
         query: The number of the predicted token in the target.
-        streams: The tokens whose decoder streams are needed before each layer, and after the last one: `[query]`.
+        before: Number of tokens of the decoder's string before the target's: those of the source in a model that reads
+            both as one string, else 0.
+        streams: The tokens of the decoder's string whose streams are needed before each layer, and after the last one,
+            where it is the query alone.
         sources: The same of the encoder; the tokens needed after its last layer are the keys of cross-attention.
         keys: The open keys of each site and layer, with their biases, for each head and each token needed after the
             layer. A key has its number among the tokens needed before the layer.
@@ -43,6 +46,7 @@ class ReceptiveField:
 
     layout: Layout
     query: int
+    before: int
     streams: tuple[tuple[int, ...], ...]
     sources: tuple[tuple[int, ...], ...]
     keys: Mapping[tuple[Site, int], Keys]
@@ -51,18 +55,19 @@ class ReceptiveField:
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
         """The tokens of the receptive field, those of the source first."""
-        return (*(("source", i) for i in self.sources[0]), *(("prefix", i) for i in self.streams[0]))
+        held = (("source", i) if i < self.before else ("prefix", i - self.before) for i in self.streams[0])
+        return (*(("source", i) for i in self.sources[0]), *held)
 
     @cached_property
     def tokens(self) -> list[Described]:
         """Segment and coordinates of each leaf."""
-        strings = {"source": self.layout.source, "prefix": self.layout.prefix}
-        return [_described(strings[string])[number] for string, number in self.leaves]
+        held = _described(self.layout.prefix)
+        return [*(_described(self.layout.source)[i] for i in self.sources[0]), *(held[i] for i in self.streams[0])]
 
     @property
     def predicted(self) -> Described:
         """Segment and coordinates of the token that is predicted."""
-        return _described(self.layout.target)[self.query]
+        return _described(self.layout.target)[self.before + self.query]
 
     @cached_property
     def tables(self) -> dict[tuple[Site, int], OpenKeys]:
@@ -115,12 +120,13 @@ class ReceptiveFields:
 
     def __init__(self, window: Window, layout: Layout, positioning: ModelPosition | None = None) -> None:
         self.window = window
-        self.layout = layout
-        self.added = [_added(positioning, positions) for positions in (layout.source, layout.target)]
+        self.layout = window.read(layout)
+        self.before = len(self.layout.target) - len(layout.target)
+        self.added = [_added(positioning, positions) for positions in (self.layout.source, self.layout.target)]
         self._open: dict[tuple[Site, int], list[list[tuple[tuple[int, float], ...]]]] = {}
         for site in SITES:
             for layer in range(window.layers(site)):
-                table = open_keys(window, site, layer, *site_positions(site, layout))
+                table = open_keys(window, site, layer, *site_positions(site, self.layout))
                 assert table is not None
                 index: list[list[list[int]]] = table.index.tolist()
                 bias: list[list[list[float]]] = table.bias.tolist()
@@ -138,10 +144,11 @@ class ReceptiveFields:
 
     def at(self, query: int) -> ReceptiveField:
         """The receptive field of one prediction."""
-        streams: list[tuple[int, ...]] = [(query,)]
+        streams: list[tuple[int, ...]] = [(self.before + query,)]
         read: set[int] = set()
         for layer in reversed(range(self.window.num_decoder_layers)):
-            read |= self._read("cross", layer, streams[0])
+            if self.window.layers("cross"):
+                read |= self._read("cross", layer, streams[0])
             streams.insert(0, tuple(sorted({*streams[0], *self._read("decoder", layer, streams[0])})))
         sources = [tuple(sorted(read))]
         for layer in reversed(range(self.window.num_encoder_layers)):
@@ -151,9 +158,10 @@ class ReceptiveFields:
             keys["encoder", layer] = self._within("encoder", layer, sources[layer + 1], sources[layer])
         for layer in range(self.window.num_decoder_layers):
             keys["decoder", layer] = self._within("decoder", layer, streams[layer + 1], streams[layer])
-            keys["cross", layer] = self._within("cross", layer, streams[layer + 1], sources[-1])
+            if self.window.layers("cross"):
+                keys["cross", layer] = self._within("cross", layer, streams[layer + 1], sources[-1])
         added = (*(self.added[0][i] for i in sources[0]), *(self.added[1][i] for i in streams[0]))
-        return ReceptiveField(self.layout, query, tuple(streams), tuple(sources), keys, added)
+        return ReceptiveField(self.layout, query, self.before, tuple(streams), tuple(sources), keys, added)
 
     def _within(self, site: Site, layer: int, queries: Sequence[int], keys: Sequence[int]) -> Keys:
         """The open keys of some queries, each by its number within `keys`."""

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from abc_toolkit.layout import Positions
 from abc_toolkit.models.attention import Attention
-from abc_toolkit.models.transformer import Block, EncoderDecoder, FeedForward
+from abc_toolkit.models.transformer import Block, EncoderDecoder, FeedForward, TransformerModel
 from abc_toolkit.positions import Cyclic, OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
 from abc_toolkit.proof.forward import Stream, distinct
@@ -346,7 +346,7 @@ class BoundedModel:
         CannotDecideError: If a weight is no finite number of single precision, or numbers may overflow.
     """
 
-    def __init__(self, model: EncoderDecoder, cyclic: Sequence[Cyclic] = ()) -> None:
+    def __init__(self, model: TransformerModel, cyclic: Sequence[Cyclic] = ()) -> None:
         weights = model.state_dict()
         for name, parameter in weights.items():
             if parameter.dtype != torch.float32 or not parameter.isfinite().all():
@@ -356,9 +356,10 @@ class BoundedModel:
         self.of_positions = UNIT * model.architecture.model_dim**0.5 * units
         with torch.no_grad():
             self.model = copy.deepcopy(model).double().eval()
-            self.encoder = [_BoundedBlock(block) for block in self.model.encoder]
+            self.encoder = [_BoundedBlock(block) for block in self.model.encoder_blocks]
             self.decoder = [_BoundedBlock(block) for block in self.model.decoder]
-            self.encoder_norm, self.decoder_norm = map(BoundedNorm, (self.model.encoder_norm, self.model.decoder_norm))
+            encoder_norm = self.model.encoder_norm if isinstance(self.model, EncoderDecoder) else nn.Identity()
+            self.encoder_norm, self.decoder_norm = map(BoundedNorm, (encoder_norm, self.model.decoder_norm))
         self.output = self.model.output
         assert isinstance(model.position, Windowed)
         largest = max([self._largest(cyclic), *(abs(rule.bias) for rule in model.position.window.rules)])

@@ -2,7 +2,7 @@
 
 The proof takes these steps. A step that fails ends it with a `CannotDecideError`, which names what is to blame.
 
-1. `basis`: the model is an encoder-decoder inside a window, and the task has a local rule.
+1. `basis`: the model is an encoder-decoder or decoder-only, inside a window, and the task has a local rule.
 2. `bound`: every prediction of a larger layout is of a kind that occurs up to the bound.
 3. `meaning`: the local rule keeps its identities, and agrees with the task's oracle.
 4. `receptive_field`, `enumeration`: all kinds up to the bound, with all their assignments.
@@ -28,7 +28,7 @@ from torch import Tensor
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import Model, predict, prefix_of
 from abc_toolkit.models.decoding import solve_problems
-from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.models.transformer import TransformerModel
 from abc_toolkit.proof.basis import Basis, basis_of
 from abc_toolkit.proof.bound import Bound, Case, bound_of, layout_cases, size_symbols
 from abc_toolkit.proof.certificate import Certificate, Part
@@ -103,7 +103,7 @@ def certify(task: Task, model: Model, progress: Progress = silent) -> Certificat
         return Certificate("undecided", str(error))
 
 
-def _certified(basis: Basis, model: EncoderDecoder, progress: Progress) -> Certificate:
+def _certified(basis: Basis, model: TransformerModel, progress: Progress) -> Certificate:
     task, rule = basis.task, basis.rule
     bounded = BoundedModel(model, basis.cyclic)
     bound = bound_of(task, rule, basis.window, basis.period)
@@ -275,7 +275,7 @@ def _shape_of(task: Certifiable, sizes: Shape) -> Shape | None:
 
 
 def _predictions(
-    basis: Basis, model: EncoderDecoder, layouts: Sequence[Sized], readings: Sequence[Reading], progress: Progress
+    basis: Basis, model: TransformerModel, layouts: Sequence[Sized], readings: Sequence[Reading], progress: Progress
 ) -> Iterator[Prediction]:
     """Every prediction of the layouts."""
     for sized, reading in progress(list(zip(layouts, readings, strict=True)), "finding receptive fields"):
@@ -308,7 +308,7 @@ def _beyond_training(trained: set[Shape], kind: Kind) -> Tensor:
 
 
 def indistinguishable(
-    model: EncoderDecoder, kinds: Sequence[Kind]
+    model: TransformerModel, kinds: Sequence[Kind]
 ) -> tuple[tuple[Enumeration, Tensor], tuple[Enumeration, Tensor]] | None:
     """Two assignments that require different tokens and that the window does not tell apart; `None` if there are none.
 
@@ -321,7 +321,7 @@ def indistinguishable(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        fresh = EncoderDecoder(model.interface, model.architecture, model.position).double().eval()
+        fresh = type(model)(model.interface, model.architecture, model.position).double().eval()
     logits: list[Tensor] = []
     required: list[Tensor] = []
     locations: list[Tensor] = []
@@ -342,7 +342,9 @@ def indistinguishable(
     return (first[0].predictions_with(first[1])[0], first[1]), (second[0].predictions_with(second[1])[0], second[1])
 
 
-def _refuted(task: DigitTask, model: EncoderDecoder, kinds: Sequence[Kind], wrong: Sequence[Occurrence]) -> Certificate:
+def _refuted(
+    task: DigitTask, model: TransformerModel, kinds: Sequence[Kind], wrong: Sequence[Occurrence]
+) -> Certificate:
     """The verdict on a model that is wrong in some assignments, with a whole problem on which it fails.
 
     Args:
@@ -400,7 +402,7 @@ def _text(task: DigitTask, own: Enumeration, assignment: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shape: Shape) -> dict[str, float]:
+def _deviations(basis: Basis, model: TransformerModel, bounded: BoundedModel, shape: Shape) -> dict[str, float]:
     """The largest difference from float64 of each way to compute logits: paths, pieces, batches, orders.
 
     Raises:
@@ -423,7 +425,7 @@ def _deviations(basis: Basis, model: EncoderDecoder, bounded: BoundedModel, shap
 
 
 def _ways(
-    task: DigitTask, model: EncoderDecoder, problems: Problems, long: Problems | None
+    task: DigitTask, model: TransformerModel, problems: Problems, long: Problems | None
 ) -> dict[str, tuple[Problems, Callable[[], Tensor]]]:
     """The ways to compute logits, by name: the problems, and a function that computes their logits."""
     layout = task.layout(problems.shape)
@@ -455,7 +457,7 @@ def _ways(
 
 
 def _receptive_field_deviation(
-    basis: Basis, model: EncoderDecoder, bounded: BoundedModel, problems: Problems, exact: Tensor
+    basis: Basis, model: TransformerModel, bounded: BoundedModel, problems: Problems, exact: Tensor
 ) -> float:
     """The largest difference from float64 of logits that are computed from receptive fields alone.
 
@@ -472,7 +474,8 @@ def _receptive_field_deviation(
     layout, prefix = basis.task.layout(problems.shape), prefix_of(problems.target)
     every = ReceptiveFields(basis.window, layout, model.positioning)
     fields = [every.at(query) for query in range(len(layout.target))]
-    leaves = [torch.cat([problems.source[:, list(f.sources[0])], prefix[:, list(f.streams[0])]], dim=1) for f in fields]
+    strings = {"source": problems.source, "prefix": prefix}
+    leaves = [torch.stack([strings[string][:, i] for string, i in field.leaves], dim=1) for field in fields]
     proved = torch.stack([bounded.logits(f, tokens) for f, tokens in zip(fields, leaves, strict=True)], dim=1)
     off = float((proved - exact).abs().max())
     if not off <= _EXACT * (1 + float(proved.abs().max())):
@@ -495,7 +498,7 @@ def _long_problems(task: DigitTask) -> Problems | None:
 
 
 @torch.no_grad()
-def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
+def _outside(basis: Basis, model: TransformerModel, shape: Shape) -> float:
     """The largest change of a logit when all tokens outside its receptive field are replaced."""
     task = basis.task
     layout = task.layout(shape)
@@ -505,8 +508,9 @@ def _outside(basis: Basis, model: EncoderDecoder, shape: Shape) -> float:
     for query in range(len(layout.target)):
         field = fields.at(query)
         mixed = Problems(shape, other.source.clone(), other.target.clone())
-        mixed.source[:, list(field.sources[0])] = one.source[:, list(field.sources[0])]
-        held = [number - 1 for number in field.streams[0] if number]  # the token before a target token
+        read = [number for string, number in field.leaves if string == "source"]
+        mixed.source[:, read] = one.source[:, read]
+        held = [number - 1 for string, number in field.leaves if string == "prefix" and number]  # the token before one
         mixed.target[:, held] = one.target[:, held]
         logits = (predict(model, problems, layout)[:, query] for problems in (one, mixed))
         most = max(most, float((next(logits) - next(logits)).abs().max()))

@@ -82,7 +82,7 @@ def attention_maps(
     Args:
         path: The PNG file to write.
         maps: `site.layer` (as in `cross.0`) to attention weights `[head, query, key]`, all of one shape.
-        layout: Layout of that shape.
+        layout: Layout of that shape, as the model reads it.
         window: Its open cells are outlined; `None` for none.
         tokens: Texts of the source's tokens `[source_length]` and of the target's `[target_length]`, if the maps
             are of one problem; left out where the panels are too small for them.
@@ -221,7 +221,7 @@ def _draw_attention_maps(
     figure, grid = _grid(title, [f"head {head}" for head in range(num_heads)], width, heights, below)
     for (site, layer), (queries, keys), names, row in zip(layers, sizes, last, grid, strict=True):
         heats = by_layer[site, layer].detach().cpu().float().numpy()
-        texts = _texts(site, tokens)
+        texts = _texts(site, tokens, len(queries))
         kept = None if window is None else np.isfinite(_open_bias(window, site, layer, layout))
         for head, (axes, heat) in enumerate(zip(row, heats, strict=True)):
             _heat_map(axes, heat)
@@ -264,8 +264,9 @@ def _draw_windows(window: Window, layouts: Sequence[tuple[str, Layout]]) -> Figu
     for i, (site, layer) in enumerate(shown):
         rows = grid[i * len(layouts) : (i + 1) * len(layouts)]
         for row, (size, layout) in zip(rows, layouts, strict=True):
-            queries, keys = site_positions(site, layout)
-            for axes, head_bias in zip(row, _open_bias(window, site, layer, layout), strict=True):
+            read = window.read(layout)
+            queries, keys = site_positions(site, read)
+            for axes, head_bias in zip(row, _open_bias(window, site, layer, read), strict=True):
                 seen |= _draw_open_cells(axes, head_bias, keys, colours, biases)
                 _mark_segments(axes, queries, keys)
             _name_queries(row[0], site, queries, None)
@@ -684,13 +685,15 @@ def _open_bias(window: Window, site: Site, layer: int, layout: Layout) -> NDArra
     return np.where(np.tri(*bias.shape[1:], dtype=bool), bias, -np.inf) if site == "decoder" else bias
 
 
-def _texts(site: Site, tokens: Tokens | None) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+def _texts(site: Site, tokens: Tokens | None, num_queries: int) -> tuple[Sequence[str] | None, Sequence[str] | None]:
     """Texts of a site's queries and of its keys."""
     if tokens is None:
         return None, None
     source, target = tokens
     if site == "encoder":
         return source, source
+    if num_queries > len(target):  # source and target are one string
+        return [*source, *target], [*source, "", *target[:-1]]
     # The start token has no text: its segment's name says what it is.
     return target, ("", *target[:-1]) if site == "decoder" else source
 
@@ -750,8 +753,8 @@ def _slanted(positions: Positions, cell: float) -> bool:
 
 
 def _name_queries(axes: Axes, site: Site, queries: Positions, texts: Sequence[str] | None) -> None:
-    """Names the queries down an axis: the encoder's by segment, the decoder's by place or row of what they predict."""
-    if site == "encoder":
+    """Names the queries down an axis: a source's by segment, a target's alone by place or row of what they predict."""
+    if site == "encoder" or "string" in queries.coordinates:
         _name_segments(axes, axes.yaxis, queries, texts)
         return
     line = 72 * LINE / _cell(axes)[1]

@@ -542,7 +542,8 @@ def build_model(task: Task, architecture: Architecture, window: Window | None) -
     """
     position = architecture.positions
     if window is not None:
-        window.check_fits(architecture.num_encoder_layers, architecture.num_decoder_layers, architecture.num_heads)
+        sizes = (architecture.num_encoder_layers, architecture.num_decoder_layers, architecture.num_heads)
+        window.check_fits(*sizes, architecture.kind)
         position = Windowed(window, position)
     model = BACKBONES[architecture.kind](task.interface, architecture, position)
     weights.check_savable(model)  # before it is trained

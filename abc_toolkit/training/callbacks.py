@@ -15,7 +15,7 @@ import lightning
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.models.transformer import TransformerModel
 from abc_toolkit.seeds import Stream, seeded
 from abc_toolkit.tasks import Problems
 from abc_toolkit.tasks.objective import Objective, Stopping
@@ -285,7 +285,7 @@ class StopByCoverage(Callback):
     def _examined(self, trainer: Trainer, module: TrainingModule) -> Covered:
         """The coverage of the averaged model. The first of several processes computes it."""
         model, covered = module.averaged, None
-        assert isinstance(model, EncoderDecoder)  # as everything inside a window is
+        assert isinstance(model, TransformerModel)  # as everything inside a window is
         if trainer.is_global_zero:
             generator = seeded(self.seed, Stream.COVERAGE, trainer.global_step)
             covered = self.coverage.examine(copy.deepcopy(model).cpu().eval(), generator)

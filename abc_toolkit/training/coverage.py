@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.models.base import Model
-from abc_toolkit.models.transformer import EncoderDecoder
+from abc_toolkit.models.transformer import TransformerModel
 from abc_toolkit.proof.basis import basis_of
 from abc_toolkit.proof.bound import bound_of
 from abc_toolkit.proof.enumeration import Kind, Reading, kinds_of
@@ -71,7 +71,7 @@ class Coverage:
             predictions += [(reading, sizes, shape, fields.at(query)) for query in range(len(layout.target))]
         self.kinds = kinds_of(basis.task, predictions, most)
 
-    def examine(self, model: EncoderDecoder, generator: Generator) -> Covered:
+    def examine(self, model: TransformerModel, generator: Generator) -> Covered:
         """Tries a model on a sample of the assignments and, if it is weak in only a few of them, on all.
 
         Args:

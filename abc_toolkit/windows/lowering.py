@@ -13,7 +13,7 @@ from abc_toolkit.windows.rules import Condition, Rule, Window, coordinate_of
 
 
 def site_positions(site: Site, layout: Layout) -> tuple[Positions, Positions]:
-    """Positions of the queries and of the keys of a site."""
+    """Positions of the queries and of the keys of a site, in a layout as a model reads it (`Window.read`)."""
     if site == "encoder":
         return layout.source, layout.source
     return layout.target, layout.prefix if site == "decoder" else layout.source
@@ -52,8 +52,9 @@ def matrices(window: Window, layout: Layout) -> dict[str, Tensor]:
     Raises:
         WindowError: If the layout lacks a coordinate that a rule names.
     """
+    read = window.read(layout)
     return {
-        f"{site}.{layer}": dense_bias(window, site, layer, *site_positions(site, layout))
+        f"{site}.{layer}": dense_bias(window, site, layer, *site_positions(site, read))
         for site in SITES
         for layer in range(window.layers(site))
     }
@@ -117,7 +118,7 @@ def _open_cells(bias: Tensor, cells: Tensor, value: float) -> None:
     bias.copy_(torch.where(cells, bias.clamp(min=value), bias))
 
 
-Line = tuple[str | None, str | None, tuple[Condition, ...]]
+Line = tuple[str | None, str | None, str | None, tuple[Condition, ...]]
 
 
 class _Lookup:
@@ -146,7 +147,7 @@ class _Lookup:
 
     def _find(self, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
         """Sorted keys, with each query's start and count."""
-        line = (rule.key_segment, rule.query_segment, rule.conditions)
+        line = (rule.key_segment, rule.query_segment, rule.query_string, rule.conditions)
         if line not in self._found:
             names = (rule.key_segment, tuple(condition.key for condition in rule.conditions))
             if names not in self._sorted:
@@ -159,8 +160,8 @@ class _Lookup:
                 for condition in rule.conditions
             ]
             start, count = keys.find(wanted, self._q_positions.segment)
-            if rule.query_segment is not None:
-                count = count * self._q_positions.within(rule.query_segment)
+            if rule.query_segment is not None or rule.query_string is not None:
+                count = count * rule.asked_by(self._q_positions)
             self._found[line] = keys.order, start, count
         return self._found[line]
 

@@ -7,16 +7,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import Positions
+from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.positions import SITES, Site
 
+String = Literal["source", "target"]
+WindowBackbone = Literal["encoder-decoder", "decoder-only"]
+
 SCHEMA = 1
+STRINGS: tuple[String, ...] = get_args(String)
 _LARGEST_OFFSET = 10**18  # 64 bits hold its sum with any coordinate
 _LARGEST_BIAS = float(torch.finfo(torch.float32).max)
 
@@ -104,6 +108,7 @@ class Rule:
         bias: Added to the logits on the line.
         query_segment: The query's segment; `None` for any.
         fallback: Whether the line opens only for queries for which no other line of the head opens a key.
+        query_string: The string that the query is in, of a model that reads source and target as one; `None` for both.
 
     Raises:
         WindowError: If a field is not of its kind.
@@ -117,6 +122,7 @@ class Rule:
     bias: float = 0.0
     query_segment: str | None = None
     fallback: bool = False
+    query_string: String | None = None
 
     def __post_init__(self) -> None:
         where = f"a rule of layer {self.layer!r} and head {self.head!r}"
@@ -131,6 +137,8 @@ class Rule:
                 raise WindowError(f"{where} names the segment {segment!r}: give a string")
         if type(self.fallback) is not bool:
             raise WindowError(f"{where} has fallback {self.fallback!r}: give true or false")
+        if self.query_string not in (None, *STRINGS):
+            raise WindowError(f"{where} has the query_string {self.query_string!r}: give source, target or null")
 
     def holds(self, q_positions: Positions, k_positions: Positions) -> Tensor:
         """The cells of the line, boolean `[query, key]`.
@@ -138,14 +146,37 @@ class Rule:
         Raises:
             WindowError: If the positions lack a coordinate that a condition names.
         """
-        cells = torch.ones(len(q_positions), len(k_positions), dtype=torch.bool, device=q_positions.segment.device)
-        if self.query_segment is not None:
-            cells &= q_positions.within(self.query_segment)[:, None]
+        cells = self.asked_by(q_positions)[:, None].repeat(1, len(k_positions))
         if self.key_segment is not None:
             cells &= k_positions.within(self.key_segment)[None, :]
         for condition in self.conditions:
             cells &= condition.holds(q_positions, k_positions)
         return cells
+
+    def asked_by(self, q_positions: Positions) -> Tensor:
+        """The queries that the line is of, boolean `[query]`.
+
+        Raises:
+            WindowError: If it is of one string's queries, and the positions do not tell the strings apart.
+        """
+        asking = torch.ones_like(q_positions.segment, dtype=torch.bool)
+        if self.query_segment is not None:
+            asking &= q_positions.within(self.query_segment)
+        if self.query_string is not None:
+            asking &= coordinate_of(q_positions, "string") == STRINGS.index(self.query_string)
+        return asking
+
+    @property
+    def of_source(self) -> bool:
+        """Whether its queries are the source's own, in a model that reads source and target as one string."""
+        return self.query_string == "source"
+
+    def plain(self) -> dict[str, Any]:
+        """The rule as JSON. The string of the query is left out where there is but one."""
+        found = asdict(self)
+        if self.query_string is None:
+            del found["query_string"]
+        return found
 
     def describe(self) -> str:
         """The line in words, without its site, layer and head."""
@@ -155,6 +186,8 @@ class Rule:
         text = ", ".join(words)
         if self.query_segment is not None:
             text += f" (asked by {self.query_segment})"
+        elif self.of_source:
+            text += " (asked by the source)"
         return f"{text} (where nothing else is open)" if self.fallback else text
 
 
@@ -170,6 +203,8 @@ class Window:
         rules: The lines. Where two lines of a head overlap, the larger bias holds.
         calibration: The calibration method and its settings.
         weights: SHA-256 of the weights that the window was calibrated from.
+        backbone: Backbone of such a model. A decoder-only model has one site, `decoder`, in which source and target are
+            one string.
 
     Raises:
         WindowError: If a field is not of its kind, or a rule names a layer or a head that the model does not have.
@@ -182,8 +217,12 @@ class Window:
     rules: tuple[Rule, ...]
     calibration: dict[str, Any] = field(hash=False)
     weights: str = ""
+    backbone: WindowBackbone = "encoder-decoder"
 
     def __post_init__(self) -> None:
+        if self.backbone not in get_args(WindowBackbone):
+            backbones = " or ".join(get_args(WindowBackbone))
+            raise WindowError(f"its backbone is {self.backbone!r}: windows are of {backbones} models")
         for name, least in (("num_encoder_layers", 0), ("num_decoder_layers", 1), ("num_heads", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
@@ -194,8 +233,12 @@ class Window:
             or not isinstance(self.calibration, dict)
         ):
             raise WindowError("its task and weights must be strings and its calibration an object")
+        if self.reads_one_string and self.num_encoder_layers:
+            raise WindowError("it is of a decoder-only model and has encoder layers: give 0 of these")
         for rule in self.rules:
             where = f"a rule of {rule.site} layer {rule.layer} head {rule.head}"
+            if rule.query_string is not None and not self.reads_one_string:
+                raise WindowError(f"{where} names a query_string, which is for windows of decoder-only models")
             if rule.layer >= self.layers(rule.site) or rule.head >= self.num_heads:
                 raise WindowError(
                     f"{where} is outside the window's {self.layers(rule.site)} layers of {self.num_heads} heads"
@@ -205,20 +248,37 @@ class Window:
         """The rules of one site and layer."""
         return tuple(rule for rule in self.rules if rule.site == site and rule.layer == layer)
 
+    @property
+    def reads_one_string(self) -> bool:
+        """Whether a model that it fits reads source and target as one string."""
+        return self.backbone == "decoder-only"
+
+    def read(self, layout: Layout) -> Layout:
+        """A layout as a model that it fits reads it: what its sites have as queries and keys."""
+        return layout.string if self.reads_one_string else layout
+
     def layers(self, site: Site) -> int:
         """Number of layers that have a site."""
+        if self.reads_one_string:
+            return self.num_decoder_layers if site == "decoder" else 0
         return self.num_encoder_layers if site == "encoder" else self.num_decoder_layers
 
     def with_rules(self, rules: Sequence[Rule]) -> "Window":
         """The same window with other rules."""
         return replace(self, rules=tuple(rules))
 
-    def check_fits(self, num_encoder_layers: int, num_decoder_layers: int, num_heads: int) -> None:
+    def check_fits(
+        self, num_encoder_layers: int, num_decoder_layers: int, num_heads: int, backbone: str = "encoder-decoder"
+    ) -> None:
         """Checks that the window fits a model.
 
         Raises:
-            WindowError: If the window is for another number of layers or heads.
+            WindowError: If the window is for another backbone, or another number of layers or heads.
         """
+        if self.backbone != backbone:
+            raise WindowError(
+                f"the window is for {self.backbone} models and the model is {backbone}: calibrate one of that backbone"
+            )
         sizes = {
             "encoder layers": (self.num_encoder_layers, num_encoder_layers),
             "decoder layers": (self.num_decoder_layers, num_decoder_layers),
@@ -233,7 +293,9 @@ class Window:
     def to_json(self) -> str:
         """The window as JSON, one rule a line."""
         data = {"schema": SCHEMA} | {name: value for name, value in asdict(self).items() if name != "rules"}
-        rules = ",\n".join(f"    {json.dumps(asdict(rule))}" for rule in self.rules)
+        if not self.reads_one_string:
+            del data["backbone"]
+        rules = ",\n".join(f"    {json.dumps(rule.plain())}" for rule in self.rules)
         return f'{json.dumps(data, indent=2)[:-2]},\n  "rules": [\n{rules}\n  ]\n}}\n'
 
     @classmethod

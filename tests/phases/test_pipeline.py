@@ -292,8 +292,39 @@ def test_saved_maps_and_window_are_what_calibrate_returned(pipeline: Path) -> No
         AttentionMaps.load(pipeline / "calibrate" / "attention_maps.safetensors")
 
 
-@pytest.mark.parametrize("backbone", [pytest.param("decoder-only", marks=pytest.mark.slow), "mamba"])
-def test_a_model_of_one_string_is_fitted_evaluated_and_no_more(
+def test_a_decoder_only_model_goes_through_all_phases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = ["--task", "Parity", "--task.max_length", "5", "--fit.model.backbone", "decoder-only"]
+    own += ["--fit.model.model_dim", "32", "--fit.model.num_heads", "2", "--fit.model.feedforward_dim", "64"]
+    training = ["--fit.trainer.validate_every", "50", "--fit.stopping.exact_match", "0.99"]
+    training += ["--fit.stopping.decay_steps", "50", "--fit.optimizer.warmup_steps", "20"]
+    training += ["--retrain.stopping.decay_steps", "50", "--retrain.trainer.validate_every", "50"]
+    status, said, error = abc("run", *own, *training, "--calibrate.problems", "200", "--evaluate.samples", "50")
+    assert (status, "parity: correct at every length" in said) == (0, True), error
+    rows = json.loads(Path("runs/parity/evaluate/results.json").read_text())
+    assert {row["length"] for row in rows} >= {5, 50}
+    assert all(row["value"] == 1 for row in rows if row["weights"] == "retrain")
+    window = Window.load(Path("runs/parity/retrain/window.json"))
+    assert (window.backbone, {rule.site for rule in window.rules}) == ("decoder-only", {"decoder"})
+    assert {rule.query_string for rule in window.rules} == {"target"}, "what the source's queries see is read by nobody"
+    for path in ("dense", "gathered"):
+        given = ["--length", "60", "--samples", "20", "--weights", "retrain", "--attention", path, "--overwrite"]
+        assert abc("evaluate", *given)[0] == 0
+    assert abc("solve", "1" * 300 + "0", "1" * 301)[:2] == (0, "0\n1\n")
+    other = tmp_path / "window.json"
+    other.write_text(Window("Parity", 0, 1, 2, (), {}).to_json())
+    status, _, error = abc("retrain", "--window", str(other), "--overwrite")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "the window is for encoder-decoder models and the model is decoder-only" in error
+    status, _, error = abc("calibrate", "--method", "Paper", "--overwrite")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "the paper's lines are those of encoder-decoders" in error
+
+
+@pytest.mark.parametrize("backbone", ["mamba"])
+def test_a_model_without_attention_is_fitted_evaluated_and_no_more(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.chdir(tmp_path)

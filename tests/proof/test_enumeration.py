@@ -615,17 +615,19 @@ def test_what_a_proof_lacks_is_named(task: Task, position: PositionMethod, reaso
         basis_of(task, model)
 
 
-def test_a_proof_needs_an_encoder_decoder() -> None:
+def test_a_proof_needs_a_model_of_a_known_kind_inside_its_window() -> None:
     class Other(EncoderDecoder):
         """It may do anything."""
 
     task = Parity()
-    for kind in (DecoderOnly, Other):
-        position = Windowed(window(task, ()), NoPE()) if kind is Other else NoPE()
+    own = Windowed(window(task, ()), NoPE())
+    for kind, position, reason in (
+        (Other, own, "no window is of the model's kind, Other"),
+        (DecoderOnly, NoPE(), "the model has no window"),
+        (DecoderOnly, own, "the model's window is of another backbone"),
+    ):
         model = kind(len(task.vocabulary), replace(SIZES, num_encoder_layers=0), position)
-        with pytest.raises(
-            CannotDecideError, match=f"windows are of encoder-decoders, and the model is {kind.__name__}"
-        ):
+        with pytest.raises(CannotDecideError, match=reason):
             basis_of(task, model)
 
 

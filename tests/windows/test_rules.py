@@ -558,6 +558,10 @@ OTHERS = ("task", "weights", "calibration")
         ),
         *((edited(**{n: v}), f"{RULE} names the segment {v!r}") for n in SEGMENTS for v in (["a"], 5)),
         (edited(fallback="no"), f"{RULE} has fallback 'no'"),
+        *((edited(query_string=v), f"{RULE} has the query_string {v!r}") for v in ("both", 1, True)),
+        (edited(query_string="target"), "names a query_string, which is for windows of decoder-only models"),
+        *((edited({"backbone": v}), f"its backbone is {v!r}") for v in ("mamba", None, 5)),
+        (edited({"backbone": "decoder-only"}), "of a decoder-only model and has encoder layers"),
         *(
             (edited(conditions=[RAW | {"key": k}]), f"names the coordinate {k!r}")
             for k in ("a corner", "", 5, [], None)
