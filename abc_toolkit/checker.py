@@ -792,7 +792,7 @@ class Form(NamedTuple):
     encoder: tuple[Any, ...]
     decoder: tuple[Any, ...]
     residues: tuple[tuple[int, ...], ...]  # rows of the position tables at each leaf
-    num_sources: int  # leaves of a string that the decoder does not read; the decoder's are numbered from 0 again
+    num_sources: int  # leaves of the source in an encoder-decoder; the decoder's follow, numbered from 0 again
     read: int  # the stream that is read out
 
 
@@ -1025,8 +1025,9 @@ class Model:
         backbone = data["backbone"]
         decide(backbone in ATTENTIONS, f"the backbone {backbone!r} is another model than {' and '.join(ATTENTIONS)}")
         self.attentions, self.one_string = ATTENTIONS[backbone], backbone == "decoder-only"
-        good = not (self.one_string and self.num_layers["encoder"])
-        require(good, f"architecture: a decoder-only model has {self.num_layers['encoder']} encoder layers")
+        layers = self.num_layers["encoder"]
+        good = not (self.one_string and layers)
+        require(good, f"architecture: num_encoder_layers is {layers}, and a decoder-only model has none")
         methods = list(position_methods(data["position"]))
         for n, (name, settings) in enumerate(methods):
             known = name == "Cyclic" and n < len(positions)

@@ -833,7 +833,7 @@ def test_a_decoder_only_model_has_no_encoder(made_as_one_string: Made, capsys: p
     made_as_one_string.certificate["architecture"]["num_encoder_layers"] = 1
     made_as_one_string.write()
     assert made_as_one_string.run() == 2
-    assert "architecture: a decoder-only model has 1 encoder layers" in capsys.readouterr().err
+    assert "architecture: num_encoder_layers is 1, and a decoder-only model has none: write" in capsys.readouterr().err
 
 
 # What is beyond the argument -----------------------------------------------------------------------------------------
