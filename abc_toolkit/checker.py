@@ -39,8 +39,12 @@ TOO_MANY = f"a kind has more than {MOST_ROWS} assignments, which exceeds the bud
 BATCH = 1024  # assignments that go through the model at once
 CARTESIAN = ("place", "index", "row", "column")
 COORDINATES = (*CARTESIAN, "raw", "raw_from_end", "segment")
-SITES = {"encoder": ["encoder"], "decoder": ["decoder", "cross"]}  # sites of the attentions of a layer
-ATTENTIONS = {"encoder": ["self"], "decoder": ["self", "cross"]}  # names of these attentions in the weights
+# Of each backbone, the sites of the attentions in a layer, and the name of each in the weights. A decoder-only model
+# reads source and prefix as one string.
+ATTENTIONS: dict[str, dict[str, dict[str, str]]] = {
+    "encoder-decoder": {"encoder": {"encoder": "self"}, "decoder": {"decoder": "self", "cross": "cross"}},
+    "decoder-only": {"encoder": {}, "decoder": {"decoder": "self"}},
+}
 HASHED = ("architecture", "task", "tokens", "positions", "layout", "rule", "identities")
 COMPARED = ("assignments", "smallest_margin", "largest_rounding", "smallest_slack")
 U = 2.0**-24  # rounding of float32
@@ -223,11 +227,12 @@ Loops = tuple[tuple[str, Expr], ...]  # variable and number of rounds of each re
 class Item:
     """One token of a layout's description: a token for each round of the repeats around it."""
 
+    string: str  # "source" or "target"
     segment: str
-    coordinates: dict[str, Any]  # `None` where not linear; "held raw": what a token has in the decoder's prefix
+    coordinates: dict[str, Any]  # `None` where not linear; "held raw": what a token has as a key of the decoder
     values: tuple[int, ...]  # token ids that it can hold
     loops: Loops  # the repeats around it
-    address: tuple[int, ...]  # its indices in the nested lists
+    address: tuple[int, ...]  # its indices in the nested lists of the case's string
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,9 +251,14 @@ class Case(NamedTuple):
     """A case of the family of layouts: it holds for sizes that make all expressions of `where` >= 0."""
 
     where: list[Expr]
-    start: Item
     source: Nodes
+    start: Item
     target: Nodes
+
+    @property
+    def string(self) -> Nodes:
+        """Source, start token and target, one after the other."""
+        return [*self.source, self.start, *self.target]
 
 
 def flat(nodes: Nodes) -> Iterator[Item]:
@@ -258,9 +268,12 @@ def flat(nodes: Nodes) -> Iterator[Item]:
 
 
 class Family:
-    """The family of layouts, read from the certificate."""
+    """The family of layouts, read from the certificate.
 
-    def __init__(self, data: Any, num_tokens: int) -> None:
+    Where the model reads source and prefix as one string, `raw` and `raw_from_end` count through that string.
+    """
+
+    def __init__(self, data: Any, num_tokens: int, one_string: bool = False) -> None:
         self.segments, self.least = data["segments"], data["least"]
         self.sizes = [f"s{i}" for i in range(len(self.least))]
         self.item = {
@@ -271,23 +284,25 @@ class Family:
         self.cases: list[Case] = []
         for number, case in enumerate(data["cases"]):
             name = f"layout, case {number}"
-            source, (start, *target) = (
-                self._nodes(nodes, (), (), name) for nodes in (case["source"], [case["start"], *case["target"]])
-            )
+            source = self._nodes(case["source"], "source", name)
+            start, *target = self._nodes([case["start"], *case["target"]], "target", name, first=len(source))
             last = target[-1] if target else start
             good = isinstance(start, Item) and start.segment == "start" and start.values == (0,)
             good = good and isinstance(last, Item) and last.values == (1,)
             require(good, f"{name}: the target does not begin with token 0 of 'start' and end in token 1")
-            for string, ahead in ((source, 0), ([start, *target], 1)):
+            strings = [[*source, start, *target]] if one_string else [source, [start, *target]]
+            for string in strings:
                 whole = count_through(string, Expr())
                 for item in flat(string):
+                    # A query of the target holds the token before the one that it predicts, and none holds the last.
+                    ahead, not_held = int(item.string == "target"), int(string is not source)
                     if (at := item.coordinates["held raw"]) is not None:
                         item.coordinates["raw"] = at - ahead
                     if at is not None and whole is not None:
-                        item.coordinates["raw_from_end"] = whole - at - 1
-                        item.coordinates["held raw_from_end"] = whole - at - 2
+                        item.coordinates["held raw_from_end"] = whole - not_held - at - 1
+                        item.coordinates["raw_from_end"] = item.coordinates["held raw_from_end"] + ahead
             where = [self._expr(expr, (), name) for expr in case["where"]]
-            self.cases.append(Case(where, next(flat([start])), source, target))
+            self.cases.append(Case(where, source, next(flat([start])), target))
 
     def _expr(self, data: Any, loops: Loops, name: str) -> Expr:
         terms = data if isinstance(data, dict) else {"": data}
@@ -296,9 +311,11 @@ class Family:
         require(good, f"{name}: {str(data)[:60]} is no linear expression of the sizes and the variables around it")
         return Expr.from_value(terms)
 
-    def _nodes(self, data: Any, loops: Loops, address: tuple[int, ...], name: str) -> Nodes:
+    def _nodes(
+        self, data: Any, string: str, name: str, loops: Loops = (), address: tuple[int, ...] = (), first: int = 0
+    ) -> Nodes:
         nodes: Nodes = []
-        for number, node in enumerate(data):
+        for number, node in enumerate(data, first):
             here = *address, number
             if "repeat" in node:
                 fits(node, REPEAT, name)
@@ -306,7 +323,7 @@ class Family:
                 new = variable not in {"", *self.sizes, *(other for other, _ in loops)} and variable[0] != "?"
                 good = len(loops) < 2 and new and bool(node["items"])
                 require(good, f"{name}: the repeat over {variable!r} is nested three deep, is empty, or reuses a name")
-                inside = self._nodes(node["items"], (*loops, (variable, count)), here, name)
+                inside = self._nodes(node["items"], string, name, (*loops, (variable, count)), here)
                 nodes.append(Repeat(count, variable, inside))
             else:
                 fits(node, self.item, name)
@@ -314,7 +331,7 @@ class Family:
                 coordinates: dict[str, Any] = dict.fromkeys((*COORDINATES, "held raw", "held raw_from_end"))
                 coordinates |= {key: self._expr(node[key], loops, name) for key in CARTESIAN}
                 coordinates["segment"] = Expr.from_value(self.segments.index(node["segment"]))
-                nodes.append(Item(node["segment"], coordinates, tuple(node["values"]), loops, here))
+                nodes.append(Item(string, node["segment"], coordinates, tuple(node["values"]), loops, here))
         return nodes
 
     def case_of(self, sizes: dict[str, int]) -> Case | None:
@@ -419,14 +436,20 @@ class Window:
     def __init__(self, data: Any, architecture: dict[str, Any]) -> None:
         remedy = "give this model's window"
         fits(data, WINDOW, "window", remedy)
-        for key in ("num_encoder_layers", "num_decoder_layers", "num_heads"):
+        data = {"backbone": "encoder-decoder"} | data
+        for key in ("backbone", "num_encoder_layers", "num_decoder_layers", "num_heads"):
             good = data[key] == architecture[key]
-            require(good, f"window: {key} is {data[key]}, but {architecture[key]} in the certificate", remedy)
-        self.rules = [{**rule, "name": f"window, rule {number}"} for number, rule in enumerate(data["rules"])]
-        for rule in self.rules:
-            layers = data["num_encoder_layers" if rule["site"] == "encoder" else "num_decoder_layers"]
-            good = rule["layer"] < layers and rule["head"] < data["num_heads"]
-            require(good, f"{rule['name']}: there is no such layer or head", remedy)
+            require(good, f"window: {key} is {str(data[key])[:40]}, but {architecture[key]} in the certificate", remedy)
+        self.rules = [{"query_string": None, **rule} for rule in data["rules"]]
+        sides, strings = ATTENTIONS[data["backbone"]], (None, "source", "target")
+        layers = {site: data[f"num_{side}_layers"] for side, sites in sides.items() for site in sites}
+        for number, rule in enumerate(self.rules):
+            rule["name"] = f"window, rule {number}"
+            good = rule["layer"] < layers.get(rule["site"], 0) and rule["head"] < data["num_heads"]
+            require(good, f"{rule['name']}: there is no such site, layer or head", remedy)
+            good = rule["query_string"] in (strings if data["backbone"] == "decoder-only" else (None,))
+            string = repr(rule["query_string"])[:40]
+            require(good, f"{rule['name']}: query_string is {string}, which no query of this backbone has", remedy)
 
     def at(self, site: str, layer: int) -> list[Any]:
         """The rules of all heads of a layer."""
@@ -517,14 +540,18 @@ def solved(token: Token, equations: list[Expr]) -> tuple[Token, list[Expr]]:
     return Token(token.item, tuple(values)), rest
 
 
-def earlier(key: Token, query: Token) -> Iterator[tuple[list[Expr], list[Expr]]]:
-    """The ways in which a token may precede another in their string: expressions that are then >= 0, and the facts."""
+def visible(key: Token, query: Token) -> Iterator[tuple[list[Expr], list[Expr]]]:
+    """The ways in which a query of the decoder may see a token: expressions that are then >= 0, and the facts.
+
+    A query of the target sees the tokens before the one that it predicts. A query of the source sees itself too.
+    """
     equals: list[Expr] = []
     facts: list[Expr] = []
     for n, (a, b) in enumerate(zip(key.item.address, query.item.address, strict=False)):
-        if a < b:
+        same = a == b and n == len(query.values)
+        if a < b or (same and query.item.string == "source"):
             yield equals, facts
-        if a != b or n == len(query.values):
+        if a != b or same:
             return
         apart = query.values[n] - key.values[n]  # of a repeat that is around both
         facts = [*facts, apart]
@@ -563,7 +590,7 @@ class Prediction:
         if self.ever:
             self.note([expr for case in family.cases[:number] for expr in case.where])  # these must not hold anew
             self.note(given)
-            self.leaves: set[tuple[str, Token, Known]] = set()
+            self.leaves: set[tuple[Token, Known]] = set()
             self.follow(query, frozenset(given), model)
             self.compare_leaves()
             self.follow_run(query, frozenset(given))
@@ -576,24 +603,28 @@ class Prediction:
 
     def follow(self, query: Token, given: Known, model: "Model") -> None:
         """Follows the receptive field down to the leaves, and notes the facts on the way."""
-        target, source = [self.case.start, *flat(self.case.target)][:-1], list(flat(self.case.source))
-        reached: set[tuple[Token, Known]] = set()
-        streams = {(query, given)}  # by the token that each predicts
-        self.leaves |= {("target", held, known) for held, known in self.beside(query, -1, given)}
+        held, source = [self.case.start, *flat(self.case.target)][:-1], list(flat(self.case.source))
+        read = [*source, *held] if model.one_string else held  # by the decoder's self-attention
+        reached: set[tuple[Token, Known]] = set()  # streams of the source
+        streams = {(query, given)}  # those of the target, by the token that each predicts
+        self.leaves |= set(self.beside(query, -1, given))
         for layer in range(model.num_layers["decoder"])[::-1]:
-            for token, known in list(streams):
+            for token, known in list(streams | reached if model.one_string else streams):
                 for rule in self.window.at("cross", layer):
                     reached |= self.opened(rule, token, known, source)
                 for rule in self.window.at("decoder", layer):
-                    for held, more in self.opened(rule, token, known, target):
-                        self.leaves.add(("target", held, more))
+                    for key, more in self.opened(rule, token, known, read):
+                        if key.item.string == "source":
+                            reached.add((key, more))
+                            continue
+                        self.leaves.add((key, more))
                         if layer or model.positions:
-                            streams |= set(self.beside(held, 1, more))
+                            streams |= set(self.beside(key, 1, more))
         for layer in range(model.num_layers["encoder"])[::-1]:
             for token, known in list(reached):
                 for rule in self.window.at("encoder", layer):
                     reached |= self.opened(rule, token, known, source)
-        self.leaves |= {("source", token, known) for token, known in reached}
+        self.leaves |= reached
         used = {name for position in model.positions for name in position["coordinates"]}
         for token, _ in streams | reached:
             linear = all(token.coordinate(name) is not None for name in used)
@@ -602,7 +633,8 @@ class Prediction:
     def opened(self, rule: Any, query: Token, known: Known, items: list[Item]) -> set[tuple[Token, Known]]:
         """The keys that a rule of the window may open to a query, each with expressions that are then >= 0."""
         found, causal = set(), rule["site"] == "decoder"
-        if rule["query_segment"] not in (None, query.item.segment):
+        asked = rule["query_segment"] in (None, query.item.segment)
+        if not asked or rule["query_string"] not in (None, query.item.string):
             return found
         for item in (item for item in items if rule["key_segment"] in (None, item.segment)):
             key, equations = Token.any_of(item, "key"), []
@@ -618,7 +650,7 @@ class Prediction:
             key, rest = solved(key, equations)
             fixed = not unknown(*key.values)
             decide(fixed, f"{rule['name']} opens the more keys of {item.segment!r}, the longer the problem")
-            for conditions, facts in earlier(key, query) if causal else [([], [])]:
+            for conditions, facts in visible(key, query) if causal else [([], [])]:
                 now = known.union(key.ranges(), zero(*rest), conditions)
                 if possible(now):
                     self.note([*key.ranges(), *rest, *facts])
@@ -658,7 +690,7 @@ class Prediction:
             return in_turn([*parts, first(nodes[address[0] + 1 :] if step == 1 else nodes[: address[0]], values)])
 
         found = []
-        for other, conditions, facts in beyond([self.case.start, *self.case.target], token.item.address, {}):
+        for other, conditions, facts in beyond(self.case.string, token.item.address, {}):
             if other is not None and possible(known.union(conditions)):
                 found.append((other, known.union(conditions)))
                 self.note(facts)
@@ -666,10 +698,10 @@ class Prediction:
 
     def compare_leaves(self) -> None:
         """Notes the facts that decide the order of the leaves."""
-        for (side, a, known), (other, b, more) in itertools.combinations(self.leaves, 2):
+        for (a, known), (b, more) in itertools.combinations(self.leaves, 2):
             both = known | more
             for n, (x, y) in enumerate(zip(a.values, b.values, strict=False)):
-                if side != other or a.item.address[: n + 1] != b.item.address[: n + 1] or not possible(both):
+                if a.item.address[: n + 1] != b.item.address[: n + 1] or not possible(both):
                     break
                 self.note([x - y])
                 both = both.union(zero(x - y))
@@ -679,8 +711,7 @@ class Prediction:
         events: set[tuple[Expr, Known]] = set()
         row = query.coordinate("row")
         for read in self.rule.reads:
-            tokens = [(token, known) for _, token, known in self.leaves]
-            for token, known in [*tokens, (query, given)] if read["role"] == "answer" else tokens:
+            for token, known in [*self.leaves, (query, given)] if read["role"] == "answer" else self.leaves:
                 fit = Expr() if read["row"] is None else row - token.coordinate("row") - read["row"]
                 if read["segment"] == token.item.segment and possible(known.union(zero(fit))):
                     self.note([fit])
@@ -761,7 +792,7 @@ class Form(NamedTuple):
     encoder: tuple[Any, ...]
     decoder: tuple[Any, ...]
     residues: tuple[tuple[int, ...], ...]  # rows of the position tables at each leaf
-    num_sources: int  # leaves of the source, which come first; those of the prefix are numbered from 0 again
+    num_sources: int  # leaves of the source in an encoder-decoder; the decoder's follow, numbered from 0 again
     read: int  # the stream that is read out
 
 
@@ -781,15 +812,18 @@ class Layout:
     def __init__(self, case: Case, sizes: dict[str, int], model: "Model", window: Window, rule: Rule) -> None:
         self.sizes, self.model, self.rule = sizes, model, rule
         self.source, self.target = list(written(case.source, sizes)), list(written(case.target, sizes))
-        self.prefix = [*written([case.start], sizes), *(dict(token) for token in self.target[:-1])]
-        for string in (self.source, self.target, self.prefix):
+        prefix = [*written([case.start], sizes), *(dict(token) for token in self.target[:-1])]
+        # The decoder's string, as queries and as keys.
+        before = self.source if model.one_string else []
+        self.first, self.asking, self.held = len(before), [*before, *self.target], [*before, *prefix]
+        for string in (self.source, self.asking, self.held):
             for number, token in enumerate(string):
                 token["raw"], token["raw_from_end"] = number, len(string) - 1 - number
         self.open: dict[tuple[str, int], list[Any]] = {}  # by query and head, the open keys and their biases
-        for side, sites in SITES.items():
+        for side, sites in model.attentions.items():
             for site, layer in itertools.product(sites, range(model.num_layers[side])):
-                queries = self.source if side == "encoder" else self.target
-                keys = self.prefix if site == "decoder" else self.source
+                queries = self.source if side == "encoder" else self.asking
+                keys = self.held if site == "decoder" else self.source
                 rules = [[r for r in window.at(site, layer) if r["head"] == head] for head in range(model.num_heads)]
                 heads = [open_keys(rules_of_head, queries, keys, site == "decoder") for rules_of_head in rules]
                 self.open[site, layer] = list(zip(*heads, strict=True))
@@ -800,29 +834,31 @@ class Layout:
         def read(site: str, layer: int, queries: set[int]) -> set[int]:
             return {key for n in queries for head in self.open[site, layer][n] for key, _ in head}
 
-        needed, reached = {query}, set()
+        predicting = self.first + query
+        needed, reached = {predicting}, set()
         passed: list[tuple[str, int, list[int]]] = []  # layers, from the last on, and the streams that each must give
         for layer in range(self.model.num_layers["decoder"])[::-1]:
             passed.append(("decoder", layer, sorted(needed)))
-            reached |= read("cross", layer, needed)
+            if not self.model.one_string:
+                reached |= read("cross", layer, needed)
             needed |= read("decoder", layer, needed)
         for layer in range(self.model.num_layers["encoder"])[::-1]:
             passed.append(("encoder", layer, sorted(reached)))
             reached |= read("encoder", layer, reached)
-        source, prefix = ({n: leaf for leaf, n in enumerate(sorted(numbers))} for numbers in (reached, needed))
-        leaf_of = {"encoder": source, "decoder": prefix, "cross": source}
-        layers: dict[str, list[Any]] = {side: [] for side in SITES}
+        source, own = ({n: leaf for leaf, n in enumerate(sorted(numbers))} for numbers in (reached, needed))
+        leaf_of = {"encoder": source, "decoder": own, "cross": source}
+        layers: dict[str, list[Any]] = {"encoder": [], "decoder": []}
         for side, layer, streams in passed[::-1]:
             layers[side].append([])
             for n in streams:
-                opens = [(leaf_of[site], self.open[site, layer][n]) for site in SITES[side]]
+                opens = [(leaf_of[site], self.open[site, layer][n]) for site in self.model.attentions[side]]
                 heads = [tuple(tuple((leaf[key], b) for key, b in head) for head in open_) for leaf, open_ in opens]
                 layers[side][-1].append((leaf_of[side][n], *heads))
         residues = tuple(self.model.residues(self.source[n]) for n in source)
-        residues += tuple(self.model.residues(self.target[n]) for n in prefix)  # of the token that is predicted
-        encoder, decoder = (tuple(map(tuple, layers[side])) for side in SITES)
-        form = Form(encoder, decoder, residues, len(source), prefix[query])
-        return [self.source[n] for n in source] + [self.prefix[n] for n in prefix], form
+        residues += tuple(self.model.residues(self.asking[n]) for n in own)  # of the predicted token, if there is one
+        encoder, decoder = (tuple(map(tuple, passes)) for passes in layers.values())
+        form = Form(encoder, decoder, residues, len(source), own[predicting])
+        return [self.source[n] for n in source] + [self.held[n] for n in own], form
 
     def places(self, row: int) -> tuple[list[set[int]], int]:
         """The places at which each operand has a digit, and the last place of the rule's run, for a predicted row."""
@@ -853,6 +889,7 @@ def open_keys(rules: list[Any], queries: list[Placed], keys: list[Placed], causa
         for rule in (rule for rule in rules if rule["fallback"] == fallback):
             opens = asks & (np.tri(*biases.shape, dtype=bool) if causal else np.full(biases.shape, True))
             opens &= [[rule["query_segment"] in (None, token["item"].segment)] for token in queries]
+            opens &= [[rule["query_string"] in (None, token["item"].string)] for token in queries]
             opens &= [rule["key_segment"] in (None, token["item"].segment) for token in keys]
             for each in rule["conditions"]:
                 key, query = k[each["key"]], each["query"]
@@ -986,7 +1023,11 @@ class Model:
         self.positions, self.weights = positions, dict(tensors)
         require(self.dim % self.num_heads == 0, "architecture: model_dim is not a multiple of num_heads")
         backbone = data["backbone"]
-        decide(backbone == "encoder-decoder", f"the backbone {backbone!r} is another model than the encoder-decoder")
+        decide(backbone in ATTENTIONS, f"the backbone {backbone!r} is another model than {' and '.join(ATTENTIONS)}")
+        self.attentions, self.one_string = ATTENTIONS[backbone], backbone == "decoder-only"
+        layers = self.num_layers["encoder"]
+        good = not (self.one_string and layers)
+        require(good, f"architecture: num_encoder_layers is {layers}, and a decoder-only model has none")
         methods = list(position_methods(data["position"]))
         for n, (name, settings) in enumerate(methods):
             known = name == "Cyclic" and n < len(positions)
@@ -1011,11 +1052,11 @@ class Model:
         remedy, dim = "give the weights of this model", self.dim
         linear = {"output": (num_tokens, dim)}
         norms = ["encoder_norm"] * (self.pre and self.num_layers["encoder"] > 0) + ["decoder_norm"] * self.pre
-        for side, attentions in ATTENTIONS.items():
+        for side, attentions in self.attentions.items():
             for layer in (f"{side}.{n}" for n in range(self.num_layers[side])):
-                norms += [f"{layer}.{part}_norm" for part in (*attentions, "feedforward")]
+                norms += [f"{layer}.{part}_norm" for part in (*attentions.values(), "feedforward")]
                 linear |= {f"{layer}.feedforward.0": (hidden, dim), f"{layer}.feedforward.3": (dim, hidden)}
-                for part in (f"{layer}.{part}_attention" for part in attentions):
+                for part in (f"{layer}.{part}_attention" for part in attentions.values()):
                     linear |= {f"{part}.query": (dim, dim), f"{part}.key_value": (2 * dim, dim)}
                     linear[f"{part}.output"] = dim, dim
         shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (num_tokens, dim)}
@@ -1049,10 +1090,10 @@ class Model:
 
         waves = sum(len(table["coordinates"]) for table in self.positions)
         embedded = encoded = root * float(norm(self.weights["embedding.weight"]).max() + waves)
-        for side, attentions in ATTENTIONS.items():
+        for side, attentions in self.attentions.items():
             stream = embedded
             for name in (f"{side}.{n}" for n in range(self.num_layers[side])):
-                for part in (*attentions, "feedforward"):
+                for part in (*attentions.values(), "feedforward"):
                     inside = normed(f"{name}.{part}_norm", stream) if self.pre else stream
                     if part == "feedforward":
                         update = linear(f"{name}.feedforward.3", linear(f"{name}.feedforward.0", inside))
@@ -1150,7 +1191,7 @@ class Model:
         before, after = {}, {}
         for n, *opens in needed:
             x = streams[n]
-            for part, heads in zip(ATTENTIONS[name.split(".")[0]], opens, strict=True):
+            for part, heads in zip(self.attentions[name.split(".")[0]].values(), opens, strict=True):
                 asking, read = self.normed(f"{name}.{part}_norm", x), inside if part == "self" else memory
                 update = self.attention(f"{name}.{part}_attention", asking, read, heads)
                 x = self.add(x, update, f"{name}.{part}_norm")
@@ -1389,10 +1430,10 @@ def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str,
         require(data[key] == known, f"{path} has {key} {data[key]!r}, and this checks {key} {known!r}", remedy)
     fits(data, CERTIFICATE, str(path))
     count, bound = data["tokens"]["count"], data["bound"]["sizes"]
-    family, rule = Family(data["layout"], count), Rule(data["rule"], count)
-    fits(bound, dict.fromkeys(family.sizes, int), "bound, sizes")
     weights, window_bytes = weights_path.read_bytes(), window_path.read_bytes()
     model = Model(data["architecture"], data["positions"], count, read_tensors(weights, str(weights_path)))
+    family, rule = Family(data["layout"], count, model.one_string), Rule(data["rule"], count)
+    fits(bound, dict.fromkeys(family.sizes, int), "bound, sizes")
     window = Window(read_json(window_bytes, str(window_path)), data["architecture"])
 
     files = {key: json.dumps(data[key], sort_keys=True, separators=(",", ":")).encode() for key in HASHED}

@@ -101,9 +101,34 @@ ADDITION = {
         {"kind": "linear", "statement": "a + b = w", "takes": SUM[:2], "gives": SUM[2:], "carry": [0, 1]},
     ],
 }
+STRING_PARITY = {
+    **PARITY,
+    "backbone": "decoder-only",
+    "lines": [line("decoder", 0, "answer", own(1)), line("decoder", 1, "operand 1", own(), query_string="target")],
+}
+STRING_ADDITION = {
+    **ADDITION,
+    "backbone": "decoder-only",
+    "lines": [rule | {"site": "decoder", "query_string": "target"} for rule in ADDITION["lines"]],
+}
 
 
-def random_tensors(num_tokens: int, dim: int, hidden: int, layers: tuple[int, int], pre: bool, seed: int) -> Tensors:
+def parts_of(backbone: str) -> list[tuple[str, list[str]]]:
+    """The attentions of a layer of each stack."""
+    if backbone == "decoder-only":
+        return [("decoder", ["self"])]
+    return [("encoder", ["self"]), ("decoder", ["self", "cross"])]
+
+
+def random_tensors(
+    num_tokens: int,
+    dim: int,
+    hidden: int,
+    layers: tuple[int, int],
+    pre: bool,
+    seed: int,
+    backbone: str = "encoder-decoder",
+) -> Tensors:
     rng = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (num_tokens, dim)}
 
@@ -113,7 +138,8 @@ def random_tensors(num_tokens: int, dim: int, hidden: int, layers: tuple[int, in
     def norm(name: str) -> None:
         shapes.update({f"{name}.weight": (dim,), f"{name}.bias": (dim,)})
 
-    for side, parts, count in (("encoder", ["self"], layers[0]), ("decoder", ["self", "cross"], layers[1])):
+    for side, parts in parts_of(backbone):
+        count = layers[side == "decoder"]
         for n in range(count):
             for part in parts:
                 linear(f"{side}.{n}.{part}_attention.query", dim, dim)
@@ -137,7 +163,8 @@ def dense_logits(tensors: Tensors, case: Json, problem: tuple[list[int], list[in
     weights = {name: tensor.astype(like) for name, tensor in tensors.items()}
     architecture = case["architecture"]
     dim, heads, pre = architecture["model_dim"], architecture["num_heads"], architecture["norm"] == "pre"
-    source, target, prefix = tokens_of(case["layout"], case["sizes"])
+    one_string = architecture["backbone"] == "decoder-only"
+    source, target, prefix = tokens_of(case["layout"], case["sizes"], one_string)
 
     def linear(name: str, x: Any, rows: slice = slice(None)) -> Any:
         return x @ weights[f"{name}.weight"][rows].T + weights[f"{name}.bias"][rows]
@@ -157,6 +184,7 @@ def dense_logits(tensors: Tensors, case: Json, problem: tuple[list[int], list[in
                 if (rule["site"], rule["layer"], rule["head"], rule["fallback"]) == (site, layer, head, fallback):
                     for (i, q), (j, k) in itertools.product(enumerate(queries), enumerate(keys)):
                         fits = rule["key_segment"] in (None, k["name"]) and rule["query_segment"] in (None, q["name"])
+                        fits &= rule.get("query_string") in (None, q["string"])
                         for c in rule["conditions"]:
                             fits &= (q[c["query"]] if c["query"] else 2 * k[c["key"]]) - k[c["key"]] == c["equals"]
                         if fits and asks[i] and (site != "decoder" or j <= i):
@@ -196,25 +224,28 @@ def dense_logits(tensors: Tensors, case: Json, problem: tuple[list[int], list[in
 
         keys = source if side == "encoder" else prefix
         x = block("self", x, lambda h: attention(f"{name}.self_attention", side, n, h, h, queries, keys))
-        if side == "decoder":
+        if side == "decoder" and not one_string:
             cross = f"{name}.cross_attention"
             x = block("cross", x, lambda h: attention(cross, "cross", n, h, memory, queries, source))
         inner = f"{name}.feedforward"
         return block("feedforward", x, lambda h: linear(f"{inner}.3", np.maximum(linear(f"{inner}.0", h), 0)))
 
-    memory, x = embedded(problem[0], source), embedded([0, *problem[1][:-1]], target)
+    memory = embedded(problem[0], source)
+    x = embedded([*(problem[0] if one_string else []), 0, *problem[1][:-1]], target)
     for n in range(architecture["num_encoder_layers"]):
         memory = layer("encoder", n, memory, None, source)
     if pre and architecture["num_encoder_layers"]:
         memory = norm("encoder_norm", memory)
     for n in range(architecture["num_decoder_layers"]):
         x = layer("decoder", n, x, memory, target)
-    x = norm("decoder_norm", x) if pre else x
+    x = (norm("decoder_norm", x) if pre else x)[-len(problem[1]) :]
     return linear("output", x), x
 
 
-def tokens_of(layout: Json, sizes: dict[str, int]) -> tuple[list[Json], list[Json], list[Json]]:
-    """Coordinates of the tokens of source, target and prefix."""
+def tokens_of(
+    layout: Json, sizes: dict[str, int], one_string: bool = False
+) -> tuple[list[Json], list[Json], list[Json]]:
+    """Coordinates of the tokens of source, target and prefix; as one string, the source precedes both others."""
 
     def value(expr: Any, values: dict[str, int]) -> int:
         return expr if isinstance(expr, int) else sum(n * values.get(symbol, 1) for symbol, n in expr.items())
@@ -234,6 +265,12 @@ def tokens_of(layout: Json, sizes: dict[str, int]) -> tuple[list[Json], list[Jso
     (case,) = layout["cases"]
     source, target = through(case["source"], sizes), through(case["target"], sizes)
     prefix = through([case["start"]], sizes) + copy.deepcopy(target[:-1])
+    for token in source:
+        token["string"] = "source"
+    for token in target:
+        token["string"] = "target"
+    if one_string:
+        target, prefix = copy.deepcopy(source) + target, copy.deepcopy(source) + prefix
     for string in (source, target, prefix):
         for n, token in enumerate(string):
             token.update({"raw": n, "raw_from_end": len(string) - 1 - n})
@@ -278,6 +315,7 @@ class Made:
     def __init__(self, folder: Path, task: Json, tensors: Tensors, certificate: Json) -> None:
         self.folder, self.task, self.tensors, self.certificate = folder, task, dict(tensors), copy.deepcopy(certificate)
         self.window = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4, "rules": task["lines"]}
+        self.window |= {key: task[key] for key in ("backbone",) if key in task}
         self.path = folder / "certify" / "certificate.json"
         for name in ("certify", "retrain"):
             (folder / name).mkdir(exist_ok=True)
@@ -298,7 +336,8 @@ class Made:
 
 def certificate_of(task: Json, num_tokens: int) -> Json:
     architecture = {"num_encoder_layers": 0, "num_decoder_layers": 1, "model_dim": 32, "num_heads": 4}
-    architecture |= {"feedforward_dim": 64, "norm": "pre", "dropout": 0.0, "backbone": "encoder-decoder"}
+    architecture |= {"feedforward_dim": 64, "norm": "pre", "dropout": 0.0}
+    architecture["backbone"] = task.get("backbone", "encoder-decoder")
     architecture["position"] = {"class_path": "abc_toolkit.positions.absolute.NoPE", "init_args": {}}
     tokens = {"count": num_tokens, "bos": 0, "eos": 1, "first_symbol": 2, "symbols": "01+"[: num_tokens - 2]}
     certificate = {"schema": 3, "argument": 1, "verdict": "correct", "task": {}, "architecture": architecture}
@@ -324,7 +363,7 @@ def solving(task: Json, problems: Callable[[int], Any], num_tokens: int) -> tupl
     """A model that solves a task, as its hidden layer has a unit for each assignment, and its certificate."""
     certificate = certificate_of(task, num_tokens)
     dim, hidden = (certificate["architecture"][key] for key in ("model_dim", "feedforward_dim"))
-    tensors = random_tensors(num_tokens, dim, hidden, (0, 1), True, 1)
+    tensors = random_tensors(num_tokens, dim, hidden, (0, 1), True, 1, certificate["architecture"]["backbone"])
     for name in ("decoder_norm", "decoder.0.feedforward_norm"):
         tensors |= {f"{name}.weight": np.ones(dim, np.float32), f"{name}.bias": np.zeros(dim, np.float32)}
     inner, outer = np.zeros((hidden, dim)), np.zeros((dim, hidden))
@@ -365,9 +404,11 @@ def solved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Js
 
     def of(name: str) -> tuple[Json, Tensors, Json]:
         if name not in kept:
-            task, problems, num_tokens = (
-                (PARITY, parity_problems, 4) if name == "parity" else (ADDITION, addition_problems, 5)
-            )
+            task, problems, num_tokens = {
+                "parity": (PARITY, parity_problems, 4),
+                "addition": (ADDITION, addition_problems, 5),
+                "parity as one string": (STRING_PARITY, parity_problems, 4),
+            }[name]
             tensors, certificate = solving(task, problems, num_tokens)
             found = measured(Made(tmp_path_factory.mktemp(name), task, tensors, certificate))
             assert "assignments" in found, found
@@ -385,7 +426,19 @@ def made(solved: Callable[[str], tuple[Json, Tensors, Json]], tmp_path: Path) ->
     return Made(tmp_path, *solved("parity"))
 
 
-@pytest.mark.parametrize(("name", "problems"), [("parity", parity_problems), ("addition", addition_problems)])
+@pytest.fixture
+def made_as_one_string(solved: Callable[[str], tuple[Json, Tensors, Json]], tmp_path: Path) -> Made:
+    return Made(tmp_path, *solved("parity as one string"))
+
+
+@pytest.mark.parametrize(
+    ("name", "problems"),
+    [
+        ("parity", parity_problems),
+        ("addition", addition_problems),
+        ("parity as one string", parity_problems),
+    ],
+)
 def test_agrees_with_every_problem(
     name: str,
     problems: Callable[[int], Any],
@@ -415,7 +468,7 @@ def test_agrees_with_every_problem(
                 )
         for source, target in problems(length):
             for n, required in enumerate(target):
-                if name == "parity":  # reads its own bit and what was written last
+                if problems is parity_problems:  # reads its own bit and what was written last
                     seen.add((required, *source[n : n + 1], target[n - 1] if n else 0, n == length))
                 else:  # reads two bits of both operands, and what was written last
                     bits = [
@@ -536,6 +589,57 @@ def test_what_overflows_does_not_agree(
     assert f"{-bound} less the rounding" in capsys.readouterr().out.splitlines()[-1]
 
 
+def looser(made: Made) -> None:
+    made.window["rules"][1]["bias"] = 0.5
+
+
+def less(made: Made) -> None:
+    del made.window["rules"][0]
+
+
+def blind(made: Made) -> None:
+    made.window["rules"][1]["query_string"] = "source"
+
+
+def wider(made: Made) -> None:
+    made.window["rules"].append(line("decoder", 2, "operand 1", own(1)))
+
+
+def further(made: Made) -> None:
+    made.window["rules"].append(line("decoder", 2, "operand 1", own(5)))
+
+
+def smaller(made: Made) -> None:
+    made.certificate["bound"]["sizes"]["s0"] = 9
+
+
+def trained_on(made: Made) -> None:
+    made.tensors["decoder.0.self_attention.key_value.weight"] *= np.float32(1.001)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (looser, ""),  # one key alone is open, whatever its bias
+        (less, "must be '.' where the model reads '.' as operand 1"),
+        (blind, "must be '.' where the model reads (start as start|'.' as answer)"),
+        (wider, "must be end where the model reads '.' as operand 1"),
+        (further, "the bound of s0 is 10, and the lemma asks for 26"),
+        (smaller, "the bound of s0 is 9, and the lemma asks for 10"),
+        (trained_on, "smallest_margin is 5"),
+    ],
+)
+def test_what_was_changed_in_a_decoder_only_model_does_not_agree(
+    change: Callable[[Made], None], line: str, made_as_one_string: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_as_one_string.window = copy.deepcopy(made_as_one_string.window)
+    made_as_one_string.tensors = copy.deepcopy(made_as_one_string.tensors)
+    change(made_as_one_string)
+    made_as_one_string.write()
+    assert made_as_one_string.run() == bool(line)
+    assert re.search(line, capsys.readouterr().out.splitlines()[-1])
+
+
 def test_an_identity_that_does_not_hold(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     made.certificate["identities"][0]["carry"] = [0, 0]
     made.write()
@@ -585,6 +689,10 @@ IN_TARGET = ("layout", "cases", 0, "target")
         (put("rms", "architecture", "norm"), "architecture, norm is 'rms', which is not allowed"),
         (put(2, "architecture", "num_decoder_layers"), "the weights have no tensor decoder.1.feedforward.0.weight"),
         (put(0, "architecture", "num_decoder_layers"), "the weights hold decoder.0.cross_attention.key_value.bias"),
+        (
+            put("decoder-only", "architecture", "backbone"),
+            "hold decoder.0.cross_attention.key_value.bias, which is not",
+        ),
         (put(16, "architecture", "feedforward_dim"), "has the shape (64, 32), not (16, 32): give the weights of this"),
         (put([{"coordinates": []}], "positions"), "positions 0 has no field 'base'"),
         (put(put, "layout", "cases", 0, "start"), "layout, cases 0 has no field 'start'"),
@@ -677,13 +785,21 @@ def test_bad_weights_are_told_in_one_line(
     [
         (put(3, "num_heads"), "window: num_heads is 3, but 4 in the certificate: give this model's window"),
         (put("side", "rules", 0, "site"), "window, rules 0, site is 'side', which is not allowed: give this model's"),
-        (put(1, "rules", 0, "layer"), "window, rule 0: there is no such layer or head: give this model's window"),
+        (put(1, "rules", 0, "layer"), "window, rule 0: there is no such site, layer or head: give this model's window"),
         (
             put("x", "rules", 1, "conditions", 0, "key"),
             "window, rules 1, conditions 0, key is 'x', which is not allowed",
         ),
         (put(1.0, "rules", 0, "conditions", 0, "equals"), "equals is 1.0, of the wrong type: give this model's window"),
         (put(put, "rules", 0, "bias"), "window, rules 0 has no field 'bias': give this model's window"),
+        (
+            put("decoder-only", "backbone"),
+            "window: backbone is decoder-only, but encoder-decoder in the certificate: give this model's window",
+        ),
+        (
+            put("target", "rules", 0, "query_string"),
+            "window, rule 0: query_string is 'target', which no query of this backbone has: give this model's window",
+        ),
     ],
 )
 def test_a_bad_window_is_told_in_one_line(
@@ -695,6 +811,29 @@ def test_a_bad_window_is_told_in_one_line(
     assert made.run() == 2
     (printed,) = capsys.readouterr().err.splitlines()
     assert line in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (put(put, "backbone"), "window: backbone is encoder-decoder, but decoder-only in the certificate: give this"),
+        (put(None, "backbone"), "window: backbone is None, but decoder-only in the certificate: give this model's"),
+        (put("cross", "rules", 0, "site"), "window, rule 0: there is no such site, layer or head: give this model's"),
+        (put("encoder", "rules", 0, "site"), "window, rule 0: there is no such site, layer or head: give this model's"),
+        (put(["source"], "rules", 0, "query_string"), "window, rule 0: query_string is ['source'], which no query of"),
+    ],
+)
+def test_a_bad_window_of_a_decoder_only_model_is_told_in_one_line(
+    change: Callable[[Json], None], line: str, made_as_one_string: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_a_bad_window_is_told_in_one_line(change, line, made_as_one_string, capsys)
+
+
+def test_a_decoder_only_model_has_no_encoder(made_as_one_string: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made_as_one_string.certificate["architecture"]["num_encoder_layers"] = 1
+    made_as_one_string.write()
+    assert made_as_one_string.run() == 2
+    assert "architecture: num_encoder_layers is 1, and a decoder-only model has none: write" in capsys.readouterr().err
 
 
 # What is beyond the argument -----------------------------------------------------------------------------------------
@@ -720,6 +859,20 @@ def test_cannot_decide_about_a_window(
     status = certify_lines(made, *lines)
     printed = capsys.readouterr().out.splitlines()[-1]
     assert (status, printed[: len(f"cannot decide: {reason}")]) == (3, f"cannot decide: {reason}") or not reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (line("decoder", 2, "operand 1"), "window, rule 2 opens the more keys of 'operand 1'"),
+        (line("decoder", 2, "operand 1", ("raw", 2, "raw")), "the comparison of -2 + 1 ?query 0 + 1 s0 with 0"),
+    ],
+)
+def test_cannot_decide_about_a_window_of_a_decoder_only_model(
+    rule: Json, reason: str, made_as_one_string: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert certify_lines(made_as_one_string, rule) == 3
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"cannot decide: {reason}")
 
 
 def shifted(certificate: Json) -> None:
@@ -810,34 +963,53 @@ WIDE = [
     line("encoder", 0, "operand 2", own()),
     line("encoder", 1, None, ("raw", 1, "raw")),
 ]
+WIDE_AS_ONE_STRING = [
+    line("decoder", 0, None, own(), bias=0.5),
+    line("decoder", 0, "operand 1", own(1), bias=-1.0, query_string="target"),
+    line("decoder", 0, "operand 1", own(-1), bias=1.0, query_string="source"),
+    line("decoder", 1, "operand 2", own(-1)),
+    line("decoder", 1, "operator", fallback=True),
+    line("decoder", 2, "operand 1", ("index", 0, None), query_segment="end"),
+    line("decoder", 2, "start", ("segment", 3, None)),
+    line("decoder", 2, None, ("raw", 1, "raw"), query_string="source"),
+    line("decoder", 3, None, ("raw", 0, "raw"), bias=2.0, query_string="target"),
+    line("decoder", 3, None, ("raw_from_end", -1, "raw_from_end"), bias=1.0),
+]
 TABLE = {"coordinates": ["place", "raw"], "base": 100.0, "period": 3, "channels": "interleaved"}
 
 
 @pytest.mark.parametrize(
-    ("layers", "norm", "positions"),
+    ("layers", "norm", "positions", "backbone"),
     [
-        ((0, 1), "pre", []),
-        ((1, 2), "pre", [TABLE]),
-        ((2, 1), "post", [TABLE | {"channels": "concatenated"}]),
-        ((0, 2), "post", []),
-        ((1, 0), "pre", []),
+        ((0, 1), "pre", [], "encoder-decoder"),
+        ((1, 2), "pre", [TABLE], "encoder-decoder"),
+        ((2, 1), "post", [TABLE | {"channels": "concatenated"}], "encoder-decoder"),
+        ((0, 2), "post", [], "encoder-decoder"),
+        ((1, 0), "pre", [], "encoder-decoder"),
+        ((0, 1), "post", [], "decoder-only"),
+        ((0, 2), "pre", [TABLE], "decoder-only"),
+        ((0, 3), "pre", [], "decoder-only"),
     ],
 )
-def test_logits_are_those_of_whole_strings(layers: tuple[int, int], norm: str, positions: list[Json]) -> None:
+def test_logits_are_those_of_whole_strings(
+    layers: tuple[int, int], norm: str, positions: list[Json], backbone: str
+) -> None:
+    one_string = backbone == "decoder-only"
     counts = {"encoder": layers[0], "decoder": layers[1], "cross": layers[1]}
-    lines = [rule | {"layer": n} for rule in WIDE for n in range(counts[rule["site"]])]
-    sizes = {"num_encoder_layers": layers[0], "num_decoder_layers": layers[1], "num_heads": 4}
-    architecture = sizes | {"model_dim": 16, "feedforward_dim": 24, "norm": norm, "backbone": "encoder-decoder"}
+    wide = WIDE_AS_ONE_STRING if one_string else WIDE
+    lines = [rule | {"layer": n} for rule in wide for n in range(counts[rule["site"]])]
+    sizes = {"num_encoder_layers": layers[0], "num_decoder_layers": layers[1], "num_heads": 4, "backbone": backbone}
+    architecture: Json = sizes | {"model_dim": 16, "feedforward_dim": 24, "norm": norm}
     method = "Cyclic" if positions else "NoPE"
     architecture["position"] = {
         "class_path": "abc_toolkit.positions.Compose",
         "init_args": {"parts": [{"class_path": method}]},
     }
-    tensors = random_tensors(5, 16, 24, layers, norm == "pre", 3)
+    tensors = random_tensors(5, 16, 24, layers, norm == "pre", 3, backbone)
     if norm == "pre" and not layers[1]:
         tensors |= {"decoder_norm.weight": np.ones(16, np.float32), "decoder_norm.bias": np.zeros(16, np.float32)}
     exact = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
-    rule, family = checker.Rule(ADDITION["rule"], 5), checker.Family(ADDITION["layout"], 5)
+    rule, family = checker.Rule(ADDITION["rule"], 5), checker.Family(ADDITION["layout"], 5, one_string)
     model = checker.Model(architecture, positions, 5, exact)
     window = checker.Window(sizes | {"rules": lines}, architecture)
     built = checker.Layout(family.cases[0], {"s0": 3}, model, window, rule)
@@ -854,7 +1026,8 @@ def test_logits_are_those_of_whole_strings(layers: tuple[int, int], norm: str, p
         for n, required in enumerate(target):
             leaves, form = built.receptive_field(n)
             kinds.add(form)
-            ids = [(source if leaf in built.source else [0, *target])[leaf["raw"]] for leaf in leaves]
+            held = [*(source if one_string else []), 0, *target]
+            ids = [(source if leaf in built.source else held)[leaf["raw"]] for leaf in leaves]
             (margins,), (rounding,) = model.margins(form, np.array([[*ids, required]]))
             others = np.arange(5) != required
             expected = (logits[n, required] - logits[n])[others]
@@ -956,17 +1129,53 @@ TWO_CASES = ADDITION["layout"] | {
             {"s0": 10, "s1": 8},
         ),
         pytest.param(ROWS, [line("decoder", 1, "answer", BESIDE, own(1))], 2, None, marks=pytest.mark.slow),
+        (STRING_PARITY, STRING_PARITY["lines"], 1, {"s0": 10}),
+        (STRING_ADDITION, STRING_ADDITION["lines"], 1, {"s0": 10}),
+        # The source's own queries, of which the second layer reads what the first has made.
+        (
+            STRING_PARITY,
+            [*STRING_PARITY["lines"], line("decoder", 2, "operand 1", own(2), query_string="source")],
+            2,
+            {"s0": 14},
+        ),
+        (
+            STRING_PARITY,
+            [line("decoder", 0, "operand 1", own(2)), line("decoder", 0, "start", fallback=True)],
+            2,
+            None,
+        ),
+        # Whether a query of the source sees a key at a fixed place, itself included.
+        (
+            STRING_PARITY,
+            [
+                line("decoder", 0, "operand 1", own(), query_string="target"),
+                line("decoder", 1, "operand 1", ("place", 3, None), query_string="source"),
+            ],
+            2,
+            {"s0": 22},
+        ),
+        (
+            STRING_PARITY,
+            [
+                line("decoder", 0, None, ("raw", 1, "raw"), query_string="source"),
+                line("decoder", 1, "answer", ("raw_from_end", 0, "raw_from_end")),
+                line("decoder", 2, "operand 1", own()),
+            ],
+            2,
+            None,
+        ),
     ],
 )
 def test_larger_sizes_than_the_bound_show_nothing_new(
     task: Json, lines: list[Json], layers: int, expected: dict[str, int] | None
 ) -> None:
-    sizes = {"num_encoder_layers": 0, "num_decoder_layers": layers, "num_heads": 4}
-    architecture = sizes | {"model_dim": 4, "feedforward_dim": 2, "norm": "post", "backbone": "encoder-decoder"}
+    backbone = task.get("backbone", "encoder-decoder")
+    sizes = {"num_encoder_layers": 0, "num_decoder_layers": layers, "num_heads": 4, "backbone": backbone}
+    architecture: Json = sizes | {"model_dim": 4, "feedforward_dim": 2, "norm": "post"}
     architecture["position"] = {"class_path": "NoPE"}
-    tensors = random_tensors(5, 4, 2, (0, layers), False, 4)
-    rule, family = checker.Rule(task["rule"], 5), checker.Family(task["layout"], 5)
+    tensors = random_tensors(5, 4, 2, (0, layers), False, 4, backbone)
     model = checker.Model(architecture, [], 5, tensors)
+    rule, family = checker.Rule(task["rule"], 5), checker.Family(task["layout"], 5, model.one_string)
     listed = [rule | {"layer": n} for rule in lines for n in range(layers)]
     window = checker.Window(sizes | {"rules": listed}, architecture)
     bound = checker.bound_of_sizes(family, model, window, rule)
@@ -992,11 +1201,12 @@ def test_larger_sizes_than_the_bound_show_nothing_new(
 
 def facts_of(task: Json, lines: list[Json], item: int, layers: int = 1, case: int = 0) -> tuple[set[str], set[str]]:
     """What the prediction of an item of the target rests on, each with a sign such that the first symbol is added."""
-    sizes = {"num_encoder_layers": 0, "num_decoder_layers": layers, "num_heads": 4}
-    architecture = sizes | {"model_dim": 4, "feedforward_dim": 2, "norm": "post", "backbone": "encoder-decoder"}
+    backbone = task.get("backbone", "encoder-decoder")
+    sizes = {"num_encoder_layers": 0, "num_decoder_layers": layers, "num_heads": 4, "backbone": backbone}
+    architecture: Json = sizes | {"model_dim": 4, "feedforward_dim": 2, "norm": "post"}
     architecture["position"] = {"class_path": "NoPE"}
-    rule, family = checker.Rule(task["rule"], 5), checker.Family(task["layout"], 5)
-    model = checker.Model(architecture, [], 5, random_tensors(5, 4, 2, (0, layers), False, 4))
+    model = checker.Model(architecture, [], 5, random_tensors(5, 4, 2, (0, layers), False, 4, backbone))
+    rule, family = checker.Rule(task["rule"], 5), checker.Family(task["layout"], 5, model.one_string)
     window = checker.Window(
         sizes | {"rules": [line | {"layer": n} for line in lines for n in range(layers)]}, architecture
     )
@@ -1048,6 +1258,63 @@ def test_what_else_a_prediction_may_rest_on() -> None:
     assert "-3 + 1 q0" in facts_of(PARITY, lines, 0, layers=2)[0]
     # Whether a fixed row is the query's own.
     assert "-3 + 1 q0" in facts_of(ROWS, [line("cross", 0, "operand 1", ("row", 3, None), own())], 0)[0]
+
+
+def test_what_a_prediction_of_a_decoder_only_model_rests_on() -> None:
+    # In one layer, the source's own queries are not read.
+    read = [line("decoder", 0, "operand 1", own(), query_string="target")]
+    lines = [*read, line("decoder", 1, "operand 1", ("place", 3, None), query_string="source")]
+    assert facts_of(STRING_PARITY, lines, 0) == facts_of(STRING_PARITY, read, 0)
+    # In two, a query of the source sees a key at place 3 if its own place is 3 or more.
+    assert "-3 + 1 q0" in facts_of(STRING_PARITY, lines, 0, layers=2)[0]
+    assert "-3 + 1 q0" not in facts_of(STRING_PARITY, read, 0, layers=2)[0]
+    # A query of the target sees all of the source, whatever its place.
+    facts, _ = facts_of(STRING_PARITY, [line("decoder", 1, "operand 1", ("place", 3, None))], 0)
+    assert "-4 + 1 s0" in facts
+    assert "-3 + 1 q0" not in facts
+    # Where the token is that is held last: after s0 tokens of the source and q0 of the target.
+    for one, other in (("raw", 2), ("raw_from_end", -2)):
+        facts, _ = facts_of(STRING_PARITY, [line("decoder", 0, "answer", (one, other, one))], 0)
+        assert facts == facts_of(STRING_PARITY, [line("decoder", 0, "answer", own(3))], 0)[0]
+    facts, _ = facts_of(STRING_PARITY, [line("decoder", 0, None, ("raw", 1, None))], 0)
+    assert "-2 + 1 s0" in facts
+
+
+def test_a_query_of_the_source_sees_itself() -> None:
+    family = checker.Family(STRING_ADDITION["layout"], 5, one_string=True)
+    one, operator, two = (checker.Token.any_of(each, "query") for each in checker.flat(family.cases[0].source))
+    answer, end = (checker.Token.any_of(each, "query") for each in checker.flat(family.cases[0].target))
+    key = checker.Token.any_of(one.item, "key")
+
+    def ways(key: checker.Token, query: checker.Token) -> list[list[str]]:
+        return [[str(expr) for expr in conditions] for conditions, _ in checker.visible(key, query)]
+
+    before, itself = "-1 + -1 ?key 0 + 1 ?query 0", ["-1 ?key 0 + 1 ?query 0", "1 ?key 0 + -1 ?query 0"]
+    assert ways(key, one) == [[before], itself]
+    assert ways(operator, operator) == [[]]
+    assert ways(key, two) == ways(key, answer) == ways(two, end) == [[]]
+    assert ways(two, operator) == ways(answer, two) == ways(end, end) == []
+    assert ways(checker.Token.any_of(answer.item, "key"), answer) == [[before]]
+
+
+def test_raw_counts_through_the_whole_string() -> None:
+    family = checker.Family(STRING_ADDITION["layout"], 5, one_string=True)
+    tensors = random_tensors(5, 32, 64, (0, 1), True, 0, "decoder-only")
+    certificate = certificate_of(STRING_ADDITION, 5)
+    model = checker.Model(certificate["architecture"], [], 5, tensors)
+    sizes = {"num_encoder_layers": 0, "num_decoder_layers": 1, "num_heads": 4, "backbone": "decoder-only"}
+    window = checker.Window(sizes | {"rules": []}, certificate["architecture"])
+    built = checker.Layout(family.cases[0], {"s0": 3}, model, window, checker.Rule(ADDITION["rule"], 5))
+    assert [len(string) for string in (built.source, built.asking, built.held)] == [7, 12, 12]
+    for prefix, string in (("", built.asking), ("held ", built.held)):
+        for number, token in enumerate(string):
+            assert (token["raw"], token["raw_from_end"]) == (number, 11 - number)
+            symbolic = [token["item"].coordinates[f"{prefix}{name}"] for name in ("raw", "raw_from_end")]
+            values = {"s0": 3, "v": token["place" if token["item"].segment == "answer" else "index"]}
+            expected = [token["raw"], token["raw_from_end"]]
+            if token["item"].segment != "start":  # it holds no repeat, and its raw is that of a key alone
+                assert [expr.at(values) for expr in symbolic] == expected
+    assert built.held[7]["item"].coordinates["held raw"].at({"s0": 3}) == 7
 
 
 COUNTING = transducer(

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import abc_toolkit
+from abc_toolkit import checker
 from abc_toolkit.calibration import Places
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.errors import UserError
@@ -303,6 +304,7 @@ def test_a_decoder_only_model_goes_through_all_phases(
     training += ["--retrain.stopping.decay_steps", "50", "--retrain.trainer.validate_every", "50"]
     status, said, error = abc("run", *own, *training, "--calibrate.problems", "200", "--evaluate.samples", "50")
     assert (status, "parity: correct at every length" in said) == (0, True), error
+    assert checker.main(["runs/parity/certify/certificate.json"]) == 0
     rows = json.loads(Path("runs/parity/evaluate/results.json").read_text())
     assert {row["length"] for row in rows} >= {5, 50}
     assert all(row["value"] == 1 for row in rows if row["weights"] == "retrain")
