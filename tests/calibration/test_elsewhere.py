@@ -20,13 +20,13 @@ OPTIONS = ("--task", "Parity", "--task.max_length", "3")
 
 
 def ideal(shape: Shape, heads: int = 2) -> Tensor:
-    """Attention of a model that reads source and target as one string: head 0 to the own bit, head 1 to itself."""
+    """Attention of a model of one string: each digit's query attends to its bit in head 0, all else evenly."""
     source, target = TASK.num_tokens(shape)
-    weights = torch.zeros(heads, source + target, source + target)
-    weights[1:] = torch.eye(source + target)
-    for query in range(source + target):
-        place = query - source
-        weights[0, query, source - 1 - place if 0 <= place < source else query] = 1
+    weights = torch.ones(heads, source + target, source + target).tril()
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    for place in range(source):
+        weights[0, source + place] = 0
+        weights[0, source + place, source - 1 - place] = 1
     return weights
 
 
