@@ -177,7 +177,8 @@ def narrowed(window: Window, task: Calibratable, evidence: Evidence) -> Window:
     layout = task.layout(task.training_shapes()[-1])
 
     def size(window: Window) -> int:
-        return int(reach(window, layout).sum())
+        # A line that shows a query of the source nothing but itself is of no use, and goes too.
+        return int(reach(window, layout).sum()) + sum(rule.of_source for rule in window.rules)
 
     def without(lines: Sequence[Rule], window: Window) -> Window:
         closed = window.with_rules([rule for rule in window.rules if rule not in lines])

@@ -143,6 +143,10 @@ class DecoderState(abc.ABC):
     def choose(self, rows: Tensor) -> None:
         """Goes on with some of the rows of the batch, `[row]`, each of which may be named several times."""
 
+    @abc.abstractmethod
+    def copies(self, count: int) -> "DecoderState":
+        """Another state, in which each row of the batch stands `count` times, one after the other."""
+
 
 class Model(nn.Module, abc.ABC):
     """A model: what is trained, calibrated, evaluated.

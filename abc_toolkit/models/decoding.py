@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from abc_toolkit.layout import Layout
-from abc_toolkit.models.base import DecodingModel, DecodingPlan, Model, prefix_of
+from abc_toolkit.models.base import DecoderState, DecodingModel, DecodingPlan, Model, prefix_of
 from abc_toolkit.positions import ModelPosition
 from abc_toolkit.seeds import Stream, drawing
 from abc_toolkit.tasks.base import Batch, Decodable, Problems, Solvable
 from abc_toolkit.tasks.lengths import Shape
-from abc_toolkit.vocabulary import BOS, EOS
+from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 Decode = Literal["parallel", "steps"]
 Search = Callable[[DecodingModel, Tensor, DecodingPlan], Tensor]  # as `greedy` and `beam_search` do
@@ -26,6 +26,9 @@ _TOKENS_GUESSED = 2**8  # of problems that are decoded at once
 _CELLS = 2**25  # attention cells of all heads of problems that go through the model at once
 _DRAWN_TOGETHER = 16  # problems that positions drawn at random are the same for
 _REMEMBERED = 4  # calls by which it is judged how many guesses to make
+_TOKENS_TRIED = 2**13  # of all candidates of all problems, that are tried at once
+_FEW = 40  # tokens a call, over the number of candidates; where fewer guesses come true, candidates are tried
+_PIECES = 4  # of candidates that are tried before it is guessed again
 _TOKENS_COUNTED = 50  # of each problem that are decoded before the bar moves
 
 
@@ -95,6 +98,10 @@ def greedy(
     predicts otherwise, with what it predicts there. That is what single steps give, in fewer calls (Jacobi decoding,
     Santilli et al. 2023, arXiv 2305.10427). The more guesses came true of late, the more are made.
 
+    Where few come true, as in a long carry or in parity, the guesses are made by *candidates*: one call predicts the
+    next token after each symbol at each place, and the guesses follow by looking them up from one place to the next.
+    They come true where a token depends, within the piece, on the token before it alone.
+
     It goes on for as many tokens as the layout gives the target; a row that has ended stays at `EOS`.
 
     Args:
@@ -117,17 +124,34 @@ def _greedy(model: DecodingModel, source: Tensor, plan: DecodingPlan, count: Cal
     tokens = source.new_full((len(source), 1 + length), BOS)  # what is not known yet is a guess
     known, counted, most = 0, 0, plan.ahead if plan.gathers else 1
     lately = deque([1] * _REMEMBERED, _REMEMBERED)
+    num_candidates = model.interface.num_tokens - NUM_SPECIAL
+    widest = min(most, _TOKENS_TRIED // (len(source) * num_candidates))  # with candidates
+    calls, tried = 0, 0  # without candidates since these were tried; pieces with candidates that are still to come
     while known < length:
-        ahead = min(most, length - known, 2 * sum(lately))
         state.go_back(known)
+        if tried:
+            ahead = min(widest, length - known)
+            tokens[:, known + 1 : known + 1 + ahead] = _by_candidates(model, state, tokens[:, known], ahead)
+        else:
+            ahead = min(most, length - known, 2 * sum(lately))
         found = model.advance(tokens[:, known : known + ahead], state).argmax(-1)
         ended = torch.cat([tokens[:, known : known + 1], found[:, :-1]], dim=1).eq(EOS).cummax(dim=1).values
         found = found.masked_fill(ended, EOS)
         guessed = tokens[:, known + 1 : known + 1 + ahead]
         right = (found == guessed).all(dim=0).tolist()
         guessed.copy_(found)
-        lately.append(min(ahead, right.index(False) + 1 if False in right else ahead))
-        known += lately[-1]
+        confirmed = min(ahead, right.index(False) + 1 if False in right else ahead)
+        known += confirmed
+        if tried:
+            worth_it = confirmed >= min(ahead, num_candidates)
+            tried, widest = tried - 1, widest if worth_it else 0
+            tried = tried if worth_it else 0
+        else:
+            lately.append(confirmed)
+            calls += 1
+            few = sum(lately) * num_candidates < _FEW * _REMEMBERED
+            if few and calls >= 2 * _REMEMBERED and widest > 2 * num_candidates:
+                tried, calls = _PIECES, 0
         if tokens[:, known].eq(EOS).all():
             tokens[:, known:] = EOS
             known = length
@@ -135,6 +159,29 @@ def _greedy(model: DecodingModel, source: Tensor, plan: DecodingPlan, count: Cal
             count(len(source) * (known - counted))
             counted = known
     return tokens[:, 1:]
+
+
+def _by_candidates(model: DecodingModel, state: DecoderState, last: Tensor, ahead: int) -> Tensor:
+    """Guesses of the next tokens, `[batch, ahead]`, by trying every symbol at each place.
+
+    Args:
+        model: The model.
+        state: Where decoding stands; it stays as it is.
+        last: The last token of each row, `[batch]`.
+        ahead: Tokens to guess.
+    """
+    symbols = torch.arange(NUM_SPECIAL, model.interface.num_tokens, device=last.device)
+    tried = symbols.repeat(len(last))[:, None].repeat(1, ahead)
+    tried[:, 0] = last.repeat_interleave(len(symbols))
+    found = model.advance(tried, state.copies(len(symbols))).argmax(-1)
+    guesses: list[list[int]] = []
+    for after in found.unflatten(0, (len(last), len(symbols))).transpose(1, 2).tolist():
+        token = after[0][0]
+        guesses.append([token])
+        for predicted in after[1:]:
+            token = predicted[max(token - NUM_SPECIAL, 0)]
+            guesses[-1].append(token)
+    return torch.tensor(guesses, device=last.device)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ width of a mixer, `expansion * model_dim`.
 """
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -326,6 +327,11 @@ class MambaDecoding(DecoderState):
 
     def choose(self, rows: Tensor) -> None:
         self.stack.layers = [LayerState(layer.recent[:, rows], layer.hidden[rows]) for layer in self.stack.layers]
+
+    def copies(self, count: int) -> "MambaDecoding":
+        found = MambaDecoding(self.plan, copy(self.stack))
+        found.choose(torch.arange(self.stack.layers[0].hidden.shape[0]).repeat_interleave(count))
+        return found
 
 
 class MambaLanguageModel(DecodingModel):

@@ -427,6 +427,13 @@ class LayerCache:
         if self._kept is not None:
             self._kept = self._kept[rows]
 
+    def copies(self, count: int) -> "LayerCache":
+        """Another cache, in which each row of the batch stands `count` times, one after the other."""
+        found = LayerCache(self.storage)
+        found.held = self.held
+        found._kept = None if self._kept is None else self._kept.repeat_interleave(count, dim=0)
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class TransformerPlan(DecodingPlan):
@@ -478,6 +485,15 @@ class TransformerState(DecoderState):
         self.memory = [None if memory is None else memory[rows] for memory in self.memory]
         for cache in self.caches:
             cache.choose(rows)
+
+    def copies(self, count: int) -> "TransformerState":
+        memory = [None if own is None else _repeated(own, count) for own in self.memory]
+        return TransformerState(self.plan, memory, [cache.copies(count) for cache in self.caches], self.before)
+
+
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    """Each row several times, one after the other; a single one is not copied in memory."""
+    return rows.expand(count, *rows.shape[1:]) if len(rows) == 1 else rows.repeat_interleave(count, dim=0)
 
 
 class AttentionModel(Model):

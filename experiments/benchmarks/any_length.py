@@ -346,20 +346,75 @@ def steps_by_batch(bench: Bench) -> Data:
     return {"seconds_a_step": seconds}
 
 
+def generating_gpt2(bench: Bench, num_source: int) -> Callable[[int, int], float]:
+    """The same for a GPT-2 of the same sizes, which reads source and target as one string, one problem at a time."""
+    sizes = bench.model.architecture
+    config = transformers.GPT2Config(
+        vocab_size=len(bench.task.vocabulary),
+        n_positions=num_source + 2 * DECODED,
+        n_embd=sizes.model_dim,
+        n_inner=sizes.feedforward_dim,
+        n_head=sizes.num_heads,
+        n_layer=sizes.num_decoder_layers,
+        bos_token_id=None,
+        eos_token_id=None,  # so that it does not end
+        pad_token_id=0,
+    )
+    model = transformers.GPT2LMHeadModel(config).eval().to(bench.device)
+    shape = (2, 1, sizes.num_heads, num_source + HELD, sizes.model_dim // sizes.num_heads)
+    own = [tuple(torch.randn(shape, device=bench.device)) for _ in range(sizes.num_decoder_layers)]
+    tokens = torch.ones(1, num_source + HELD + 1, dtype=torch.long, device=bench.device)
+
+    def generate(held: int, number: int) -> float:
+        before = num_source + held
+        cache = transformers.DynamicCache([(keys[:, :, :before], values[:, :, :before]) for keys, values in own])
+        given = {"input_ids": tokens[:, : before + 1], "attention_mask": torch.ones_like(tokens[:, : before + 1])}
+        taken = bench.seconds(
+            lambda: model.generate(**given, past_key_values=cache, max_new_tokens=number, do_sample=False)
+        )
+        assert cache.get_seq_length() == before + number
+        return taken
+
+    def after(held: int, number: int) -> float:
+        once = generate(held, 1)
+        return (generate(held, 1 + number) - once) / number
+
+    return after
+
+
 def decoding_whole(bench: Bench) -> Data:
-    """Whole answers as `solve` decodes them, which may be several tokens at once."""
-    bench.model.attend("gathered")
-    problems = bench.sample(1, DECODED)
-    layout = bench.task.layout(problems.shape).to(bench.device)
+    """Whole answers of one problem as `solve` decodes them, against steps with the dense cache and in `generate`.
 
-    def decode() -> None:
-        for batch, plan in planned(bench.model, problems, layout, "steps"):
-            greedy(bench.model, batch.source, plan)
+    The problems are of the suite `uniform`, and one whose carry runs through all of it, where no token can be guessed
+    from the last call.
+    """
+    problems = {"uniform": bench.sample(1, DECODED)}
+    many = bench.sample(64, DECODED, CARRY)
+    changes = (many.target[:, 1:] != many.target[:, :-1]).sum(dim=1)
+    hardest = int(changes.argmin()) if changes.min() < changes.max() else 0
+    problems["a carry through all of it"] = many[hardest : hardest + 1]
+    layout = bench.task.layout(problems["uniform"].shape).to(bench.device)
 
-    seconds = rounds({"greedy": lambda: bench.seconds(decode)}, bench.repeats)["greedy"]
-    a_token = spread([value / problems.target.shape[1] for value in seconds], 1e6)
-    console.print(f"A whole answer of {DECODED:,} digits, gathered, as `solve` decodes it: {a_token} µs a token\n")
-    return {"seconds_an_answer": seconds}
+    def decode(own: Problems) -> float:
+        bench.model.attend("gathered")
+        batches = list(planned(bench.model, own, layout, "steps"))
+        return bench.seconds(lambda: [greedy(bench.model, batch.source, plan) for batch, plan in batches]) / DECODED
+
+    def dense() -> float:
+        return stepping(bench, "dense", problems["uniform"])(HELD, BATCHES[1])
+
+    actions: dict[Hashable, Callable[[], float]] = {"a step with the dense cache": dense}
+    if transformers is not None:
+        num_source = problems["uniform"].source.shape[1]
+        actions["a step of `generate`, T5"] = partial(generating(bench, 1, num_source), HELD, BATCHES[1])
+        actions["a step of `generate`, GPT-2"] = partial(generating_gpt2(bench, num_source), HELD, BATCHES[1])
+    actions |= {f"a whole answer, {name}": partial(decode, own) for name, own in problems.items()}
+    seconds = rounds(actions, bench.repeats)
+    shown = table(f"C. One problem of {DECODED:,} digits, token by token", "what", "µs a token", "ratio")
+    for name, values in seconds.items():
+        shown.add_row(name, spread(values, 1e6), ratio_text(seconds["a step with the dense cache"], values))
+    console.print(shown)
+    return {"seconds_a_token": seconds}
 
 
 def steps_early_and_late(bench: Bench) -> Data:
