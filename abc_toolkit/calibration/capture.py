@@ -77,7 +77,7 @@ class AttentionMaps:
                 f"{path} holds the maps {', '.join(sorted(names))}: name them by site and layer, decoder.0, decoder.1 "
                 "and so on, and for an encoder-decoder encoder.0 and cross.0 too"
             )
-        heads = {len(weights) for maps in self.maps.values() for weights in maps.values()}
+        heads = {len(weights) for maps in self.maps.values() for weights in maps.values() if weights.dim() == 3}
         if len(heads) > 1:
             raise WindowError(f"{path} holds maps of {' and '.join(map(str, sorted(heads)))} heads: give one number")
         known = {tuple(shape) for shape in task.training_shapes()}
