@@ -373,12 +373,31 @@ class Rule:
         most = [self.num_states - 1] + [num_tokens - 3] * len(self.answers)
         good = bool((self.table >= 0).all() and (self.table <= most).all())
         require(good, "rule: its table holds an unknown state or symbol")
+        self.digits = [range(self.base)] * len(self.operands)  # that each operand can have
+        for number, read in enumerate(self.reads[i] for i in self.operands):
+            if "values" in read:
+                fits(read["values"], [range(self.base)], f"rule: the values of {read['name']}")
+                self.digits[number] = read["values"]
         values = range(self.least_constant, self.base)
         self.constant_values = list(itertools.product(values, repeat=len(self.constants)))
         cycles = [self.cycle(present) for present in itertools.product((False, True), repeat=len(self.operands))]
         self.first, self.period = max(first for first, _ in cycles), math.lcm(*(period for _, period in cycles))
         self.ended: dict[tuple[int, ...], set[int]] = {}  # last states of the runs so far, by the constants
         self.gaps: set[int] = set()  # answers without a token at some place of the layouts so far
+
+    def check_values(self, family: Family) -> None:
+        """Refuses values of an operand that its tokens, or the answers of its segment, do not keep to."""
+        symbols = {i: set(self.table[..., 1 + number].flat) for number, i in enumerate(self.answers)}
+        for i, digits in zip(self.operands, self.digits, strict=True):
+            read, held = self.reads[i], {digit + 2 for digit in digits}
+            if "values" not in read:
+                continue
+            for item in (item for case in family.cases for item in flat(case.source)):
+                good = item.segment != read["segment"] or held.issuperset(item.values)
+                require(good, f"rule: {read['name']} has values that not all tokens of {item.segment!r} keep to")
+            for answer in (answer for answer in self.answers if self.reads[answer]["segment"] == read["segment"]):
+                good = symbols[answer].issubset(digits)
+                require(good, f"rule: {read['name']} has values that {self.reads[answer]['name']} does not keep to")
 
     def step(self, state: int, digits: Sequence[int], constants: Sequence[int]) -> tuple[int, dict[int, int]]:
         """The next state, and the symbols of operands and answers by the number of their read."""
@@ -406,7 +425,7 @@ def ways(rule: Rule, present: tuple[bool, ...], wanted: tuple[int, ...], constan
 
     Operands that are not present have no digit at the place, and read 0.
     """
-    rows, digits = [], [range(rule.base if there else 1) for there in present]
+    rows, digits = [], [own if there else [0] for own, there in zip(rule.digits, present, strict=True)]
     for state, *read in itertools.product(range(rule.num_states), *digits):
         then, symbols = rule.step(state, read, constants)
         rows.append((state, *(symbols[i] for i in wanted), then))
@@ -1318,7 +1337,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             return "the end of a run"
         todo = list(dict.fromkeys(rule.starts))
         for state in todo:  # grows by the states that are reached
-            for digits in itertools.product(range(rule.base), repeat=len(rule.operands)):
+            for digits in itertools.product(*({0, *own} for own in rule.digits)):
                 then, symbols = rule.step(state, digits, constants)
                 if not holds(state, then, symbols, constants):
                     return f"state {state}, digits {list(digits)}, constants {list(constants)}"
@@ -1390,6 +1409,7 @@ def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str,
     fits(data, CERTIFICATE, str(path))
     count, bound = data["tokens"]["count"], data["bound"]["sizes"]
     family, rule = Family(data["layout"], count), Rule(data["rule"], count)
+    rule.check_values(family)
     fits(bound, dict.fromkeys(family.sizes, int), "bound, sizes")
     weights, window_bytes = weights_path.read_bytes(), window_path.read_bytes()
     model = Model(data["architecture"], data["positions"], count, read_tensors(weights, str(weights_path)))

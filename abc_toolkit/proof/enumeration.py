@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
-from abc_toolkit.proof.table import TabledRule, all_of
+from abc_toolkit.proof.table import TabledRule, all_of, choices_of
 from abc_toolkit.tasks import Problems, Shape
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import DigitTask
@@ -244,8 +244,8 @@ class Enumeration:
             place: The place that is run.
             partial: The partial assignments before it.
         """
-        rule, base = self.rule, self.rule.base
-        digits = all_of([base if there else 1 for there in self.present[place]])
+        rule = self.rule
+        digits = choices_of(rule.digits(self.present[place]))
         # The steps depend on constants and state alone: they are computed once for all that share these.
         names = ["state", *(f"constant {i}" for i in range(len(rule.constants)))]
         before, which = self._packed([partial[name] for name in names]).unique(return_inverse=True)
@@ -316,7 +316,7 @@ class Enumeration:
             raise CannotDecideError(f"no problem has the sizes of {self.describe(assignment)}")
         if self.rule.rows:
             return self._tried(self.shape, assignment, generator)
-        rule, base = self.rule, self.rule.base
+        rule = self.rule
         (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
         shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
         if self.asked is not None:
@@ -332,7 +332,7 @@ class Enumeration:
                 continue
             ways: dict[int, list[tuple[int, ...]]] = {start: [] for start in rule.starts}
             for place, present in enumerate(self.present):
-                digits = all_of([base if there else 1 for there in present])
+                digits = choices_of(rule.digits(present))
                 before, ways = ways, {}
                 for state, way in before.items():
                     every = torch.full_like(digits[:, 0], state)
@@ -376,7 +376,8 @@ class Enumeration:
                 continue
             other = torch.zeros(1, width, dtype=torch.long)
             if generator is not None:
-                other = torch.randint(self.rule.base, (1, width), generator=generator)
+                values = torch.tensor(self.task.values(name)) - NUM_SPECIAL
+                other = values[torch.randint(len(values), (1, width), generator=generator)]
             for column in self.free:
                 string, token = self.field.leaves[column]
                 if string == "source" and bool(source.within(name)[token]):

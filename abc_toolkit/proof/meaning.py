@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.receptive_field import CannotDecideError
-from abc_toolkit.proof.table import TabledRule, all_of
+from abc_toolkit.proof.table import TabledRule, all_of, choices_of
 from abc_toolkit.tasks import ProblemError, Problems
 from abc_toolkit.tasks.base import TRAINING
 from abc_toolkit.tasks.digits.base import SETS, DigitTask
@@ -112,12 +112,11 @@ def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int,
                 continue
             known.add(present)
             for constants in rule.reachable:
-                which = tuple(value - rule.least_constant for value in constants)
                 states = set(rule.starts)
+                choice = rule.choices.index(constants)
                 for there in present:
-                    digits = tuple(slice(None) if one else slice(0, 1) for one in there)
-                    after = rule.table[(list(states), *digits, *which)][..., 0]
-                    states = set(after.flatten().tolist())
+                    after = rule.leads(there)[choice, list(states)].any(dim=0)
+                    states = set(after.nonzero()[:, 0].tolist())
                 found |= {(constants, state) for state in states if rule.ends[state]}
     return found
 
@@ -140,8 +139,8 @@ def _runs(rule: TabledRule) -> str:
         return "it begins in one state, and every run counts"
     for constants in rule.reachable:
         which = tuple(value - rule.least_constant for value in constants)
-        after = rule.table[(slice(None), *[slice(None)] * len(rule.operands), *which)][..., 0]
-        leads = after.reshape(rule.num_states, -1)
+        leads = rule.possible(rule.table)[(slice(None), *[slice(None)] * len(rule.operands), *which)][..., 0]
+        leads = leads.reshape(rule.num_states, -1)
         together, new = {rule.starts}, {rule.starts}
         while new:  # the sets of states of all runs over the same digits, to a fixed point
             new = {tuple(states) for one in new for states in leads[list(one)].T.tolist()} - together
@@ -285,7 +284,8 @@ def _every(task: DigitTask, rule: TabledRule, shape: tuple[int, ...]) -> Problem
     parts = []
     for number, length in enumerate(task.operand_lengths(shape), 1):
         least = rule.least_constant if f"operand {number}" in rule.constants else 0
-        parts.append(all_of([task.base - least] * length) + least)
+        values = [value - NUM_SPECIAL for value in task.values(f"operand {number}")]
+        parts.append(choices_of([[value for value in values if value >= least]] * length))
     which = all_of([len(part) for part in parts])
     return task.problems(shape, [part[which[:, number]] for number, part in enumerate(parts)])
 
