@@ -12,6 +12,7 @@ has, which is harmless: a model that is right in more assignments is right in th
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import torch
@@ -21,8 +22,7 @@ from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
 from abc_toolkit.proof.table import TabledRule, all_of, choices_of
-from abc_toolkit.tasks import Problems, Shape
-from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.tasks import ProblemError, Problems, Shape
 from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.vocabulary import NUM_SPECIAL
@@ -105,8 +105,8 @@ class Reading:
 class Enumeration:
     """The assignments of one receptive field, each with the token that it requires.
 
-    An assignment is stored as one integer. Its digits, in a base that exceeds every token id and state, are the token
-    ids of the leaves, followed by that of the required token.
+    An assignment is stored as one integer. Its digits, in a base that exceeds every token id, are the token ids of the
+    leaves, followed by that of the required token.
 
     Args:
         task: The task.
@@ -216,7 +216,7 @@ class Enumeration:
         leaves = [
             chosen[column] if column in chosen else partial[column][row] for column in range(len(self.field.leaves))
         ]
-        return self._packed([*leaves, required[row]]).unique()
+        return self._packed([*leaves, required[row]], self._radices(len(leaves))).unique()
 
     def _accepted(self, place: int, partial: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """The partial assignments from which the rule can reach an accepting state.
@@ -248,10 +248,11 @@ class Enumeration:
         digits = choices_of(rule.digits(self.present[place]))
         # The steps depend on constants and state alone: they are computed once for all that share these.
         names = ["state", *(f"constant {i}" for i in range(len(rule.constants)))]
-        before, which = self._packed([partial[name] for name in names]).unique(return_inverse=True)
+        symbols = self._radices(len(names) - 1)
+        before, which = self._packed([partial[name] for name in names], symbols).unique(return_inverse=True)
         number = torch.arange(len(before)).repeat_interleave(len(digits))
         drawn = digits.repeat(len(before), 1).unbind(1)
-        state, *constants = (part[number] for part in self._unpacked(before, len(names)))
+        state, *constants = (part[number] for part in self._unpacked(before, symbols))
         after, written = rule.step(state, drawn, constants)
         here: dict[Hashable, Tensor] = {"state": after}
         for name, value in zip((*rule.operands, *rule.answers), (*drawn, *written), strict=True):
@@ -259,7 +260,8 @@ class Enumeration:
                 here[self.columns[name, place]] = value + NUM_SPECIAL
             if (name, place) == self.asked:
                 here["required"] = value + NUM_SPECIAL
-        number, *values = self._unpacked(self._packed([number, *here.values()]).unique(), 1 + len(here))
+        radices = [rule.num_states, *self._radices(len(here) - 1)]  # the state comes first
+        number, *values = self._unpacked(self._packed([number, *here.values()], radices).unique(), radices)
         ways = number.bincount(minlength=len(before))
         total = int(ways[which].sum())
         if total > self.most:
@@ -271,35 +273,36 @@ class Enumeration:
         way = first[which[row]] + torch.arange(total) - (ways[which].cumsum(0) - ways[which])[row]
         partial = {name: part[row] for name, part in partial.items()}
         partial.update((name, part[way]) for name, part in zip(here, values, strict=True))
-        code = self._packed(list(partial.values())).unique()
-        return dict(zip(partial, self._unpacked(code, len(partial)), strict=True))
+        first, *others = partial
+        radices = [rule.num_states if name == "state" else len(self.task.vocabulary) for name in others]
+        code = self._packed([partial[first], *(partial[name] for name in others)], radices).unique()
+        return dict(zip(partial, self._unpacked(code, radices), strict=True))
 
     def tokens(self, assignments: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids of the leaves `[assignment, leaf]`, and the required tokens `[assignment]`."""
-        *leaves, required = self._unpacked(assignments, len(self.field.leaves) + 1)
+        *leaves, required = self._unpacked(assignments, self._radices(len(self.field.leaves)))
         return torch.stack(leaves, dim=1), required
 
-    @property
-    def _radix(self) -> int:
-        """The base of assignments as numbers."""
-        return max(len(self.task.vocabulary), self.rule.num_states)
+    def _radices(self, count: int) -> list[int]:
+        """The radices of so many columns of symbols."""
+        return [len(self.task.vocabulary)] * count
 
-    def _packed(self, parts: Sequence[Tensor]) -> Tensor:
-        """Columns of numbers as one number each; all but the first column must be below the radix."""
-        first = max(self._radix, int(parts[0].max()) + 1) if len(parts[0]) else self._radix
-        if first * self._radix ** (len(parts) - 1) > 2**63:
+    def _packed(self, parts: Sequence[Tensor], radices: Sequence[int]) -> Tensor:
+        """Columns of numbers as one number each; all but the first column must be below their radices."""
+        first = int(parts[0].max()) + 1 if len(parts[0]) else 1
+        if first * math.prod(radices) > 2**63:
             raise CannotDecideError(f"a prediction depends on too many tokens: {self.describe()}")
-        code = torch.zeros_like(parts[0])
-        for part in parts:
-            code = code * self._radix + part
+        code = parts[0]
+        for part, radix in zip(parts[1:], radices, strict=True):
+            code = code * radix + part
         return code
 
-    def _unpacked(self, code: Tensor, count: int) -> list[Tensor]:
+    def _unpacked(self, code: Tensor, radices: Sequence[int]) -> list[Tensor]:
         """The columns that `_packed` was given."""
         parts: list[Tensor] = []
-        for _ in range(count - 1):
-            parts.append(code % self._radix)
-            code = code // self._radix
+        for radix in reversed(radices):
+            parts.append(code % radix)
+            code = code // radix
         return [code, *reversed(parts)]
 
     def problem(self, assignment: Tensor, generator: Generator | None = None) -> Problems:
@@ -394,19 +397,17 @@ class Enumeration:
         generator = Generator().manual_seed(0) if generator is None else generator
         (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
         where = [(string, number, token) for (string, number), token in zip(self.field.leaves, leaves, strict=True)]
+        source = {number: token for string, number, token in where if string == "source"}
         for _ in range(batches):
-            problems = self.task.sample(generator, 4096, shape, UNIFORM)
-            for string, number, token in where:
-                if string == "source":
-                    problems.source[:, number] = token
-            problems = self.task.problems(shape, self.task.numbers(problems))
+            problems = self.task.holding(generator, shape, source)
             fits, prefix = problems.target[:, self.field.query] == required, prefix_of(problems.target)
             for string, number, token in where:
                 fits &= (problems.source if string == "source" else prefix)[:, number] == token
             for row in fits.nonzero()[:, 0].tolist():
                 text = self.task.vocabulary.decode(problems.source[row])
-                if self.task.parse(text) == (shape, text):  # some operands are too large for their width
-                    return problems[row : row + 1]
+                with suppress(ProblemError):  # it may be no problem
+                    if self.task.parse(text) == (shape, text):  # some operands are too large for their width
+                        return problems[row : row + 1]
         raise CannotDecideError(f"no problem was found in which this occurs: {self.describe(assignment)}")
 
     def describe(self, assignment: Tensor | None = None) -> str:

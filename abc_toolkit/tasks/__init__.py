@@ -15,6 +15,10 @@ from abc_toolkit.tasks.base import (
     Staged,
     Task,
 )
+from abc_toolkit.tasks.chomsky.bucket_sort import BucketSort
+from abc_toolkit.tasks.chomsky.expressions import ModularArithmeticBrackets, SolveEquation
+from abc_toolkit.tasks.chomsky.square_root import SquareRoot
+from abc_toolkit.tasks.chomsky.stack_manipulation import StackManipulation
 from abc_toolkit.tasks.digits.addition import Addition
 from abc_toolkit.tasks.digits.comparison import Comparison
 from abc_toolkit.tasks.digits.copying import Copy, Repeat, Reverse
@@ -41,6 +45,7 @@ __all__ = [
     "DNF",
     "Addition",
     "Batch",
+    "BucketSort",
     "Calibratable",
     "Certifiable",
     "Comparison",
@@ -58,6 +63,7 @@ __all__ = [
     "Listed",
     "LongMultiplication",
     "Majority",
+    "ModularArithmeticBrackets",
     "MultiOperandAddition",
     "Multiplication",
     "Observed",
@@ -72,10 +78,13 @@ __all__ = [
     "SequenceReverse",
     "Shape",
     "Solvable",
+    "SolveEquation",
     "SparseDisjunction",
     "SparseLinearRegression",
     "SparseParity",
     "SparseThreshold",
+    "SquareRoot",
+    "StackManipulation",
     "Staged",
     "Subtraction",
     "Successor",

@@ -140,12 +140,14 @@ class Task(abc.ABC):
         suites: Names of its evaluation suites, the plain one first. Of suites `a/b` and `a/c`, `a` names both.
         num_samples: Problems of each suite and length, where an evaluation names no number.
         one_length: Whether there are no problems of another length than `max_length`.
+        shortest: Least length of which there are problems.
     """
 
     max_length: int
     suites: ClassVar[tuple[str, ...]] = (UNIFORM,)
     num_samples: ClassVar[int] = 1000
     one_length: ClassVar[bool] = False
+    shortest: ClassVar[int] = 1
 
     @property
     def name(self) -> str:
