@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from abc_toolkit.tasks.chomsky.tables import ABSENT, CELL, INPUT, Neighbours, TokenTable
+from abc_toolkit.tasks.chomsky.tables import ABSENT, CELL, INPUT, Neighbours, SquareTable
 from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
-class BucketSort(TokenTable):
+class BucketSort(SquareTable):
     """Sorts the tokens of a string of five symbols: `3142` has the target `,3000,3100,4310,4321`, the answer is 1234.
 
     Row i of the target holds the first i tokens in descending order, and zeros up to the string's length: the row above
@@ -27,9 +27,6 @@ class BucketSort(TokenTable):
 
     base = 6
     max_length: int = 10
-
-    def width(self, length: int) -> int:
-        return length
 
     def cell(self, above: Neighbours) -> Tensor:
         zero, most = self.numbers_of("04")

@@ -260,14 +260,14 @@ class ModularArithmeticBrackets(TokenTable):
 
 @dataclass(frozen=True)
 class SolveEquation(TokenTable):
-    """The unknown of an equation, modulo 5: `(3-x)=4` has the target `,0++,3)+,3-+,i)+,i)+,i=+,4)+`, the answer is 4.
+    """The unknown of an equation, modulo 5: `(3-x)=4` has the target `,0++,3)+,3-+,i)+,i)+,i==,4)=`, the answer is 4.
 
     The left side is an expression with brackets, `+` and `-` in which one digit is the unknown `x`; the right side is a
     digit. Row i of the target is what i tokens leave behind. Its first cell is the sum so far: a digit before the
     unknown has come; then a letter, `a` to `e` if the unknown is added and `f` to `j` if it is subtracted; and a digit
     again at the end, which is the unknown. Its second cell is the sign of the next number, `)` where a value is
     complete, and `=` behind the equals sign. Further cells are a stack, top first: with which sign each open bracket
-    counts.
+    counts; behind the equals sign they hold it too.
 
     Attributes:
         max_length: Longest training length, in tokens of the input.
@@ -332,6 +332,7 @@ class SolveEquation(TokenTable):
         second = torch.where(token == plus, right, torch.where(token == minus, other, done))
         second = torch.where(opened, own, torch.where(token == equals, equals, second))
         further = torch.where(opened, left, torch.where(token == done, right, own))
+        further = torch.where(token == equals, equals, further)
         return torch.where(column == 0, first, torch.where(column == 1, second, further))
 
     def occurs(self, above: Neighbours) -> Tensor:
@@ -349,8 +350,12 @@ class SolveEquation(TokenTable):
         own, left, right = above.own, above.left, above.right
         kinds = {
             0: (left == ABSENT, is_sum(own), is_sign(right) | (right == done) | (right == equals)),
-            1: (is_sum(left), is_sign(own) | (own == done) | (own == equals), is_sign(right)),
-            2: (is_sign(left) | (left == done) | (left == equals), is_sign(own), is_sign(right)),
+            1: (is_sum(left), is_sign(own) | (own == done) | (own == equals), is_sign(right) | (right == equals)),
+            2: (
+                is_sign(left) | (left == done) | (left == equals),
+                is_sign(own) | (own == equals),
+                is_sign(right) | (right == equals),
+            ),
         }
         good = torch.zeros_like(own, dtype=torch.bool)
         for number, fits in kinds.items():
@@ -364,9 +369,10 @@ class SolveEquation(TokenTable):
         has_come = own >= letter
         follows &= ~(unknown & has_come) & (has_come | ((token != equals) & (sign != equals)))
         good &= (column > 0) | follows
-        # Behind the equals sign no bracket is open.
-        outside = (column == 2) & (left == equals) | (column > 0) & (token == equals)
-        good &= ~((own == minus) & outside) & ~((right == minus) & (outside | (column == 1) & (own == equals)))
+        # Behind the equals sign all cells hold it, and where it comes no bracket is open.
+        for one, another, least in ((left, own, 2), (own, right, 1)):
+            good &= (column < least) | (another == ABSENT) | ((one == equals) == (another == equals))
+        good &= ~((column > 1) & (token == equals) & (own == minus))
         # No bracket is opened where all cells are in use.
         return good & ~(opened & (column > 1) & (right == ABSENT) & (own == minus))
 
@@ -397,7 +403,7 @@ class SolveEquation(TokenTable):
                 stack.pop()
                 sign = ")"
             elif token == "=":
-                sign = "="
+                sign, stack = "=", ["="] * width
             elif token == "+":
                 sign = stack[-1]
             else:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
-from math import isqrt
+from math import isqrt, prod
 from typing import ClassVar
 
 import torch
@@ -43,6 +44,7 @@ class _Run:
         excess: The bits of the excess above, at the last two places, as one number.
         trial: The bit of the trial root above, at the last place.
         ended: Whether the bit of the root has been read, and is 1.
+        over: The bit of the trial root that was written last; at the end of a row there is none.
     """
 
     place: Tensor
@@ -52,9 +54,12 @@ class _Run:
     excess: Tensor
     trial: Tensor
     ended: Tensor
+    over: Tensor
 
 
-_SIZES = (4, 2, 2, 3, 4, 2, 2)
+_SIZES = (4, 2, 2, 3, 4, 2, 2, 2)
+_NEVER = (3, 0, 0, _GREATER, 0, 0, 1, 0)  # a state from which no run counts
+_DIGITS = (6, 6, 6)  # of the operands: the base of each
 
 
 def _state(run: _Run) -> Tensor:
@@ -72,6 +77,46 @@ def _run(state: Tensor) -> _Run:
     return _Run(*reversed(parts))
 
 
+@lru_cache
+def _reached() -> tuple[Tensor, Tensor, Tensor]:
+    """The states of runs that are reached, and of each the next state and what is written, `[state, digits]`."""
+    starts = [(0, bit, 1, _EQUAL, 0, 0, 0, 0) for bit in (0, 1)]
+    found = [int(_state(_Run(*map(torch.tensor, start)))) for start in starts]
+    digits = torch.cartesian_prod(*map(torch.arange, _DIGITS)).unbind(1)
+    steps: list[tuple[Tensor, Tensor]] = []
+    for state in found:  # grows by the states that are reached
+        after, written = _step(_run(torch.full_like(digits[0], state)), digits)
+        steps.append((after, torch.stack(written, dim=1)))
+        found += [other for other in dict.fromkeys(after.tolist()) if other not in found]
+    number = torch.zeros(prod(_SIZES), dtype=torch.long)
+    number[found] = torch.arange(len(found))
+    following, symbols = (torch.stack(part).reshape(len(found), *_DIGITS, -1) for part in zip(*steps, strict=True))
+    return torch.tensor(found), number[following[..., 0]], symbols
+
+
+def _step(run: _Run, digits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The next state, and the symbols that are written: digit, carry, and bit of the root."""
+    token, above, end = digits[0].clamp(max=1), digits[1], digits[2].clamp(max=1)
+    low = run.place < 2
+    # Four times the excess above, and of four times the root so far the digits or their complements.
+    excess = torch.where(low, 1 - token, run.excess // 2)
+    trial = torch.where(low, 0, torch.where(run.place == 2, run.bit, run.trial))
+    total = excess + torch.where(low, 0, torch.where(run.bit == 1, trial, 1 - trial)) + run.carry
+    # The digit above, and the one that the order of excess and root follows from.
+    marked = above >= _MARKED
+    mine, its = above % 2, torch.where(marked, 0, above // 2)
+    mine = torch.where(end == 1, 1, mine)
+    other = torch.where(run.place == 1, run.bit, its)
+    sign = mine ^ run.bit
+    order = torch.where(sign > other, _GREATER, torch.where(sign < other, _LESS, run.order))
+    place, last = (run.place + 1).clamp(max=3), run.excess % 2 * 2 + mine
+    after = (place, run.bit, total // 2, order, last, its, run.ended | end, trial)
+    bad = (low & (its == 1)) | (run.ended == 1) | (marked & (run.place != 0))
+    state = _state(_Run(*(torch.where(bad, never, part) for never, part in zip(_NEVER, after, strict=True))))
+    shown = torch.where(run.place == 0, _MARKED, 2 * trial) + total % 2
+    return state, [shown, _CARRIES + total // 2, total % 2]
+
+
 class DigitByDigit(LocalRule):
     """In each row, four times the excess above, plus or minus four times the root so far, less the row's two bits.
 
@@ -84,8 +129,11 @@ class DigitByDigit(LocalRule):
     operands = (INPUT, "digit above", "root above")
     answers = (DIGIT, CARRY, ROOT)
     rows = True
-    num_states = 4 * 2 * 2 * 3 * 4 * 2 * 2
-    starts = tuple(int(_state(_Run(*map(torch.tensor, (0, bit, 1, _EQUAL, 0, 0, 0))))) for bit in (0, 1))
+    starts = (0, 1)
+
+    def __init__(self) -> None:
+        self._runs, self._next, self._written = _reached()
+        self.num_states = len(self._runs)
 
     def read(self, name: str) -> Read:
         own = {"digit above": Read(DIGIT, row=1), "root above": Read(ROOT, row=1)}
@@ -94,36 +142,12 @@ class DigitByDigit(LocalRule):
     def step(
         self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        run = _run(state)
-        token, above, end = digits
-        low = run.place < 2
-        # Four times the excess above, and of four times the root so far the digits or their complements.
-        excess = torch.where(low, 1 - token, run.excess // 2)
-        trial = torch.where(low, 0, torch.where(run.place == 2, run.bit, run.trial))
-        total = excess + torch.where(low, 0, torch.where(run.bit == 1, trial, 1 - trial)) + run.carry
-        # The digit above, and the one that the order of excess and root follows from.
-        marked = above >= _MARKED
-        mine, its = above % 2, torch.where(marked, 0, above // 2)
-        mine = torch.where(end == 1, 1, mine)
-        other = torch.where(run.place == 1, run.bit, its)
-        sign = mine ^ run.bit
-        order = torch.where(sign > other, _GREATER, torch.where(sign < other, _LESS, run.order))
-        bad = (low & (its == 1)) | (run.ended == 1) | (marked & (run.place != 0))
-        after = _Run(
-            (run.place + 1).clamp(max=3),
-            run.bit,
-            total // 2,
-            torch.where(bad, _GREATER, order),
-            run.excess % 2 * 2 + mine,
-            its,
-            run.ended | end,
-        )
-        shown = torch.where(run.place == 0, _MARKED, 2 * trial) + total % 2
-        return _state(after), [shown, _CARRIES + total // 2, total % 2]
+        which = (state, *digits)
+        return self._next[which], list(self._written[which].unbind(-1))
 
     def ends_well(self, state: Tensor) -> Tensor:
-        run = _run(state)
-        return (run.order != _GREATER) & (run.ended == run.bit)
+        run = _run(self._runs[state])
+        return (run.order != _GREATER) & (run.ended == run.bit) & (run.over == 0)
 
 
 @dataclass(frozen=True)

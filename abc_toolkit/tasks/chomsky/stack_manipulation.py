@@ -8,13 +8,13 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.tasks.base import ProblemError, quoted
-from abc_toolkit.tasks.chomsky.tables import ABSENT, CELL, INPUT, Neighbours, TokenTable
+from abc_toolkit.tasks.chomsky.tables import ABSENT, CELL, INPUT, Neighbours, SquareTable
 from abc_toolkit.tasks.digits.base import CARRY, ZEROS
 from abc_toolkit.tasks.lengths import Shape
 
 
 @dataclass(frozen=True)
-class StackManipulation(TokenTable):
+class StackManipulation(SquareTable):
     """Pushes and pops bits: `01342` has the target `,02222,10222,01022,10102,01022`, the answer is `010200`.
 
     The input is a stack of bits, bottom first, and actions: 2 pops, 3 pushes 0, and 4 pushes 1; a pop from the empty
@@ -33,9 +33,6 @@ class StackManipulation(TokenTable):
 
     base = 6
     max_length: int = 10
-
-    def width(self, length: int) -> int:
-        return length
 
     def cell(self, above: Neighbours) -> Tensor:
         zero, one, empty = self.numbers_of("012")

@@ -144,6 +144,24 @@ class TokenTable(ChomskyTask):
         return _rule_of(self)
 
 
+@dataclass(frozen=True)
+class SquareTable(TokenTable):
+    """A table with as many columns as rows."""
+
+    def width(self, length: int) -> int:
+        return length
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        return shape[:1]
+
+    @property
+    def least_sizes(self) -> tuple[int, ...]:
+        return (self.shortest,)
+
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        return super().describe_layout((sizes[0], sizes[0]))
+
+
 @lru_cache
 def _rule_of(task: TokenTable) -> "Cells":
     return Cells(task)
