@@ -348,14 +348,11 @@ class SolveEquation(TokenTable):
             return (part == plus) | (part == minus)
 
         own, left, right = above.own, above.left, above.right
+        value_or_end = (own == done) | (own == equals)
         kinds = {
             0: (left == ABSENT, is_sum(own), is_sign(right) | (right == done) | (right == equals)),
-            1: (is_sum(left), is_sign(own) | (own == done) | (own == equals), is_sign(right) | (right == equals)),
-            2: (
-                is_sign(left) | (left == done) | (left == equals),
-                is_sign(own) | (own == equals),
-                is_sign(right) | (right == equals),
-            ),
+            1: (is_sum(left), is_sign(own) | value_or_end, is_sign(right) | (right == equals)),
+            2: (~is_sum(left), is_sign(own) | (own == equals), is_sign(right) | (right == equals)),
         }
         good = torch.zeros_like(own, dtype=torch.bool)
         for number, fits in kinds.items():
