@@ -1291,6 +1291,8 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     """A place where an identity does not hold on the rule's table, in words; `None` if it holds everywhere."""
     kind, up, said = identity["kind"], rule.along == "place", f"identity {identity['statement']!r}"
     decide(kind in IDENTITIES, f"nothing is known of identities of the kind {kind!r}")
+    offset = identity.get("offset", 0)
+    fits(offset, int, f"{said}: offset")
     identity = {"answer": None} | {key: value for key, value in identity.items() if key in IDENTITIES[kind]}
     fits(identity, IDENTITIES[kind], said)
     takes, gives, answer = identity.get("takes", []), identity.get("gives", []), identity["answer"]
@@ -1321,7 +1323,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             bound = constants[0] if of_constant else identity["bound"]
             return 0 <= carry[then] < bound and (answer is None or written == carry[then])
         if kind == "running":
-            return written == carry[then] == (carry[state] + read[0]) % identity["modulus"]
+            return written == carry[then] == (carry[state] + read[0] + offset) % identity["modulus"]
         if kind == "order":
             sign = (read[0] > read[1]) - (read[0] < read[1])
             right = carry[then] == ((sign or carry[state]) if up else (carry[state] or sign))

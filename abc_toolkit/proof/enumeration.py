@@ -12,6 +12,7 @@ has, which is harmless: a model that is right in more assignments is right in th
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import torch
@@ -21,7 +22,7 @@ from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
 from abc_toolkit.proof.table import TabledRule, all_of, choices_of
-from abc_toolkit.tasks import Problems, Shape
+from abc_toolkit.tasks import ProblemError, Problems, Shape
 from abc_toolkit.tasks.base import UNIFORM
 from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.tasks.lengths import shape_name
@@ -405,8 +406,9 @@ class Enumeration:
                 fits &= (problems.source if string == "source" else prefix)[:, number] == token
             for row in fits.nonzero()[:, 0].tolist():
                 text = self.task.vocabulary.decode(problems.source[row])
-                if self.task.parse(text) == (shape, text):  # some operands are too large for their width
-                    return problems[row : row + 1]
+                with suppress(ProblemError):  # it may be no problem
+                    if self.task.parse(text) == (shape, text):  # some operands are too large for their width
+                        return problems[row : row + 1]
         raise CannotDecideError(f"no problem was found in which this occurs: {self.describe(assignment)}")
 
     def describe(self, assignment: Tensor | None = None) -> str:

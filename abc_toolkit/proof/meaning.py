@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.receptive_field import CannotDecideError
-from abc_toolkit.proof.table import TabledRule, all_of, choices_of
+from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import ProblemError, Problems
 from abc_toolkit.tasks.base import TRAINING
 from abc_toolkit.tasks.digits.base import SETS, DigitTask
@@ -215,7 +215,7 @@ class _Step:
             bound = self.constant if identity.bound == "constant" else int(identity.bound)
             return 0 <= own < bound and self.shown[identity.answer] == own
         if isinstance(identity, RunningIdentity):
-            own = (identity.carry[self.state] + self.read[identity.operand]) % identity.modulus
+            own = (identity.carry[self.state] + self.read[identity.operand] + identity.offset) % identity.modulus
             return identity.carry[self.after] == self.shown[identity.answer] == own
         if isinstance(identity, OrderIdentity):
             first, second = (self.read[name] for name in identity.operands)
@@ -261,7 +261,7 @@ def compare_with_oracle(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
     for shape in task.training_shapes():
         if task.num_problems(shape) <= _SHORT:
             count += _agree(task, rule, _every(task, rule, shape))
-    lengths = [*range(1, task.max_length + 1), *(times * task.max_length for times in _LONG)]
+    lengths = [*range(task.shortest, task.max_length + 1), *(times * task.max_length for times in _LONG)]
     work = []
     for length, name in product(lengths, (TRAINING, *SETS)):
         with suppress(ProblemError):  # the length exceeds a fixed width
@@ -281,13 +281,12 @@ def compare_with_oracle(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
 
 def _every(task: DigitTask, rule: TabledRule, shape: tuple[int, ...]) -> Problems:
     """All problems of a shape."""
-    parts = []
-    for number, length in enumerate(task.operand_lengths(shape), 1):
-        least = rule.least_constant if f"operand {number}" in rule.constants else 0
-        values = [value - NUM_SPECIAL for value in task.values(f"operand {number}")]
-        parts.append(choices_of([[value for value in values if value >= least]] * length))
-    which = all_of([len(part) for part in parts])
-    return task.problems(shape, [part[which[:, number]] for number, part in enumerate(parts)])
+    operands = task.all_operands(shape)
+    kept = torch.ones(len(operands[0]), dtype=torch.bool)
+    for number, digits in enumerate(operands, 1):
+        if f"operand {number}" in rule.constants:
+            kept &= (digits >= rule.least_constant).all(dim=1)
+    return task.problems(shape, [digits[kept] for digits in operands])
 
 
 def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:

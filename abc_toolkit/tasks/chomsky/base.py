@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.tasks.base import UNIFORM, ProblemError, Problems, quoted
+from abc_toolkit.hashing import scatter
+from abc_toolkit.tasks.base import SMALL, UNIFORM, ProblemError, Problems, quoted
 from abc_toolkit.tasks.digits.base import SETS, UNEQUAL, DigitTask
 from abc_toolkit.tasks.digits.copying import draw_string
 from abc_toolkit.tasks.digits.sampling import pick_rows
@@ -33,12 +34,10 @@ class ChomskyTask(DigitTask):
         max_length: Longest training length, in tokens of the input.
         characters: Every character of its strings. The first `base` of them are those that the local rule reads.
         alphabets: The characters that a segment can hold; every character, where it is not named.
-        shortest: Least length.
     """
 
     characters: ClassVar[str]
     alphabets: ClassVar[Mapping[str, str]]
-    shortest: ClassVar[int] = 1
 
     max_length: int = 10
 
@@ -49,6 +48,17 @@ class ChomskyTask(DigitTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_length(self.max_length, "max_length")
+
+    def num_tokens(self, shape: Shape) -> tuple[int, int]:
+        return shape[0], self.answer_length(shape) + 1
+
+    def keys(self, problems: Problems) -> Tensor:
+        if self.num_problems(problems.shape) < SMALL:
+            return torch.full((len(problems),), -1)
+        hashed = torch.zeros(len(problems), dtype=torch.long)
+        for number, symbols in enumerate(self.numbers(problems)):
+            hashed += (symbols * scatter(torch.arange(symbols.shape[1]) * 64 + 2 * number + 1)).sum(dim=1)
+        return scatter(hashed)
 
     def check_length(self, length: int, what: str = "length") -> None:
         """Refuses a length below the shortest.

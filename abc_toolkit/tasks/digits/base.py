@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import lru_cache
-from itertools import chain, cycle
+from itertools import chain, cycle, product
 from typing import Any, ClassVar
 
 import torch
@@ -105,6 +105,13 @@ class DigitTask(Certifiable, HeldOut):
 
     def num_problems(self, shape: Shape) -> int:
         return self.base ** sum(self.operand_lengths(shape))
+
+    def all_operands(self, shape: Shape) -> list[Tensor]:
+        """The operands of all problems of a shape, `[problem, length]` each."""
+        lengths = self.operand_lengths(shape)
+        values = [self.values(f"operand {number}") for number, length in enumerate(lengths, 1) for _ in range(length)]
+        symbols = torch.tensor(list(product(*values)), dtype=torch.long).reshape(-1, len(values)) - NUM_SPECIAL
+        return list(symbols.split(list(lengths), dim=1))
 
     @property
     def operator(self) -> str:
