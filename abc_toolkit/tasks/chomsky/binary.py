@@ -21,6 +21,7 @@ from abc_toolkit.tasks.digits.tables import COMMA
 from abc_toolkit.tasks.lengths import Shape
 
 OPERATOR = "operator"
+PADDING = "padding"
 _SPLITS = 8  # splits of a length into two operands that an evaluation draws
 
 
@@ -107,7 +108,8 @@ class BinaryAddition(BinaryTask):
     """Adds two binary numbers, least significant bit first: `001201101` has the target `010110000`, the answer is
     `0101120000`.
 
-    That is 4 + 22 = 26. The target is the sum, with as many bits as the input has tokens. The benchmark's output is
+    That is 4 + 22 = 26. The target is the sum, with one bit more than the longer number, and in a second row of the
+    layout a zero for each bit of the shorter one, so that it has as many tokens as the input. The benchmark's output is
     read off: it ends the sum behind the highest bit with a `2`, and pads it with zeros to one token more than the
     input.
 
@@ -116,19 +118,34 @@ class BinaryAddition(BinaryTask):
     """
 
     characters: ClassVar[str] = "012"
-    alphabets: ClassVar[Mapping[str, str]] = {"operand 1": "01", "operand 2": "01", ANSWER: "01", OPERATOR: "2"}
+    alphabets: ClassVar[Mapping[str, str]] = {
+        "operand 1": "01",
+        "operand 2": "01",
+        ANSWER: "01",
+        OPERATOR: "2",
+        PADDING: "0",
+    }
+
+    @property
+    def literals(self) -> Mapping[str, str]:
+        return {OPERATOR: "2", PADDING: "0"}
 
     def answer_length(self, shape: Shape) -> int:
         return shape[0]
 
     def describe_layout(self, sizes: Shape) -> LayoutDescription:
         first, second = sizes
-        length, i = first + second + 1, symbol("i")
+        shorter, longer = (first, second) if first <= second else (second, first)
+        i = symbol("i")
         return LayoutDescription(
-            ("operand 1", OPERATOR, "operand 2", START, ANSWER, END),
+            ("operand 1", OPERATOR, "operand 2", START, ANSWER, PADDING, END),
             (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second)),
             Token(START, 0, 0),
-            (Repeat(length, "i", (Token(ANSWER, i, length - 1 - i),)), Token(END, length, -1)),
+            (
+                Repeat(longer + 1, "i", (Token(ANSWER, i, longer - i),)),
+                Repeat(shorter, "i", (Token(PADDING, i, shorter - 1 - i, 1),)),
+                Token(END, shorter, -1, 1),
+            ),
         )
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from abc_toolkit.layout import ANSWER, END, START, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import symbol
 from abc_toolkit.tasks.base import ProblemError, quoted
-from abc_toolkit.tasks.chomsky.base import ChomskyTask
+from abc_toolkit.tasks.chomsky.base import ChomskyTask, at_most_one
 from abc_toolkit.tasks.digits.copying import draw_string
 from abc_toolkit.tasks.digits.rule import LocalRule
 from abc_toolkit.tasks.lengths import Shape
@@ -83,7 +83,7 @@ class MissingDuplicate(ChomskyTask):
         return 1, 0
 
     def describe_layout(self, sizes: Shape) -> LayoutDescription:
-        length, padding = sizes
+        length, padding = sizes[0], at_most_one(sizes[1])
         i = symbol("i")
 
         def string(name: str) -> Repeat:
@@ -136,6 +136,7 @@ class MissingDuplicate(ChomskyTask):
         return (len(text),), text
 
     def solve(self, source: str) -> str:
+        self.parse(source)
         length, at = len(source) // 2, source.index("2")
         before = at % length
         return "2" * before + source[(at + length) % (2 * length)] * (length - before)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from abc_toolkit.layout import ANSWER, END, START, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import symbol
-from abc_toolkit.tasks.chomsky.base import ChomskyTask
+from abc_toolkit.tasks.chomsky.base import ChomskyTask, at_most_one
 from abc_toolkit.tasks.digits.identity import CopyIdentity, Identity
 from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from abc_toolkit.tasks.lengths import Shape
@@ -66,7 +66,7 @@ class OddsFirst(ChomskyTask):
         return 0, 0
 
     def describe_layout(self, sizes: Shape) -> LayoutDescription:
-        pairs, rest = sizes
+        pairs, rest = sizes[0], at_most_one(sizes[1])
         i, j = symbol("i"), symbol("j")
         last = 2 * pairs + rest - 1
         pair = tuple(Token("operand 1", last - 2 * i - row, i, row, i) for row in (0, 1))
