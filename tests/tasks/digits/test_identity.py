@@ -130,7 +130,8 @@ def check(run: Run, constant: int, identity: Identity, base: int, along: str) ->
         assert all(0 <= own < int(bound) for own in run.written[identity.answer])
         assert run.written[identity.answer] == [identity.carry[state] for state in run.states[1:]]
     elif isinstance(identity, RunningIdentity):
-        sums = [sum(run.read[identity.operand][: n + 1]) % identity.modulus for n in range(len(run.states) - 1)]
+        each = [digit + identity.offset for digit in run.read[identity.operand]]
+        sums = [sum(each[: n + 1]) % identity.modulus for n in range(len(run.states) - 1)]
         assert run.written[identity.answer] == sums
     elif isinstance(identity, OrderIdentity):
         for place, shown in enumerate(run.written[identity.answer]):
