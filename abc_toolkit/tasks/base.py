@@ -6,8 +6,10 @@ meets: `HeldOut`, `Calibratable`, `Solvable`, `Certifiable`. A command that need
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
@@ -456,6 +458,14 @@ class Certifiable(Solvable):
     @abc.abstractmethod
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         """The sizes that the layout of a shape follows from."""
+
+    def shape_of(self, sizes: Shape) -> Shape | None:
+        """A shape of problems with the given sizes; `None` if there is none."""
+        with suppress(ProblemError):
+            if self.sizes(sizes) == sizes:
+                return sizes
+        candidates = product(*(range(max(1, size - 3), size + 1) for size in sizes))
+        return next((shape for shape in candidates if self.sizes(shape) == sizes), None)
 
     @abc.abstractmethod
     def describe_layout(self, sizes: Shape) -> LayoutDescription:

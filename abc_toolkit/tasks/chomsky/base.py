@@ -23,6 +23,17 @@ from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import EOS, NUM_SPECIAL
 
 
+def at_most_one(size: int) -> int:
+    """A size, which may be a symbol, as the number 0 or 1.
+
+    Raises:
+        ProblemError: If it is larger.
+    """
+    if size > 1:
+        raise ProblemError("at most one token is left over")
+    return 1 if size > 0 else 0
+
+
 @dataclass(frozen=True)
 class ChomskyTask(DigitTask):
     """A task whose segments are strings, each over an alphabet of its own.

@@ -191,6 +191,11 @@ class SquareRoot(ChomskyTask):
         count = (shape[0] + 1) // 2
         return count, count + 2, 2 - shape[0] % 2
 
+    def shape_of(self, sizes: Shape) -> Shape | None:
+        count, _, bits = sizes
+        shape = (2 * count - 2 + bits,)
+        return shape if self.sizes(shape) == sizes else None
+
     @property
     def least_sizes(self) -> tuple[int, ...]:
         return 1, 3, 1

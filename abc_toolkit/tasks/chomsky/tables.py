@@ -80,6 +80,10 @@ class TokenTable(ChomskyTask):
     def least_sizes(self) -> tuple[int, ...]:
         return self.shortest, 1
 
+    def shape_of(self, sizes: Shape) -> Shape | None:
+        shape = sizes[:1]
+        return shape if self.sizes(shape) == sizes else None
+
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
         return shape[0], shape[0] * (self.width(shape[0]) + 1) + 1
 

@@ -1,5 +1,7 @@
 """What every task of the benchmark must do, whose operands are strings and whose shapes begin with a length."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ class ChomskyContract(DigitTaskContract):
             with pytest.raises(UserError, match=f"length {length}: the shortest problems of "):
                 case.task.evaluation_shapes(length, UNIFORM, generator())
             with pytest.raises(UserError, match=f"max_length {length}: the shortest problems of "):
-                type(case.task)(max_length=length)
+                replace(case.task, max_length=length)
 
     def test_a_shape_begins_with_the_length_of_the_input(self, case: TaskCase) -> None:
         for shape in case.task.training_shapes():
@@ -63,3 +65,7 @@ class ChomskyContract(DigitTaskContract):
             assert len(texts) >= task.num_problems(shape)
             drawn = task.sample(generator(), 200, shape)
             assert {task.vocabulary.decode(row) for row in drawn.source} <= texts
+
+    def test_a_shape_follows_from_its_sizes(self, case: TaskCase) -> None:
+        for shape in case.task.training_shapes():
+            assert case.task.shape_of(case.task.sizes(shape)) == shape
