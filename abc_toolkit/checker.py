@@ -378,6 +378,9 @@ class Rule:
             if "values" in read:
                 fits(read["values"], [range(self.base)], f"rule: the values of {read['name']}")
                 self.digits[number] = read["values"]
+        self.held = [self.reads[i].get("values", range(self.base)) for i in self.constants]
+        for number, values in enumerate(self.held):
+            fits(list(values), [range(self.base)], f"rule: the values of {self.reads[self.constants[number]]['name']}")
         values = range(self.least_constant, self.base)
         self.constant_values = list(itertools.product(values, repeat=len(self.constants)))
         cycles = [self.cycle(present) for present in itertools.product((False, True), repeat=len(self.operands))]
@@ -386,9 +389,9 @@ class Rule:
         self.gaps: set[int] = set()  # answers without a token at some place of the layouts so far
 
     def check_values(self, family: Family) -> None:
-        """Refuses values of an operand that its tokens, or the answers of its segment, do not keep to."""
+        """Refuses values of an operand or a constant that its tokens, or its segment's answers, do not keep to."""
         symbols = {i: set(self.table[..., 1 + number].flat) for number, i in enumerate(self.answers)}
-        for i, digits in zip(self.operands, self.digits, strict=True):
+        for i, digits in zip(self.operands + self.constants, [*self.digits, *self.held], strict=True):
             read, held = self.reads[i], {digit + 2 for digit in digits}
             if "values" not in read:
                 continue
@@ -890,6 +893,7 @@ class Plan(NamedTuple):
     steps: tuple[tuple[tuple[bool, ...], tuple[int, ...], int], ...]
     leaves: tuple[tuple[str, Any], ...]  # number of the told symbol, or of the constant, or the ids that it can hold
     required: tuple[str, Any]  # of the required token
+    lacking: tuple[int, ...] = ()  # numbers of the constants that have no token; the rule reads the least value
 
 
 def plan_of(layout: Layout, query: int, leaves: list[Placed], rule: Rule) -> Plan:
@@ -926,7 +930,13 @@ def plan_of(layout: Layout, query: int, leaves: list[Placed], rule: Rule) -> Pla
         steps.append((there, wanted, times))
     columns = {place_and_read: column for column, place_and_read in enumerate(sorted(told))}
     sources = [(how, columns[what] if how == "told" else what) for how, what in sources]
-    return Plan(tuple(steps), tuple(sources[:-1]), sources[-1])
+    tokens = layout.source + layout.target
+    lacking = tuple(
+        number
+        for number, i in enumerate(rule.constants)
+        if not any(may_be(rule.reads[i], token, predicted["row"]) for token in tokens)
+    )
+    return Plan(tuple(steps), tuple(sources[:-1]), sources[-1], lacking)
 
 
 def joined(runs: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -947,6 +957,11 @@ def assignments(plan: Plan, rule: Rule) -> np.ndarray:
     sources = [*plan.leaves, plan.required]
     found = []
     for constants in rule.constant_values:
+        if not all(
+            value == rule.least_constant if number in plan.lacking else value in rule.held[number]
+            for number, value in enumerate(constants)
+        ):
+            continue
         runs = np.array(rule.starts, np.int16)[:, None]
         for there, wanted, times in plan.steps:
             for _ in range(times):

@@ -120,6 +120,7 @@ class Enumeration:
     Attributes:
         present: For each place of the predicted token's row, whether each operand has a digit there.
         asked: Name and place of the predicted token; `None` if the rule does not write it.
+        lacking: Numbers of the constants that have no token for the predicted token's row.
         required: Token id of the predicted token if the rule does not write it: the only one of its segment.
         columns: The leaf that shows each name and place.
         free: The values of each leaf that the rule does not name.
@@ -143,6 +144,8 @@ class Enumeration:
         self.most = most
         segment, predicted = field.predicted
         self.present = reading.present(predicted["row"])
+        row = predicted["row"]
+        self.lacking = [number for number, name in enumerate(self.rule.constants) if not reading.places(name, row)]
         self.asked = reading.written(segment, predicted)
         self.required = -1
         if self.asked is None:
@@ -169,7 +172,16 @@ class Enumeration:
         places = [place for name, place in self.columns if name not in rule.constants]
         places += [] if self.asked is None else [self.asked[1]]
         first, last = min(places, default=0), max(places, default=-1)
-        choice, state = rule.reached(tuple(self.present[:first])).nonzero(as_tuple=True)
+        reached = rule.reached(tuple(self.present[:first]))
+        possible = [
+            all(
+                value == rule.least_constant if number in self.lacking else value in rule.constant_values[number]
+                for number, value in enumerate(choice)
+            )
+            for choice in rule.choices
+        ]
+        reached = reached & torch.tensor(possible)[:, None]
+        choice, state = reached.nonzero(as_tuple=True)
         constants = torch.tensor(rule.choices, dtype=torch.long).reshape(len(rule.choices), -1)[choice]
         partial: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
         partial["state"] = state

@@ -42,6 +42,7 @@ class TabledRule(LocalRule):
         table: The next state and the symbol of each answer, `[state, digits of the operands, constants, 1 + answer]`.
         inside: Whether an entry is a state of the rule and symbols of the task, `[state, digits, constants]`.
         values: The digits that each operand can have, as the task says of its segment.
+        constant_values: The values that each constant can have where it has a token.
         ends: Whether each state is accepting.
 
     Raises:
@@ -58,6 +59,8 @@ class TabledRule(LocalRule):
         self.num_states, self.rows = rule.num_states, rule.rows  # type: ignore[misc]
         possible = [task.values(rule.read(name).segment) for name in rule.operands]
         self.values = [tuple(v - NUM_SPECIAL for v in own if 0 <= v - NUM_SPECIAL < task.base) for own in possible]
+        possible = [task.values(rule.read(name).segment) for name in rule.constants]
+        self.constant_values = [tuple(v - NUM_SPECIAL for v in own if v - NUM_SPECIAL < task.base) for own in possible]
         num_constants = task.base - rule.least_constant
         shape = [rule.num_states, *[task.base] * len(rule.operands), *[num_constants] * len(rule.constants)]
         if torch.tensor(shape, dtype=torch.float64).prod() > _MOST_ENTRIES:
@@ -138,6 +141,10 @@ class TabledRule(LocalRule):
                 reads.append({"name": name, "role": role} | where)
                 if role == "operand" and (values := self.values[self.operands.index(name)]) != tuple(range(self.base)):
                     reads[-1]["values"] = list(values)
+                if role == "constant":
+                    values = self.constant_values[self.constants.index(name)]
+                    if not set(range(self.least_constant, self.base)) <= set(values):
+                        reads[-1]["values"] = list(values)
         return {
             "along": self.along,
             "base": self.base,

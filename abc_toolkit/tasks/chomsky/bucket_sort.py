@@ -37,7 +37,7 @@ class BucketSort(SquareTable):
     def occurs(self, above: Neighbours) -> Tensor:
         sorted_ = (above.column == 0) | (above.left >= above.own)
         # The last cell of the row above is still free.
-        return sorted_ & ((above.right != ABSENT) | (above.own <= self.numbers_of("0")))
+        return sorted_ & ((above.token == ABSENT) | (above.right != ABSENT) | (above.own <= self.numbers_of("0")))
 
     def parse(self, text: str) -> tuple[Shape, str]:
         return (len(self.checked(text, self.alphabets[INPUT], "the string")),), text

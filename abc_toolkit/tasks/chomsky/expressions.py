@@ -217,8 +217,12 @@ class ModularArithmeticBrackets(TokenTable):
         good = torch.where(above.column == 0, minus | (has_value == needs_value), ~has_value)
         for part, least in ((above.left, 2), (above.right, 0)):
             good &= (above.column < least) | (part == ABSENT) | (part >= letter)
-        # No bracket is opened where all cells are in use.
-        return good & ~(opened & (above.right == ABSENT) & (above.own > letter))
+        # No bracket is opened where all cells are in use, and only a bracket begins an expression of several rows.
+        good &= ~(opened & (above.right == ABSENT) & (above.own > letter))
+        good &= (above.column == 0) | (above.own != ABSENT) | opened
+        # Behind the last row there is a value and nothing else.
+        last = torch.where(above.column == 0, has_value, above.own == letter)
+        return torch.where(token == ABSENT, last, good)
 
     def parse(self, text: str) -> tuple[Shape, str]:
         self.checked(text, self.alphabets[INPUT], "the expression")
@@ -357,7 +361,7 @@ class SolveEquation(TokenTable):
         good = torch.zeros_like(own, dtype=torch.bool)
         for number, fits in kinds.items():
             each = [fit | (part == ABSENT) for fit, part in zip(fits, (left, own, right), strict=True)]
-            good |= (column == number) & each[0] & each[1] & each[2]
+            good |= (column.clamp(max=2) == number) & each[0] & each[1] & each[2]
         # What may come after what.
         sign = torch.where(right == ABSENT, plus, right)
         needs_value = (token == plus) | (token == done) | (token == equals)
@@ -370,8 +374,14 @@ class SolveEquation(TokenTable):
         for one, another, least in ((left, own, 2), (own, right, 1)):
             good &= (column < least) | (another == ABSENT) | ((one == equals) == (another == equals))
         good &= ~((column > 1) & (token == equals) & (own == minus))
-        # No bracket is opened where all cells are in use.
-        return good & ~(opened & (column > 1) & (right == ABSENT) & (own == minus))
+        # No bracket is opened where all cells are in use, and only a bracket begins an equation of many columns.
+        good &= ~(opened & (column > 1) & (right == ABSENT) & (own == minus))
+        first = own == ABSENT
+        good &= ~(first & (column == 0) & (token >= zero) & (token < zero + MODULUS))
+        good &= ~(first & (column == 3) & ~opened)
+        # Behind the last row there is the unknown.
+        last = torch.where(column == 0, (own >= zero) & (own < zero + MODULUS), own == equals)
+        return torch.where(token == ABSENT, torch.where(column == 1, own == done, last), good)
 
     def parse(self, text: str) -> tuple[Shape, str]:
         self.checked(text, self.alphabets[INPUT], "the equation")

@@ -47,7 +47,7 @@ class StackManipulation(SquareTable):
         filled = (above.own == zero) | (above.own == one)
         below = (above.right == zero) | (above.right == one)
         # Cells are filled from the first on, and the last one is still free. The first token of all is a bit.
-        good = ~(below & ~filled) & ~((above.right == ABSENT) & filled)
+        good = ~(below & ~filled) & ~((above.token != ABSENT) & (above.right == ABSENT) & filled)
         first = (above.column == 0) & (above.own == ABSENT)
         return good & (~first | (above.token == zero) | (above.token == one))
 

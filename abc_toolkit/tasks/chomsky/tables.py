@@ -20,7 +20,7 @@ from abc_toolkit.vocabulary import EOS, NUM_SPECIAL
 
 INPUT = "operand 1"
 CELL = "cell"
-ABSENT = 0  # the number of the comma, which no cell holds: what is read where there is no cell
+ABSENT = 0  # the number of the comma, which no cell holds: what is read where there is no cell or token
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Neighbours:
     """The cells above a new cell, and what else it follows from, as numbers of symbols, all of one shape.
 
     Attributes:
-        token: The token of the row.
-        column: The column, up to 2 for all further ones.
+        token: The token of the row; `ABSENT` for the row that would follow the last one.
+        column: The column, up to 3 for all further ones.
         left: The cell above and one column to the left; `ABSENT` where there is none.
         own: The cell above.
         right: The cell above and one column to the right.
@@ -129,7 +129,7 @@ class TokenTable(ChomskyTask):
         tokens = operands[0].flip(1)
         batch, length = tokens.shape
         above = torch.full((batch, self.width(length)), ABSENT)
-        column = torch.arange(above.shape[1]).clamp(max=2).expand(batch, -1)
+        column = torch.arange(above.shape[1]).clamp(max=3).expand(batch, -1)
         comma, rows = self.numbers_of(",").expand(batch, -1), []
         for token in tokens.unbind(1):
             left, right = functional.pad(above, (1, 0))[:, :-1], functional.pad(above, (0, 1))[:, 1:]
@@ -210,16 +210,16 @@ class Cells(LocalRule):
         """
         task, base = self._task, self._task.base
         cells = [ABSENT, *task.numbers_of(task.alphabets[CELL]).tolist()]
-        tokens = task.numbers_of(task.alphabets[INPUT]).tolist()
-        grid = torch.cartesian_prod(*map(torch.tensor, (tokens, [0, 1, 2], cells, cells, cells)))
+        tokens = [ABSENT, *task.numbers_of(task.alphabets[INPUT]).tolist()]
+        grid = torch.cartesian_prod(*map(torch.tensor, (tokens, [0, 1, 2, 3], cells, cells, cells)))
         neighbours = Neighbours(*grid.unbind(1))
         good = task.occurs(neighbours) & ((neighbours.left == ABSENT) | (neighbours.column > 0))
         # No cell stands to the right of one that is not there.
         good &= (neighbours.own != ABSENT) | (neighbours.right == ABSENT)
-        written = torch.where(good, task.cell(neighbours), ABSENT)
+        written = torch.where(good & (neighbours.token != ABSENT), task.cell(neighbours), cells[1])
         known: dict[tuple[int, ...], dict[tuple[int, int], tuple[int, int]]] = {}
         for (token, column, left, own, right), new in zip(grid[good].tolist(), written[good].tolist(), strict=True):
-            known.setdefault((column, left, own), {})[right, token] = (new, min(column + 1, 2))
+            known.setdefault((column, left, own), {})[right, token] = (new, min(column + 1, 3))
         number = {(0, ABSENT, cell): 1 + place for place, cell in enumerate(cells)}
         todo = list(number)
         for state in todo:  # grows by the states that are reached
