@@ -390,12 +390,34 @@ class Rule:
         most = [self.num_states - 1] + [num_tokens - 3] * len(self.answers)
         good = bool((self.table >= 0).all() and (self.table <= most).all())
         require(good, "rule: its table holds an unknown state or symbol")
+        self.digits = [range(self.base)] * len(self.operands)  # that each operand can have
+        for number, read in enumerate(self.reads[i] for i in self.operands):
+            if "values" in read:
+                fits(read["values"], [range(self.base)], f"rule: the values of {read['name']}")
+                self.digits[number] = read["values"]
+        self.held = [self.reads[i].get("values", range(self.base)) for i in self.constants]
+        for number, values in enumerate(self.held):
+            fits(list(values), [range(self.base)], f"rule: the values of {self.reads[self.constants[number]]['name']}")
         values = range(self.least_constant, self.base)
         self.constant_values = list(itertools.product(values, repeat=len(self.constants)))
         cycles = [self.cycle(present) for present in itertools.product((False, True), repeat=len(self.operands))]
         self.first, self.period = max(first for first, _ in cycles), math.lcm(*(period for _, period in cycles))
         self.ended: dict[tuple[int, ...], set[int]] = {}  # last states of the runs so far, by the constants
         self.gaps: set[int] = set()  # answers without a token at some place of the layouts so far
+
+    def check_values(self, family: Family) -> None:
+        """Refuses values of an operand or a constant that its tokens, or its segment's answers, do not keep to."""
+        symbols = {i: set(self.table[..., 1 + number].flat) for number, i in enumerate(self.answers)}
+        for i, digits in zip(self.operands + self.constants, [*self.digits, *self.held], strict=True):
+            read, held = self.reads[i], {digit + 2 for digit in digits}
+            if "values" not in read:
+                continue
+            for item in (item for case in family.cases for item in flat(case.source)):
+                good = item.segment != read["segment"] or held.issuperset(item.values)
+                require(good, f"rule: {read['name']} has values that not all tokens of {item.segment!r} keep to")
+            for answer in (answer for answer in self.answers if self.reads[answer]["segment"] == read["segment"]):
+                good = symbols[answer].issubset(digits)
+                require(good, f"rule: {read['name']} has values that {self.reads[answer]['name']} does not keep to")
 
     def step(self, state: int, digits: Sequence[int], constants: Sequence[int]) -> tuple[int, dict[int, int]]:
         """The next state, and the symbols of operands and answers by the number of their read."""
@@ -423,7 +445,7 @@ def ways(rule: Rule, present: tuple[bool, ...], wanted: tuple[int, ...], constan
 
     Operands that are not present have no digit at the place, and read 0.
     """
-    rows, digits = [], [range(rule.base if there else 1) for there in present]
+    rows, digits = [], [own if there else [0] for own, there in zip(rule.digits, present, strict=True)]
     for state, *read in itertools.product(range(rule.num_states), *digits):
         then, symbols = rule.step(state, read, constants)
         rows.append((state, *(symbols[i] for i in wanted), then))
@@ -908,6 +930,7 @@ class Plan(NamedTuple):
     steps: tuple[tuple[tuple[bool, ...], tuple[int, ...], int], ...]
     leaves: tuple[tuple[str, Any], ...]  # number of the told symbol, or of the constant, or the ids that it can hold
     required: tuple[str, Any]  # of the required token
+    lacking: tuple[int, ...] = ()  # numbers of the constants that have no token; the rule reads the least value
 
 
 def plan_of(layout: Layout, query: int, leaves: list[Placed], rule: Rule) -> Plan:
@@ -944,7 +967,13 @@ def plan_of(layout: Layout, query: int, leaves: list[Placed], rule: Rule) -> Pla
         steps.append((there, wanted, times))
     columns = {place_and_read: column for column, place_and_read in enumerate(sorted(told))}
     sources = [(how, columns[what] if how == "told" else what) for how, what in sources]
-    return Plan(tuple(steps), tuple(sources[:-1]), sources[-1])
+    tokens = layout.source + layout.target
+    lacking = tuple(
+        number
+        for number, i in enumerate(rule.constants)
+        if not any(may_be(rule.reads[i], token, predicted["row"]) for token in tokens)
+    )
+    return Plan(tuple(steps), tuple(sources[:-1]), sources[-1], lacking)
 
 
 def joined(runs: np.ndarray, steps: np.ndarray) -> np.ndarray:
@@ -965,6 +994,11 @@ def assignments(plan: Plan, rule: Rule) -> np.ndarray:
     sources = [*plan.leaves, plan.required]
     found = []
     for constants in rule.constant_values:
+        if not all(
+            value == rule.least_constant if number in plan.lacking else value in rule.held[number]
+            for number, value in enumerate(constants)
+        ):
+            continue
         runs = np.array(rule.starts, np.int16)[:, None]
         for there, wanted, times in plan.steps:
             for _ in range(times):
@@ -1313,6 +1347,8 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
     """A place where an identity does not hold on the rule's table, in words; `None` if it holds everywhere."""
     kind, up, said = identity["kind"], rule.along == "place", f"identity {identity['statement']!r}"
     decide(kind in IDENTITIES, f"nothing is known of identities of the kind {kind!r}")
+    offset = identity.get("offset", 0)
+    fits(offset, int, f"{said}: offset")
     identity = {"answer": None} | {key: value for key, value in identity.items() if key in IDENTITIES[kind]}
     fits(identity, IDENTITIES[kind], said)
     takes, gives, answer = identity.get("takes", []), identity.get("gives", []), identity["answer"]
@@ -1343,7 +1379,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             bound = constants[0] if of_constant else identity["bound"]
             return 0 <= carry[then] < bound and (answer is None or written == carry[then])
         if kind == "running":
-            return written == carry[then] == (carry[state] + read[0]) % identity["modulus"]
+            return written == carry[then] == (carry[state] + read[0] + offset) % identity["modulus"]
         if kind == "order":
             sign = (read[0] > read[1]) - (read[0] < read[1])
             right = carry[then] == ((sign or carry[state]) if up else (carry[state] or sign))
@@ -1359,7 +1395,7 @@ def identity_fails(identity: Any, rule: Rule) -> str | None:
             return "the end of a run"
         todo = list(dict.fromkeys(rule.starts))
         for state in todo:  # grows by the states that are reached
-            for digits in itertools.product(range(rule.base), repeat=len(rule.operands)):
+            for digits in itertools.product(*({0, *own} for own in rule.digits)):
                 then, symbols = rule.step(state, digits, constants)
                 if not holds(state, then, symbols, constants):
                     return f"state {state}, digits {list(digits)}, constants {list(constants)}"
@@ -1433,6 +1469,7 @@ def check(path: Path, weights_path: Path, window_path: Path, say: Callable[[str,
     weights, window_bytes = weights_path.read_bytes(), window_path.read_bytes()
     model = Model(data["architecture"], data["positions"], count, read_tensors(weights, str(weights_path)))
     family, rule = Family(data["layout"], count, model.one_string), Rule(data["rule"], count)
+    rule.check_values(family)
     fits(bound, dict.fromkeys(family.sizes, int), "bound, sizes")
     window = Window(read_json(window_bytes, str(window_path)), data["architecture"])
 

@@ -549,6 +549,24 @@ def test_a_larger_bound_is_gone_through_too(made: Made) -> None:
     assert "line" not in found
 
 
+def test_values_of_an_operand_are_all_that_its_tokens_have(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.certificate["rule"]["reads"][0]["values"] = [0, 1]
+    assert measured(made)["assignments"] == "8; 8 in the certificate"
+    made.certificate["rule"]["reads"][0]["values"] = [0]
+    made.write()
+    assert made.run() == 2
+    line = "rule: operand 1 has values that not all tokens of 'operand 1' keep to"
+    assert line in capsys.readouterr().err.splitlines()[-1]
+    made.certificate["layout"]["cases"][0]["source"][0]["items"][0]["values"] = [2]
+    assert measured(made)["assignments"] == "3; 8 in the certificate"
+
+
+@pytest.mark.parametrize(("offset", "holds"), [(0, True), (2, True), (1, False)])
+def test_something_may_be_added_to_each_digit_of_a_sum(offset: int, holds: bool, made: Made) -> None:
+    made.certificate["identities"][0]["offset"] = offset
+    assert measured(made)["identity"].endswith("does not hold" if not holds else "up to it: holds")
+
+
 def test_a_wrong_rule_is_refuted_by_an_assignment(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     made.certificate["rule"]["table"][1][0] = [1, 0]
     made.write()

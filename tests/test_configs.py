@@ -45,7 +45,11 @@ def test_configurations_of_the_tasks_and_the_papers_are_there():
     names_of_tasks = "successor addition subtraction multiplication multiplication_nxm division parity comparison copy "
     names_of_tasks += "reverse repeat multi_operand_addition addition_base multiplication_base"
     tasks = {f"{task}.yaml" for task in names_of_tasks.split()}
-    assert names == tasks | {"paper/addition.yaml", "paper/successor.yaml"}
+    chomsky = "even_pairs parity_check cycle_navigation modular_arithmetic reverse_string duplicate_string "
+    chomsky += "missing_duplicate odds_first binary_addition binary_multiplication "
+    chomsky += "bucket_sort stack_manipulation square_root modular_arithmetic_brackets solve_equation"
+    benchmark = {f"chomsky/{task}.yaml" for task in chomsky.split()}
+    assert names == tasks | benchmark | {"paper/addition.yaml", "paper/successor.yaml"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))

@@ -777,13 +777,10 @@ def _read(strings: _Strings, rule: TabledRule, query: _Symbolic, leaves: Sequenc
             if name not in rule.constants:
                 events.append(place - read.shift)
                 blamed[_identifier(place - read.shift)] = leaf.where
-        if name in rule.constants:
-            continue
         for template in (*strings.source, *strings.target):
             if template.token.segment == read.segment:
-                events += _ends_of(
-                    template, rule.along, None if read.row is None else row - read.row, read.shift, facts
-                )
+                ends = _ends_of(template, rule.along, None if read.row is None else row - read.row, read.shift, facts)
+                events += [] if name in rule.constants else ends  # of a constant it only counts whether it is there
     distinct = {_identifier(event): event for event in events}
     for number, event in enumerate(found := [Linear({}), *distinct.values()]):
         for other in found[number + 1 :]:

@@ -12,6 +12,7 @@ has, which is harmless: a model that is right in more assignments is right in th
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import torch
@@ -20,9 +21,8 @@ from torch import Generator, Tensor
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import prefix_of
 from abc_toolkit.proof.receptive_field import CannotDecideError, ReceptiveField
-from abc_toolkit.proof.table import TabledRule, all_of
-from abc_toolkit.tasks import Problems, Shape
-from abc_toolkit.tasks.base import UNIFORM
+from abc_toolkit.proof.table import TabledRule, all_of, choices_of
+from abc_toolkit.tasks import ProblemError, Problems, Shape
 from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.tasks.lengths import shape_name
 from abc_toolkit.vocabulary import NUM_SPECIAL
@@ -105,8 +105,8 @@ class Reading:
 class Enumeration:
     """The assignments of one receptive field, each with the token that it requires.
 
-    An assignment is stored as one integer. Its digits, in a base that exceeds every token id and state, are the token
-    ids of the leaves, followed by that of the required token.
+    An assignment is stored as one integer. Its digits, in a base that exceeds every token id, are the token ids of the
+    leaves, followed by that of the required token.
 
     Args:
         task: The task.
@@ -120,6 +120,7 @@ class Enumeration:
     Attributes:
         present: For each place of the predicted token's row, whether each operand has a digit there.
         asked: Name and place of the predicted token; `None` if the rule does not write it.
+        lacking: Numbers of the constants that have no token for the predicted token's row.
         required: Token id of the predicted token if the rule does not write it: the only one of its segment.
         columns: The leaf that shows each name and place.
         free: The values of each leaf that the rule does not name.
@@ -143,6 +144,8 @@ class Enumeration:
         self.most = most
         segment, predicted = field.predicted
         self.present = reading.present(predicted["row"])
+        row = predicted["row"]
+        self.lacking = [number for number, name in enumerate(self.rule.constants) if not reading.places(name, row)]
         self.asked = reading.written(segment, predicted)
         self.required = -1
         if self.asked is None:
@@ -169,7 +172,16 @@ class Enumeration:
         places = [place for name, place in self.columns if name not in rule.constants]
         places += [] if self.asked is None else [self.asked[1]]
         first, last = min(places, default=0), max(places, default=-1)
-        choice, state = rule.reached(tuple(self.present[:first])).nonzero(as_tuple=True)
+        reached = rule.reached(tuple(self.present[:first]))
+        possible = [
+            all(
+                value == rule.least_constant if number in self.lacking else value in rule.constant_values[number]
+                for number, value in enumerate(choice)
+            )
+            for choice in rule.choices
+        ]
+        reached = reached & torch.tensor(possible)[:, None]
+        choice, state = reached.nonzero(as_tuple=True)
         constants = torch.tensor(rule.choices, dtype=torch.long).reshape(len(rule.choices), -1)[choice]
         partial: dict[Hashable, Tensor] = {f"constant {i}": column for i, column in enumerate(constants.unbind(1))}
         partial["state"] = state
@@ -216,7 +228,7 @@ class Enumeration:
         leaves = [
             chosen[column] if column in chosen else partial[column][row] for column in range(len(self.field.leaves))
         ]
-        return self._packed([*leaves, required[row]]).unique()
+        return self._packed([*leaves, required[row]], self._radices(len(leaves))).unique()
 
     def _accepted(self, place: int, partial: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """The partial assignments from which the rule can reach an accepting state.
@@ -244,14 +256,15 @@ class Enumeration:
             place: The place that is run.
             partial: The partial assignments before it.
         """
-        rule, base = self.rule, self.rule.base
-        digits = all_of([base if there else 1 for there in self.present[place]])
+        rule = self.rule
+        digits = choices_of(rule.digits(self.present[place]))
         # The steps depend on constants and state alone: they are computed once for all that share these.
         names = ["state", *(f"constant {i}" for i in range(len(rule.constants)))]
-        before, which = self._packed([partial[name] for name in names]).unique(return_inverse=True)
+        symbols = self._radices(len(names) - 1)
+        before, which = self._packed([partial[name] for name in names], symbols).unique(return_inverse=True)
         number = torch.arange(len(before)).repeat_interleave(len(digits))
         drawn = digits.repeat(len(before), 1).unbind(1)
-        state, *constants = (part[number] for part in self._unpacked(before, len(names)))
+        state, *constants = (part[number] for part in self._unpacked(before, symbols))
         after, written = rule.step(state, drawn, constants)
         here: dict[Hashable, Tensor] = {"state": after}
         for name, value in zip((*rule.operands, *rule.answers), (*drawn, *written), strict=True):
@@ -259,7 +272,8 @@ class Enumeration:
                 here[self.columns[name, place]] = value + NUM_SPECIAL
             if (name, place) == self.asked:
                 here["required"] = value + NUM_SPECIAL
-        number, *values = self._unpacked(self._packed([number, *here.values()]).unique(), 1 + len(here))
+        radices = [rule.num_states, *self._radices(len(here) - 1)]  # the state comes first
+        number, *values = self._unpacked(self._packed([number, *here.values()], radices).unique(), radices)
         ways = number.bincount(minlength=len(before))
         total = int(ways[which].sum())
         if total > self.most:
@@ -271,35 +285,36 @@ class Enumeration:
         way = first[which[row]] + torch.arange(total) - (ways[which].cumsum(0) - ways[which])[row]
         partial = {name: part[row] for name, part in partial.items()}
         partial.update((name, part[way]) for name, part in zip(here, values, strict=True))
-        code = self._packed(list(partial.values())).unique()
-        return dict(zip(partial, self._unpacked(code, len(partial)), strict=True))
+        first, *others = partial
+        radices = [rule.num_states if name == "state" else len(self.task.vocabulary) for name in others]
+        code = self._packed([partial[first], *(partial[name] for name in others)], radices).unique()
+        return dict(zip(partial, self._unpacked(code, radices), strict=True))
 
     def tokens(self, assignments: Tensor) -> tuple[Tensor, Tensor]:
         """Token ids of the leaves `[assignment, leaf]`, and the required tokens `[assignment]`."""
-        *leaves, required = self._unpacked(assignments, len(self.field.leaves) + 1)
+        *leaves, required = self._unpacked(assignments, self._radices(len(self.field.leaves)))
         return torch.stack(leaves, dim=1), required
 
-    @property
-    def _radix(self) -> int:
-        """The base of assignments as numbers."""
-        return max(len(self.task.vocabulary), self.rule.num_states)
+    def _radices(self, count: int) -> list[int]:
+        """The radices of so many columns of symbols."""
+        return [len(self.task.vocabulary)] * count
 
-    def _packed(self, parts: Sequence[Tensor]) -> Tensor:
-        """Columns of numbers as one number each; all but the first column must be below the radix."""
-        first = max(self._radix, int(parts[0].max()) + 1) if len(parts[0]) else self._radix
-        if first * self._radix ** (len(parts) - 1) > 2**63:
+    def _packed(self, parts: Sequence[Tensor], radices: Sequence[int]) -> Tensor:
+        """Columns of numbers as one number each; all but the first column must be below their radices."""
+        first = int(parts[0].max()) + 1 if len(parts[0]) else 1
+        if first * math.prod(radices) > 2**63:
             raise CannotDecideError(f"a prediction depends on too many tokens: {self.describe()}")
-        code = torch.zeros_like(parts[0])
-        for part in parts:
-            code = code * self._radix + part
+        code = parts[0]
+        for part, radix in zip(parts[1:], radices, strict=True):
+            code = code * radix + part
         return code
 
-    def _unpacked(self, code: Tensor, count: int) -> list[Tensor]:
+    def _unpacked(self, code: Tensor, radices: Sequence[int]) -> list[Tensor]:
         """The columns that `_packed` was given."""
         parts: list[Tensor] = []
-        for _ in range(count - 1):
-            parts.append(code % self._radix)
-            code = code // self._radix
+        for radix in reversed(radices):
+            parts.append(code % radix)
+            code = code // radix
         return [code, *reversed(parts)]
 
     def problem(self, assignment: Tensor, generator: Generator | None = None) -> Problems:
@@ -316,7 +331,7 @@ class Enumeration:
             raise CannotDecideError(f"no problem has the sizes of {self.describe(assignment)}")
         if self.rule.rows:
             return self._tried(self.shape, assignment, generator)
-        rule, base = self.rule, self.rule.base
+        rule = self.rule
         (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
         shown = {key: leaves[column] - NUM_SPECIAL for key, column in self.columns.items()}
         if self.asked is not None:
@@ -332,7 +347,7 @@ class Enumeration:
                 continue
             ways: dict[int, list[tuple[int, ...]]] = {start: [] for start in rule.starts}
             for place, present in enumerate(self.present):
-                digits = all_of([base if there else 1 for there in present])
+                digits = choices_of(rule.digits(present))
                 before, ways = ways, {}
                 for state, way in before.items():
                     every = torch.full_like(digits[:, 0], state)
@@ -376,7 +391,8 @@ class Enumeration:
                 continue
             other = torch.zeros(1, width, dtype=torch.long)
             if generator is not None:
-                other = torch.randint(self.rule.base, (1, width), generator=generator)
+                values = torch.tensor(self.task.values(name)) - NUM_SPECIAL
+                other = values[torch.randint(len(values), (1, width), generator=generator)]
             for column in self.free:
                 string, token = self.field.leaves[column]
                 if string == "source" and bool(source.within(name)[token]):
@@ -393,19 +409,17 @@ class Enumeration:
         generator = Generator().manual_seed(0) if generator is None else generator
         (leaves,), (required,) = (part.tolist() for part in self.tokens(assignment[None]))
         where = [(string, number, token) for (string, number), token in zip(self.field.leaves, leaves, strict=True)]
+        source = {number: token for string, number, token in where if string == "source"}
         for _ in range(batches):
-            problems = self.task.sample(generator, 4096, shape, UNIFORM)
-            for string, number, token in where:
-                if string == "source":
-                    problems.source[:, number] = token
-            problems = self.task.problems(shape, self.task.numbers(problems))
+            problems = self.task.holding(generator, shape, source)
             fits, prefix = problems.target[:, self.field.query] == required, prefix_of(problems.target)
             for string, number, token in where:
                 fits &= (problems.source if string == "source" else prefix)[:, number] == token
             for row in fits.nonzero()[:, 0].tolist():
                 text = self.task.vocabulary.decode(problems.source[row])
-                if self.task.parse(text) == (shape, text):  # some operands are too large for their width
-                    return problems[row : row + 1]
+                with suppress(ProblemError):  # it may be no problem
+                    if self.task.parse(text) == (shape, text):  # some operands are too large for their width
+                        return problems[row : row + 1]
         raise CannotDecideError(f"no problem was found in which this occurs: {self.describe(assignment)}")
 
     def describe(self, assignment: Tensor | None = None) -> str:

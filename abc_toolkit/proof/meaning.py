@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from abc_toolkit.proof.enumeration import Reading
 from abc_toolkit.proof.receptive_field import CannotDecideError
-from abc_toolkit.proof.table import TabledRule, all_of
+from abc_toolkit.proof.table import TabledRule
 from abc_toolkit.tasks import ProblemError, Problems
 from abc_toolkit.tasks.base import TRAINING
 from abc_toolkit.tasks.digits.base import SETS, DigitTask
@@ -112,12 +112,11 @@ def _ends(rule: TabledRule, readings: Iterable[Reading]) -> set[tuple[tuple[int,
                 continue
             known.add(present)
             for constants in rule.reachable:
-                which = tuple(value - rule.least_constant for value in constants)
                 states = set(rule.starts)
+                choice = rule.choices.index(constants)
                 for there in present:
-                    digits = tuple(slice(None) if one else slice(0, 1) for one in there)
-                    after = rule.table[(list(states), *digits, *which)][..., 0]
-                    states = set(after.flatten().tolist())
+                    after = rule.leads(there)[choice, list(states)].any(dim=0)
+                    states = set(after.nonzero()[:, 0].tolist())
                 found |= {(constants, state) for state in states if rule.ends[state]}
     return found
 
@@ -140,8 +139,8 @@ def _runs(rule: TabledRule) -> str:
         return "it begins in one state, and every run counts"
     for constants in rule.reachable:
         which = tuple(value - rule.least_constant for value in constants)
-        after = rule.table[(slice(None), *[slice(None)] * len(rule.operands), *which)][..., 0]
-        leads = after.reshape(rule.num_states, -1)
+        leads = rule.possible(rule.table)[(slice(None), *[slice(None)] * len(rule.operands), *which)][..., 0]
+        leads = leads.reshape(rule.num_states, -1)
         together, new = {rule.starts}, {rule.starts}
         while new:  # the sets of states of all runs over the same digits, to a fixed point
             new = {tuple(states) for one in new for states in leads[list(one)].T.tolist()} - together
@@ -216,7 +215,7 @@ class _Step:
             bound = self.constant if identity.bound == "constant" else int(identity.bound)
             return 0 <= own < bound and self.shown[identity.answer] == own
         if isinstance(identity, RunningIdentity):
-            own = (identity.carry[self.state] + self.read[identity.operand]) % identity.modulus
+            own = (identity.carry[self.state] + self.read[identity.operand] + identity.offset) % identity.modulus
             return identity.carry[self.after] == self.shown[identity.answer] == own
         if isinstance(identity, OrderIdentity):
             first, second = (self.read[name] for name in identity.operands)
@@ -262,7 +261,7 @@ def compare_with_oracle(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
     for shape in task.training_shapes():
         if task.num_problems(shape) <= _SHORT:
             count += _agree(task, rule, _every(task, rule, shape))
-    lengths = [*range(1, task.max_length + 1), *(times * task.max_length for times in _LONG)]
+    lengths = [*range(task.shortest, task.max_length + 1), *(times * task.max_length for times in _LONG)]
     work = []
     for length, name in product(lengths, (TRAINING, *SETS)):
         with suppress(ProblemError):  # the length exceeds a fixed width
@@ -282,12 +281,12 @@ def compare_with_oracle(task: DigitTask, rule: TabledRule) -> tuple[int, int]:
 
 def _every(task: DigitTask, rule: TabledRule, shape: tuple[int, ...]) -> Problems:
     """All problems of a shape."""
-    parts = []
-    for number, length in enumerate(task.operand_lengths(shape), 1):
-        least = rule.least_constant if f"operand {number}" in rule.constants else 0
-        parts.append(all_of([task.base - least] * length) + least)
-    which = all_of([len(part) for part in parts])
-    return task.problems(shape, [part[which[:, number]] for number, part in enumerate(parts)])
+    operands = task.all_operands(shape)
+    kept = torch.ones(len(operands[0]), dtype=torch.bool)
+    for number, digits in enumerate(operands, 1):
+        if f"operand {number}" in rule.constants:
+            kept &= (digits >= rule.least_constant).all(dim=1)
+    return task.problems(shape, [digits[kept] for digits in operands])
 
 
 def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:

@@ -231,7 +231,7 @@ def _layouts(task: Certifiable, bound: Bound) -> list[Sized]:
             description = task.describe_layout(sizes)
             key = json.dumps(description.plain())
             if key not in found or sizes in trained:
-                shape = trained.get(sizes) or _shape_of(task, sizes)
+                shape = trained.get(sizes) or task.shape_of(sizes)
                 found[key] = Sized(sizes, shape, description.layout())
     return list(found.values())
 
@@ -263,15 +263,6 @@ def _sizes(case: Case, names: Sequence[str], least: Shape, bound: Bound) -> Iter
             if all(expression.at(sizes) >= 0 for expression in case.where):
                 yield tuple(sizes[name] for name in names)
                 break
-
-
-def _shape_of(task: Certifiable, sizes: Shape) -> Shape | None:
-    """A shape of problems with the given sizes; `None` if there is none."""
-    with suppress(ProblemError):
-        if task.sizes(sizes) == sizes:
-            return sizes
-    candidates = product(*(range(max(1, size - 3), size + 1) for size in sizes))
-    return next((shape for shape in candidates if task.sizes(shape) == sizes), None)
 
 
 def _predictions(
@@ -485,13 +476,13 @@ def _receptive_field_deviation(
 
 
 def _long_problems(task: DigitTask) -> Problems | None:
-    """A few problems whose targets are longer than one piece."""
+    """A few problems whose targets are longer than one piece; where targets are short, whose sources are so."""
     generator, length = torch.Generator().manual_seed(0), task.max_length
     with suppress(ProblemError):
         while True:
             (shape, *_) = task.evaluation_shapes(length, UNIFORM, generator)
-            tokens = task.num_tokens(shape)[1]
-            if tokens > _PIECES:
+            read, tokens = task.num_tokens(shape)
+            if tokens > _PIECES or read > 4 * _PIECES:
                 return task.sample(generator, 2, shape)
             length = length + 1 if len(shape) > 1 and tokens > length + 2 else 2 * length
     return None

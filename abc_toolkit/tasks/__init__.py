@@ -15,6 +15,17 @@ from abc_toolkit.tasks.base import (
     Staged,
     Task,
 )
+from abc_toolkit.tasks.chomsky.binary import BinaryAddition, BinaryMultiplication
+from abc_toolkit.tasks.chomsky.bucket_sort import BucketSort
+from abc_toolkit.tasks.chomsky.cycle_navigation import CycleNavigation
+from abc_toolkit.tasks.chomsky.even_pairs import EvenPairs, ParityCheck
+from abc_toolkit.tasks.chomsky.expressions import ModularArithmeticBrackets, SolveEquation
+from abc_toolkit.tasks.chomsky.missing_duplicate import MissingDuplicate
+from abc_toolkit.tasks.chomsky.modular_arithmetic import ModularArithmetic
+from abc_toolkit.tasks.chomsky.odds_first import OddsFirst
+from abc_toolkit.tasks.chomsky.square_root import SquareRoot
+from abc_toolkit.tasks.chomsky.stack_manipulation import StackManipulation
+from abc_toolkit.tasks.chomsky.strings import DuplicateString, ReverseString
 from abc_toolkit.tasks.digits.addition import Addition
 from abc_toolkit.tasks.digits.comparison import Comparison
 from abc_toolkit.tasks.digits.copying import Copy, Repeat, Reverse
@@ -41,14 +52,20 @@ __all__ = [
     "DNF",
     "Addition",
     "Batch",
+    "BinaryAddition",
+    "BinaryMultiplication",
+    "BucketSort",
     "Calibratable",
     "Certifiable",
     "Comparison",
     "Conjunction",
     "Copy",
+    "CycleNavigation",
     "Decodable",
     "Disjunction",
     "Division",
+    "DuplicateString",
+    "EvenPairs",
     "HeldOut",
     "ImageClassification",
     "IntHalfspace",
@@ -58,24 +75,33 @@ __all__ = [
     "Listed",
     "LongMultiplication",
     "Majority",
+    "MissingDuplicate",
+    "ModularArithmetic",
+    "ModularArithmeticBrackets",
     "MultiOperandAddition",
     "Multiplication",
     "Observed",
+    "OddsFirst",
     "Parity",
+    "ParityCheck",
     "ParityFunction",
     "ProblemError",
     "Problems",
     "Repeat",
     "Reverse",
+    "ReverseString",
     "SequenceCopy",
     "SequenceRepeat",
     "SequenceReverse",
     "Shape",
     "Solvable",
+    "SolveEquation",
     "SparseDisjunction",
     "SparseLinearRegression",
     "SparseParity",
     "SparseThreshold",
+    "SquareRoot",
+    "StackManipulation",
     "Staged",
     "Subtraction",
     "Successor",

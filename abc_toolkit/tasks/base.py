@@ -6,8 +6,10 @@ meets: `HeldOut`, `Calibratable`, `Solvable`, `Certifiable`. A command that need
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
@@ -140,12 +142,14 @@ class Task(abc.ABC):
         suites: Names of its evaluation suites, the plain one first. Of suites `a/b` and `a/c`, `a` names both.
         num_samples: Problems of each suite and length, where an evaluation names no number.
         one_length: Whether there are no problems of another length than `max_length`.
+        shortest: Least length of which there are problems.
     """
 
     max_length: int
     suites: ClassVar[tuple[str, ...]] = (UNIFORM,)
     num_samples: ClassVar[int] = 1000
     one_length: ClassVar[bool] = False
+    shortest: ClassVar[int] = 1
 
     @property
     def name(self) -> str:
@@ -454,6 +458,14 @@ class Certifiable(Solvable):
     @abc.abstractmethod
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         """The sizes that the layout of a shape follows from."""
+
+    def shape_of(self, sizes: Shape) -> Shape | None:
+        """A shape of problems with the given sizes; `None` if there is none."""
+        with suppress(ProblemError):
+            if self.sizes(sizes) == sizes:
+                return sizes
+        candidates = product(*(range(max(1, size - 3), size + 1) for size in sizes))
+        return next((shape for shape in candidates if self.sizes(shape) == sizes), None)
 
     @abc.abstractmethod
     def describe_layout(self, sizes: Shape) -> LayoutDescription:

@@ -56,6 +56,11 @@ class TaskCase:
     wrong: Mapping[str, str] = field(default_factory=dict)
 
 
+def short_lengths(task: DigitTask) -> list[int]:
+    """Some lengths of which a task has problems."""
+    return [length for length in LENGTHS if length >= task.shortest]
+
+
 def evaluation_strings(task: DigitTask, length: int, suite: str, batch: int = 256) -> list[str]:
     """Sources of an evaluation set."""
     g = generator()
@@ -129,7 +134,7 @@ def rows_of(layout: Layout) -> list[list[Row]]:
 def far_shapes(task: DigitTask) -> list[Shape]:
     """Training shapes and some far beyond; none beyond a fixed width."""
     found, g = list(task.training_shapes()), generator()
-    for length in (*LENGTHS, 4 * task.max_length, 40):
+    for length in (*short_lengths(task), 4 * task.max_length, 40):
         for name in (UNIFORM, UNEQUAL):
             with contextlib.suppress(ProblemError):
                 for shape in task.evaluation_shapes(length, name, g):
@@ -161,7 +166,8 @@ class DigitTaskContract(TaskContract):
         task, g = case.task, generator()
         shapes = list(task.training_shapes())
         if suite != TRAINING:
-            shapes += [shape for length in LENGTHS for shape in task.evaluation_shapes(length, suite, g)]
+            lengths = short_lengths(task)
+            shapes += [shape for length in lengths for shape in task.evaluation_shapes(length, suite, g)]
         for shape in dict.fromkeys(shapes):
             problems, layout = task.sample(g, 24, shape, suite), task.layout(shape)
             assert problems.shape == shape
@@ -252,7 +258,7 @@ class DigitTaskContract(TaskContract):
     @pytest.mark.parametrize("suite", SETS)
     def test_tokens_are_counted(self, case: TaskCase, suite: str) -> None:
         task, g = case.task, generator()
-        shapes = [shape for length in LENGTHS for shape in task.evaluation_shapes(length, suite, g)]
+        shapes = [shape for length in short_lengths(task) for shape in task.evaluation_shapes(length, suite, g)]
         for shape in (*task.training_shapes(), *shapes):
             problems, layout = task.sample(g, 1, shape, suite), task.layout(shape)
             assert task.num_tokens(shape) == (len(layout.source), len(layout.target))
@@ -261,7 +267,7 @@ class DigitTaskContract(TaskContract):
     def test_tokens_are_counted_where_no_memory_could_hold_them(self, case: TaskCase) -> None:
         for shape in case.task.evaluation_shapes(10**12, UNIFORM, generator()):
             with contextlib.suppress(ProblemError):  # beyond a fixed width
-                assert case.task.num_tokens(shape)[0] >= 10**12
+                assert case.task.num_tokens(shape)[0] >= 10**12 - 1  # some lengths are odd
 
     def test_training_stays_within_max_length(self, case: TaskCase) -> None:
         task = case.task
@@ -280,7 +286,7 @@ class DigitTaskContract(TaskContract):
 
     @pytest.mark.parametrize("suite", SETS)
     def test_evaluation_shapes_are_of_the_length(self, case: TaskCase, suite: str) -> None:
-        for length in LENGTHS:
+        for length in short_lengths(case.task):
             shapes = case.task.evaluation_shapes(length, suite, generator())
             assert shapes
             assert all(max(shape) <= length and min(shape) >= 1 for shape in shapes)

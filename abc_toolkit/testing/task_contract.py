@@ -88,7 +88,7 @@ class TaskContract:
         """A batch of every suite at some lengths, and of every training shape."""
         g = generator()
         shapes: list[tuple[Shape, str]] = [(shape, TRAINING) for shape in task.training_shapes()]
-        for length in (1, task.max_length, 2 * task.max_length):
+        for length in (task.shortest, task.max_length, 2 * task.max_length):
             for suite in task.suites:
                 shapes += [(shape, suite) for shape in shapes_of(task, length, suite)[:2]]
         batches = []
@@ -112,7 +112,7 @@ class TaskContract:
     def test_suites_have_shapes_of_the_length(self, task: Task) -> None:
         assert len(set(task.suites)) == len(task.suites)
         assert set(task.default_suites) <= set(task.suites)
-        lengths = [1, task.max_length, 3 * task.max_length]
+        lengths = [task.shortest, task.max_length, 3 * task.max_length]
         if task.one_length:
             lengths = [1, 3 * task.max_length, task.max_length]
             assert task.lengths("1x") == [task.max_length]

@@ -378,8 +378,8 @@ def test_a_receptive_field_of_too_many_tokens_is_refused() -> None:
     rules = [cross(0, (Condition("place", offset, "place"),)) for offset in range(18)]
     last = list(enumerations(task, rules, (20,)))[-3]
     with pytest.raises(CannotDecideError, match="depends on too many tokens: at place 19 of 20, from operand 1 place"):
-        last._packed([torch.zeros(1, dtype=torch.long)] * 18)
-    assert last._packed([torch.ones(1, dtype=torch.long)] * 17).item() > 0
+        last._packed([torch.ones(1, dtype=torch.long)] * 18, [13] * 17)
+    assert last._packed([torch.ones(1, dtype=torch.long)] * 17, [13] * 16).item() > 0
     assert len(last.describe().split(",")) == 1 + len(last.field.leaves)
 
 

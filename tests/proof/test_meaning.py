@@ -297,6 +297,13 @@ def test_a_running_sum_begins_at_zero() -> None:
     assert broken_step(tabled(other), replace(RUNNING, carry=(1, 0))) is not None
 
 
+def test_something_may_be_added_to_each_digit_of_a_running_sum() -> None:
+    assert broken_step(tabled(PARITY), replace(RUNNING, offset=2)) is None
+    assert broken_step(tabled(PARITY), replace(RUNNING, offset=1)) is not None
+    assert replace(RUNNING, offset=1).plain()["offset"] == 1
+    assert "offset" not in RUNNING.plain()
+
+
 def test_what_is_carried_is_below_its_bound() -> None:
     table = tabled(PARITY)
     assert broken_step(table, CarryIdentity("", "answer", (0, 1), 2)) is None

@@ -14,10 +14,13 @@ from abc_toolkit.proof.receptive_field import CannotDecideError
 from abc_toolkit.proof.table import TabledRule, all_of
 from abc_toolkit.tasks import (
     Addition,
+    BinaryMultiplication,
     Comparison,
     Copy,
+    CycleNavigation,
     Division,
     LongMultiplication,
+    ModularArithmetic,
     MultiOperandAddition,
     Multiplication,
     Parity,
@@ -26,6 +29,7 @@ from abc_toolkit.tasks import (
 )
 from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.tasks.digits.rule import LocalRule
+from abc_toolkit.vocabulary import NUM_SPECIAL
 from tests.proof.adversary import random_machine
 
 TASKS: tuple[DigitTask, ...] = (
@@ -40,6 +44,7 @@ TASKS: tuple[DigitTask, ...] = (
     Comparison(base=3),
     LongMultiplication(),
     MultiOperandAddition(),
+    BinaryMultiplication(),
 )
 
 
@@ -248,3 +253,28 @@ def test_other_tables_are_refused() -> None:
 def test_all_tuples_are_in_the_order_of_counting() -> None:
     for sizes in ([], [3], [2, 0], [2, 3, 2], [1, 1]):
         assert all_of(sizes).tolist() == [list(own) for own in itertools.product(*map(range, sizes))]
+
+
+def test_an_operand_has_the_digits_of_its_segment() -> None:
+    rule = TabledRule(CycleNavigation(), rule_of(CycleNavigation()))
+    assert rule.values == [(0, 1, 2)]
+    assert [read.get("values") for read in rule.plain()["reads"]] == [[0, 1, 2], None]
+    assert {digits for _, digits, *_ in rule.steps} == {(0,), (1,), (2,)}
+    assert rule.leads((True,))[0, 0].tolist() == [True, True, False, False, True]
+    assert "values" not in TabledRule(Addition(), rule_of(Addition())).plain()["reads"][0]
+
+
+def test_zero_is_read_beyond_an_end_whatever_a_segment_holds() -> None:
+    rule = TabledRule(ModularArithmetic(), rule_of(ModularArithmetic()))
+    assert rule.digits((True, True)) == [(0, 1, 2, 3, 4), (5, 6, 7)]
+    assert rule.digits((True, False)) == [(0, 1, 2, 3, 4), (0,)]
+    assert {operator for _, (_, operator), *_ in rule.steps} == {0, 5, 6, 7}
+
+
+def test_what_a_rule_writes_it_must_be_able_to_read() -> None:
+    class Narrow(BinaryMultiplication):
+        def values(self, segment: str) -> tuple[int, ...]:
+            return (NUM_SPECIAL,) if segment == "digit" else super().values(segment)
+
+    with pytest.raises(CannotDecideError, match="writes in digit what it cannot read"):
+        TabledRule(Narrow(), rule_of(Narrow()))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal, Inexact, InvalidOperation, localcontext
 from functools import lru_cache
-from itertools import chain, cycle
+from itertools import chain, cycle, product
 from typing import Any, ClassVar
 
 import torch
@@ -106,6 +106,13 @@ class DigitTask(Certifiable, HeldOut):
     def num_problems(self, shape: Shape) -> int:
         return self.base ** sum(self.operand_lengths(shape))
 
+    def all_operands(self, shape: Shape) -> list[Tensor]:
+        """The operands of all problems of a shape, `[problem, length]` each."""
+        lengths = self.operand_lengths(shape)
+        values = [self.values(f"operand {number}") for number, length in enumerate(lengths, 1) for _ in range(length)]
+        symbols = torch.tensor(list(product(*values)), dtype=torch.long).reshape(-1, len(values)) - NUM_SPECIAL
+        return list(symbols.split(list(lengths), dim=1))
+
     @property
     def operator(self) -> str:
         """The character between two operands."""
@@ -148,6 +155,19 @@ class DigitTask(Certifiable, HeldOut):
         end = torch.full((batch, 1), EOS)
         target = torch.cat([self.compute(operands) + NUM_SPECIAL, end], dim=1)
         return Problems(shape, torch.cat(parts, dim=1), target)
+
+    def holding(self, generator: Generator, shape: Shape, tokens: Mapping[int, int]) -> Problems:
+        """Problems that are drawn and have certain tokens in their source; some of them may be no problems of the task.
+
+        Args:
+            generator: The only source of randomness.
+            shape: Their shape.
+            tokens: Token ids, by their number in the source.
+        """
+        problems = self.sample(generator, 4096, shape, UNIFORM)
+        for number, token in tokens.items():
+            problems.source[:, number] = token
+        return self.problems(shape, self.numbers(problems))
 
     def numbers(self, problems: Problems) -> list[Tensor]:
         """The operands' digits, least significant first, `[batch, width]` each: problems of equal ones are equal."""

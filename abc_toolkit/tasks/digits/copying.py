@@ -39,6 +39,29 @@ class Written(LocalRule):
         return tuple(CopyIdentity(f"{answer} = operand 1", "operand 1", answer) for answer in self.answers)
 
 
+def draw_string(generator: Generator, batch: int, length: int, suite: str, base: int) -> Tensor:
+    """Strings of digits of an evaluation suite, `[batch, length]`.
+
+    Args:
+        generator: The only source of randomness.
+        batch: How many.
+        length: Their length.
+        suite: One of `SETS`.
+        base: Number of digits.
+    """
+    digits = torch.randint(0, base, (batch, length), generator=generator)
+    if suite == CARRY:
+        # What corresponds to a carry is a digit that does not tell its place, as it comes again and again.
+        repeated = digits[:, :1].expand(-1, length)
+        period = torch.randint(1, max(length // 2, 1) + 1, (batch, 1), generator=generator)
+        periodic = digits.gather(1, torch.arange(length) % period)
+        run = torch.where(random_run(generator, batch, length), repeated, digits)
+        digits = choose_rows(generator, repeated, periodic, run)
+    elif suite == ZEROS:
+        digits = with_zeros(generator, digits)
+    return digits
+
+
 @dataclass(frozen=True)
 class StringTask(DigitTask):
     """What tasks share whose operand and answer are strings of digits, not numbers: leading zeros count.
@@ -64,18 +87,7 @@ class StringTask(DigitTask):
         return tuple((n,) for n in range(1, self.max_length + 1))
 
     def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
-        length = shape[0]
-        digits = torch.randint(0, self.base, (batch, length), generator=generator)
-        if suite == CARRY:
-            # What corresponds to a carry is a digit that does not tell its place, as it comes again and again.
-            repeated = digits[:, :1].expand(-1, length)
-            period = torch.randint(1, max(length // 2, 1) + 1, (batch, 1), generator=generator)
-            periodic = digits.gather(1, torch.arange(length) % period)
-            run = torch.where(random_run(generator, batch, length), repeated, digits)
-            digits = choose_rows(generator, repeated, periodic, run)
-        elif suite == ZEROS:
-            digits = with_zeros(generator, digits)
-        return [digits]
+        return [draw_string(generator, batch, shape[0], suite, self.base)]
 
     def parse(self, text: str) -> tuple[Shape, str]:
         digits = self.digits(text, f"the string {quoted(text)}" if text else "the string")

@@ -83,13 +83,14 @@ class CarryIdentity(Identity):
 
 @dataclass(frozen=True)
 class RunningIdentity(Identity):
-    """An answer shows the sum of the digits so far, modulo a number.
+    """An answer shows the sum of the digits so far, modulo a number; something may be added to each digit.
 
     Attributes:
         operand: The operand.
         answer: The answer.
         carry: The sum that each state stands for.
         modulus: The modulus.
+        offset: What is added to each digit.
     """
 
     kind = "running"
@@ -98,6 +99,11 @@ class RunningIdentity(Identity):
     answer: str
     carry: tuple[int, ...]
     modulus: int
+    offset: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        found = super().plain()
+        return found if self.offset else {name: value for name, value in found.items() if name != "offset"}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class LocalRule(abc.ABC):
 
     Attributes:
         operands: Names of what it reads at each place, a digit each. A name is a segment, unless `read` says otherwise.
-        constants: Names of segments of one digit, which it reads at every place.
+        constants: Names of segments of one digit, which it reads at every place; where a row has none, the least value.
         least_constant: Least value of a constant.
         answers: Names of the segments of the target that it writes.
         along: The coordinate that it goes along: `place`, or `index`, for which operands must have equal widths.

@@ -1,5 +1,6 @@
 """What identities say of whole runs: every single step keeps them, so whole numbers do; told by Python's integers."""
 
+import dataclasses
 import json
 import random
 from collections.abc import Sequence
@@ -10,12 +11,15 @@ import torch
 
 from abc_toolkit.tasks import (
     Addition,
+    BinaryMultiplication,
     Comparison,
     Copy,
+    CycleNavigation,
     Division,
     LongMultiplication,
     MultiOperandAddition,
     Multiplication,
+    OddsFirst,
     Parity,
     Repeat,
     Reverse,
@@ -45,6 +49,9 @@ TASKS: dict[str, tuple[DigitTask, tuple[str, ...]]] = {
     "division": (Division(), ("linear", "remainder")),
     "subtraction": (Subtraction(), ("linear", "order")),
     "parity": (Parity(), ("running",)),
+    "cycle navigation": (CycleNavigation(), ("running",)),
+    "odds first": (OddsFirst(), ("copy",)),
+    "rows of binary products": (BinaryMultiplication(), ("linear",)),
     "comparison": (Comparison(), ("order",)),
     "copy": (Copy(), ("copy",)),
     "reverse": (Reverse(), ("copy",)),
@@ -130,7 +137,8 @@ def check(run: Run, constant: int, identity: Identity, base: int, along: str) ->
         assert all(0 <= own < int(bound) for own in run.written[identity.answer])
         assert run.written[identity.answer] == [identity.carry[state] for state in run.states[1:]]
     elif isinstance(identity, RunningIdentity):
-        sums = [sum(run.read[identity.operand][: n + 1]) % identity.modulus for n in range(len(run.states) - 1)]
+        each = [digit + identity.offset for digit in run.read[identity.operand]]
+        sums = [sum(each[: n + 1]) % identity.modulus for n in range(len(run.states) - 1)]
         assert run.written[identity.answer] == sums
     elif isinstance(identity, OrderIdentity):
         for place, shown in enumerate(run.written[identity.answer]):
@@ -161,7 +169,8 @@ def test_identities_are_json(name: str) -> None:
     for identity in rule_of(name)[0].identities():
         plain = json.loads(json.dumps(identity.plain()))
         assert plain.pop("kind") == identity.kind
-        assert plain.keys() == vars(identity).keys()
+        fields = dataclasses.fields(identity)
+        assert plain.keys() == {own.name for own in fields if getattr(identity, own.name) or own.name != "offset"}
         assert plain["statement"] == identity.statement
         assert "\n" not in identity.statement
         if isinstance(identity, SumIdentity):

@@ -1,0 +1,261 @@
+"""Sums and products of two binary numbers, least significant bit first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from abc_toolkit.layout import ANSWER, END, START, LayoutDescription, Repeat, Token
+from abc_toolkit.linear import symbol
+from abc_toolkit.tasks.base import ProblemError, quoted
+from abc_toolkit.tasks.chomsky.base import ChomskyTask
+from abc_toolkit.tasks.digits.addition import Addition, Carrying
+from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
+from abc_toolkit.tasks.digits.identity import Identity, carried_sum, share
+from abc_toolkit.tasks.digits.long_multiplication import DIGIT
+from abc_toolkit.tasks.digits.rule import LocalRule, Read
+from abc_toolkit.tasks.digits.sampling import carried, pad
+from abc_toolkit.tasks.digits.tables import COMMA
+from abc_toolkit.tasks.lengths import Shape
+
+OPERATOR = "operator"
+PADDING = "padding"
+_SPLITS = 8  # splits of a length into two operands that an evaluation draws
+
+
+@dataclass(frozen=True)
+class BinaryTask(ChomskyTask):
+    """A task on two binary numbers, least significant bit first, with a `2` between them.
+
+    The output is the result without zeros behind its highest bit, a `2` that ends it, and zeros. A shape is the number
+    of tokens of the input, and that of the bits of the first number.
+    """
+
+    shortest: ClassVar[int] = 3
+    base = 2
+
+    @property
+    def literals(self) -> Mapping[str, str]:
+        return {OPERATOR: "2"}
+
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        return self.sizes(shape)
+
+    def sizes(self, shape: Shape) -> tuple[int, ...]:
+        """The number of bits of either number."""
+        length, first = shape
+        return first, length - 1 - first
+
+    def shape_of(self, sizes: Shape) -> Shape | None:
+        first, second = sizes
+        return first + second + 1, first
+
+    @property
+    def least_sizes(self) -> tuple[int, ...]:
+        return 1, 1
+
+    def training_shapes(self) -> tuple[Shape, ...]:
+        return tuple((n, first) for n in range(self.shortest, self.max_length + 1) for first in range(1, n - 1))
+
+    def evaluation_shapes(self, length: int, suite: str, generator: Generator) -> tuple[Shape, ...]:
+        """Some splits into two numbers, at random as in the benchmark; for `unequal`, of lengths up to it."""
+        self.check_length(length)
+        shortest = self.shortest if suite == UNEQUAL else length
+        lengths = torch.randint(shortest, length + 1, (_SPLITS,), generator=generator).tolist()
+        splits = [(n, int(torch.randint(1, n - 1, (1,), generator=generator))) for n in lengths]
+        return tuple(dict.fromkeys(splits))
+
+    def num_problems(self, shape: Shape) -> int:
+        first, second = self.sizes(shape)
+        return (2**first - 1) * (2**second - 1)
+
+    def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
+        if suite in (CARRY, ZEROS):
+            drawn = Addition(base=2, padding="none").draw(generator, batch, self.sizes(shape), suite)
+        else:
+            drawn = [torch.randint(0, 2, (batch, length), generator=generator) for length in self.sizes(shape)]
+        for bits in drawn:  # no number is 0
+            while (zero := ~bits.any(dim=1)).any():
+                bits[zero] = torch.randint(0, 2, (int(zero.sum()), bits.shape[1]), generator=generator)
+        return drawn
+
+    def parse(self, text: str) -> tuple[Shape, str]:
+        self.checked(text, "012", "the pair of numbers")
+        first, *others = text.split("2")
+        if len(others) != 1 or "1" not in first or "1" not in others[0]:
+            raise ProblemError(
+                f"{quoted(text)} is not two numbers: write either in bits, lowest first, not 0, and '2' between them: "
+                "001201101 for 4 and 22"
+            )
+        return (len(text), len(first)), text
+
+    def padded(self, bits: str, length: int) -> str:
+        """The benchmark's output for the bits of a result: `2` behind the highest bit that is set, then zeros."""
+        return ((bits.rstrip("0") or "0") + "2").ljust(length, "0")
+
+
+def _operand(number: int, length: int, tabled: bool = False) -> Repeat:
+    """The layout of an operand, least significant bit first; of a second operand in a table, a bit for each row."""
+    i = symbol("i")
+    at = {"row": i, "column": 0} if tabled else {}
+    return Repeat(length, "i", (Token(f"operand {number}", i, length - 1 - i, **at),))
+
+
+@dataclass(frozen=True)
+class BinaryAddition(BinaryTask):
+    """Adds two binary numbers, least significant bit first: `001201101` has the target `010110000`, the answer is
+    `0101120000`.
+
+    That is 4 + 22 = 26. The target is the sum, with one bit more than the longer number, and in a second row of the
+    layout a zero for each bit of the shorter one, so that it has as many tokens as the input. The benchmark's output is
+    read off: it ends the sum behind the highest bit with a `2`, and pads it with zeros to one token more than the
+    input.
+
+    Attributes:
+        max_length: Longest training length, in tokens of the input.
+    """
+
+    characters: ClassVar[str] = "012"
+    alphabets: ClassVar[Mapping[str, str]] = {
+        "operand 1": "01",
+        "operand 2": "01",
+        ANSWER: "01",
+        OPERATOR: "2",
+        PADDING: "0",
+    }
+
+    @property
+    def literals(self) -> Mapping[str, str]:
+        return {OPERATOR: "2", PADDING: "0"}
+
+    def answer_length(self, shape: Shape) -> int:
+        return shape[0]
+
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        first, second = sizes
+        shorter, longer = (first, second) if first <= second else (second, first)
+        i = symbol("i")
+        return LayoutDescription(
+            ("operand 1", OPERATOR, "operand 2", START, ANSWER, PADDING, END),
+            (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second)),
+            Token(START, 0, 0),
+            (
+                Repeat(longer + 1, "i", (Token(ANSWER, i, longer - i),)),
+                Repeat(shorter, "i", (Token(PADDING, i, shorter - 1 - i, 1),)),
+                Token(END, shorter, -1, 1),
+            ),
+        )
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        length = sum(bits.shape[1] for bits in operands) + 1
+        first, second = (pad(bits, length - 1) for bits in operands)
+        return carried(first + second, 2)
+
+    def solve(self, source: str) -> str:
+        first, second = (int(bits[::-1], 2) for bits in source.split("2"))
+        return f"{first + second:b}"[::-1].ljust(len(source), "0")
+
+    def answer(self, target: str) -> str:
+        return self.padded(target, len(target) + 1) if target and not target.strip("01") else target
+
+    def local_rule(self) -> LocalRule | None:
+        return Carrying(2)
+
+
+class Rows(LocalRule):
+    """In each row, the bit of the first operand times that of the row, the bit above and the carry, the state."""
+
+    operands = ("operand 1", "above")
+    constants = ("operand 2",)
+    answers = (DIGIT,)
+    num_states = 2
+    rows = True
+
+    def step(
+        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        total = digits[0] * constants[0] + digits[1] + state
+        return total // 2, [total % 2]
+
+    def identities(self) -> tuple[Identity, ...]:
+        terms = [share("operand 1", 2, times_constant=True), share("above", 2)]
+        statement = "operand 1 * the row's bit of operand 2 + the row above without its first bit = the row"
+        return (carried_sum(statement, 2, terms, [share(DIGIT, 2)]),)
+
+    def read(self, name: str) -> Read:
+        own = {"above": Read(DIGIT, row=1, shift=1), "operand 2": Read("operand 2", row=0), DIGIT: Read(DIGIT, row=0)}
+        return own.get(name, Read(name))
+
+
+@dataclass(frozen=True)
+class BinaryMultiplication(BinaryTask):
+    """Multiplies two binary numbers, least significant bit first: `0120101` has the target `000,010,100,010,`.
+
+    That is 2 * 10 = 20. The target has a row for each bit of the second number, which begins with the least significant
+    one. A row is the row above without its first bit, plus the first number times the bit; a comma ends it. The first
+    bit of a row is final, as in long multiplication: the product is the first bits of all rows and the rest of the last
+    one. The benchmark's output is read off: it ends the product behind the highest bit with a `2`, and pads it with
+    zeros to the length of the input, `0010120`.
+
+    Attributes:
+        max_length: Longest training length, in tokens of the input.
+    """
+
+    characters: ClassVar[str] = "012,"
+    alphabets: ClassVar[Mapping[str, str]] = {
+        "operand 1": "01",
+        "operand 2": "01",
+        DIGIT: "01",
+        OPERATOR: "2",
+        COMMA: ",",
+    }
+
+    max_length: int = 9
+
+    @property
+    def literals(self) -> Mapping[str, str]:
+        return {OPERATOR: "2", COMMA: ","}
+
+    def answer_length(self, shape: Shape) -> int:
+        first, second = self.sizes(shape)
+        return second * (first + 2)
+
+    def describe_layout(self, sizes: Shape) -> LayoutDescription:
+        first, second = sizes
+        i, j = symbol("i"), symbol("j")
+        row = (Repeat(first + 1, "j", (Token(DIGIT, j, first - j, i),)), Token(COMMA, first + 1, -1, i))
+        return LayoutDescription(
+            ("operand 1", OPERATOR, "operand 2", START, DIGIT, COMMA, END),
+            (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second, tabled=True)),
+            Token(START, 0, first),
+            (Repeat(second, "i", row), Token(END, 0, first, second)),
+        )
+
+    def compute(self, operands: Sequence[Tensor]) -> Tensor:
+        first, second = operands
+        row, rows = torch.zeros_like(first[:, :1]).expand(-1, first.shape[1] + 1), []
+        comma = torch.full_like(first[:, :1], self.characters.index(","))
+        for bit in second.unbind(1):
+            row = carried(first * bit[:, None] + row[:, 1:], 2)
+            rows += [row, comma]
+        return torch.cat(rows, dim=1)
+
+    def solve(self, source: str) -> str:
+        first, second = source.split("2")
+        number, row, rows = int(first[::-1], 2), 0, []
+        for bit in second:
+            row = row // 2 + number * int(bit)
+            rows.append(f"{row:b}"[::-1].ljust(len(first) + 1, "0") + ",")
+        return "".join(rows)
+
+    def answer(self, target: str) -> str:
+        *rows, rest = target.split(",")
+        if rest or not rows or len(set(map(len, rows))) != 1 or len(rows[0]) < 2 or target.strip("01,"):
+            return target
+        bits = "".join(row[0] for row in rows) + rows[-1][1:]
+        return self.padded(bits, len(bits) + 1)
+
+    def local_rule(self) -> LocalRule | None:
+        return Rows()
