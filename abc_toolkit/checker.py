@@ -741,8 +741,9 @@ class Prediction:
                         self.note([self.place(token, read)])
                         events.add((self.place(token, read), known.union(zero(fit))))
             for item in [*flat(self.case.source), *flat(self.case.target)]:
-                if item.segment == read["segment"] and read["role"] != "constant":
-                    events |= self.range_events(read, item, row, given)
+                if item.segment == read["segment"]:
+                    ends = self.range_events(read, item, row, given)
+                    events |= ends if read["role"] != "constant" else set()  # of it only counts whether it is there
         for (a, known), (b, more) in itertools.combinations(events, 2):
             if possible(known | more):
                 self.note([a - b], True)
