@@ -212,7 +212,7 @@ class BinaryMultiplication(BinaryTask):
         COMMA: ",",
     }
 
-    max_length: int = 9
+    max_length: int = 8
 
     @property
     def literals(self) -> Mapping[str, str]:
