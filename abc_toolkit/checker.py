@@ -913,7 +913,7 @@ def open_keys(rules: list[Any], queries: list[Placed], keys: list[Placed], causa
             opens = asks & (np.tri(*biases.shape, dtype=bool) if causal else np.full(biases.shape, True))
             opens &= [[rule["query_segment"] in (None, token["item"].segment)] for token in queries]
             opens &= [[rule["query_string"] in (None, token["item"].string)] for token in queries]
-            opens &= [rule["key_segment"] in (None, token["item"].segment) for token in keys]
+            opens &= np.array([rule["key_segment"] in (None, token["item"].segment) for token in keys], bool)
             for each in rule["conditions"]:
                 key, query = k[each["key"]], each["query"]
                 opens &= (key if query is None else q[query][:, None] - key) == each["equals"]

@@ -97,10 +97,13 @@ class BinaryTask(ChomskyTask):
 
 
 def _operand(number: int, length: int, tabled: bool = False) -> Repeat:
-    """The layout of an operand, least significant bit first; of a second operand in a table, a bit for each row."""
+    """The layout of an operand, least significant bit first; of a second operand in a table, a bit for each row.
+
+    Numbers of unequal lengths are aligned at their least significant bits alone, so `index` counts from there too.
+    """
     i = symbol("i")
     at = {"row": i, "column": 0} if tabled else {}
-    return Repeat(length, "i", (Token(f"operand {number}", i, length - 1 - i, **at),))
+    return Repeat(length, "i", (Token(f"operand {number}", i, i, **at),))
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class BinaryAddition(BinaryTask):
         PADDING: "0",
     }
 
+    max_length: int = 8
+
     @property
     def literals(self) -> Mapping[str, str]:
         return {OPERATOR: "2", PADDING: "0"}
@@ -142,9 +147,9 @@ class BinaryAddition(BinaryTask):
             (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second)),
             Token(START, 0, 0),
             (
-                Repeat(longer + 1, "i", (Token(ANSWER, i, longer - i),)),
-                Repeat(shorter, "i", (Token(PADDING, i, shorter - 1 - i, 1),)),
-                Token(END, shorter, -1, 1),
+                Repeat(longer + 1, "i", (Token(ANSWER, i, i),)),
+                Repeat(shorter, "i", (Token(PADDING, i, i, 1),)),
+                Token(END, shorter, shorter, 1),
             ),
         )
 
@@ -212,7 +217,7 @@ class BinaryMultiplication(BinaryTask):
         COMMA: ",",
     }
 
-    max_length: int = 9
+    max_length: int = 8
 
     @property
     def literals(self) -> Mapping[str, str]:
@@ -225,12 +230,12 @@ class BinaryMultiplication(BinaryTask):
     def describe_layout(self, sizes: Shape) -> LayoutDescription:
         first, second = sizes
         i, j = symbol("i"), symbol("j")
-        row = (Repeat(first + 1, "j", (Token(DIGIT, j, first - j, i),)), Token(COMMA, first + 1, -1, i))
+        row = (Repeat(first + 1, "j", (Token(DIGIT, j, j, i),)), Token(COMMA, first + 1, first + 1, i))
         return LayoutDescription(
             ("operand 1", OPERATOR, "operand 2", START, DIGIT, COMMA, END),
             (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second, tabled=True)),
-            Token(START, 0, first),
-            (Repeat(second, "i", row), Token(END, 0, first, second)),
+            Token(START, 0, 0),
+            (Repeat(second, "i", row), Token(END, 0, 0, second)),
         )
 
     def compute(self, operands: Sequence[Tensor]) -> Tensor:

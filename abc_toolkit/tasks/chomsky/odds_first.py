@@ -54,30 +54,31 @@ class OddsFirst(ChomskyTask):
         return shape
 
     def sizes(self, shape: Shape) -> tuple[int, ...]:
-        """The number of pairs of neighbours, and of bits that are left over."""
-        return divmod(shape[0], 2)
+        """The number of bits at even positions, and by how many they are more than the others."""
+        return (shape[0] + 1) // 2, shape[0] % 2
 
     def shape_of(self, sizes: Shape) -> Shape | None:
-        pairs, rest = sizes
-        return (2 * pairs + rest,) if rest < 2 and pairs + rest else None
+        evens, rest = sizes
+        return (2 * evens - rest,) if rest < 2 else None
 
     @property
     def least_sizes(self) -> tuple[int, ...]:
-        return 0, 0
+        return 1, 0
 
     def describe_layout(self, sizes: Shape) -> LayoutDescription:
-        pairs, rest = sizes[0], at_most_one(sizes[1])
-        i, j = symbol("i"), symbol("j")
-        last = 2 * pairs + rest - 1
+        evens, rest = sizes[0], at_most_one(sizes[1])
+        pairs, last, i = evens - rest, 2 * evens - rest - 1, symbol("i")
         pair = tuple(Token("operand 1", last - 2 * i - row, i, row, i) for row in (0, 1))
-        left = Token("operand 1", rest - 1 - j, pairs + j, 0, pairs + j)
-        odds = Repeat(pairs, "i", (Token(ANSWER, pairs - 1 - i, i, 1, i),))
-        evens = Repeat(pairs + rest, "i", (Token(ANSWER, pairs + rest - 1 - i, i, 0, i),))
+        left = (Token("operand 1", 0, pairs, 0, pairs),) * rest
+
+        def row(number: int, length: int) -> Repeat:
+            return Repeat(length, "i", (Token(ANSWER, length - 1 - i, i, number, i),))
+
         return LayoutDescription(
             ("operand 1", START, ANSWER, END),
-            (Repeat(pairs, "i", pair), Repeat(rest, "j", (left,))),
+            (Repeat(pairs, "i", pair), *left),
             Token(START, 0, 0),
-            (odds, evens, Token(END, -1, pairs + rest)),
+            (row(1, pairs), row(0, evens), Token(END, -1, evens)),
         )
 
     def answer_length(self, shape: Shape) -> int:
