@@ -21,7 +21,6 @@ from abc_toolkit.tasks.digits.tables import COMMA
 from abc_toolkit.tasks.lengths import Shape
 
 OPERATOR = "operator"
-PADDING = "padding"
 _SPLITS = 8  # splits of a length into two operands that an evaluation draws
 
 
@@ -107,6 +106,16 @@ def _operand(number: int, length: int, tabled: bool = False) -> Repeat:
 
 
 @dataclass(frozen=True)
+class Padded(Carrying):
+    """The sum in the row of the operands, and zeros in the row behind it, where nothing is read."""
+
+    rows = True
+
+    def read(self, name: str) -> Read:
+        return Read(name, row=0)
+
+
+@dataclass(frozen=True)
 class BinaryAddition(BinaryTask):
     """Adds two binary numbers, least significant bit first: `001201101` has the target `010110000`, the answer is
     `0101120000`.
@@ -126,14 +135,9 @@ class BinaryAddition(BinaryTask):
         "operand 2": "01",
         ANSWER: "01",
         OPERATOR: "2",
-        PADDING: "0",
     }
 
     max_length: int = 8
-
-    @property
-    def literals(self) -> Mapping[str, str]:
-        return {OPERATOR: "2", PADDING: "0"}
 
     def answer_length(self, shape: Shape) -> int:
         return shape[0]
@@ -143,12 +147,12 @@ class BinaryAddition(BinaryTask):
         shorter, longer = (first, second) if first <= second else (second, first)
         i = symbol("i")
         return LayoutDescription(
-            ("operand 1", OPERATOR, "operand 2", START, ANSWER, PADDING, END),
+            ("operand 1", OPERATOR, "operand 2", START, ANSWER, END),
             (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second)),
             Token(START, 0, 0),
             (
                 Repeat(longer + 1, "i", (Token(ANSWER, i, i),)),
-                Repeat(shorter, "i", (Token(PADDING, i, i, 1),)),
+                Repeat(shorter, "i", (Token(ANSWER, i, i, 1),)),
                 Token(END, shorter, shorter, 1),
             ),
         )
@@ -166,7 +170,7 @@ class BinaryAddition(BinaryTask):
         return self.padded(target, len(target) + 1) if target and not target.strip("01") else target
 
     def local_rule(self) -> LocalRule | None:
-        return Carrying(2)
+        return Padded(2)
 
 
 class Rows(LocalRule):
