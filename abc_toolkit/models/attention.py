@@ -154,7 +154,8 @@ class Attention(nn.Module):
         else:
             self.value = linear(model_dim, model_dim, bias=bias)
         if shared:
-            self.scales = nn.Parameter(torch.ones(num_heads - 1))  # of the heads after the first
+            # Of the heads after the first. Drawn apart: heads of equal scales could change places.
+            self.scales = nn.Parameter(torch.rand(num_heads - 1))
         else:
             self.output = linear(model_dim, model_dim, bias=bias)
 
