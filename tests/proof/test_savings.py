@@ -188,7 +188,7 @@ def test_no_order_of_summation_goes_beyond_the_bound(name: str, dim: int) -> Non
 def trained(name: str, task: Addition = TASK) -> DecoderOnly:
     """A small model that adds."""
     torch.manual_seed(0)
-    model = model_of(task, *SETTINGS[name], 4)
+    model = model_of(task, *SETTINGS[name], 4 if task == TASK else 8)
     optimizer = torch.optim.Adam(model.parameters(), 3e-2)
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 3)] if task.padding == "longest" else [(3, 1), (2, 3), (3, 3)]
