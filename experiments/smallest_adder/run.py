@@ -17,7 +17,6 @@ What is in the results already is skipped; `--only` names configurations.
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -299,12 +298,8 @@ def main() -> None:
             if row["step"] is None:
                 continue
             kept = chosen.runs / name.replace(", ", "_").replace(" ", "_") / str(row["seed"])
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-                row |= judge(configuration, seeds.model(number), Path(folder))
-                if not kept.exists():
-                    Path(folder).rename(kept)
-                    Path(folder).mkdir()
+            kept.mkdir(parents=True, exist_ok=True)
+            row |= judge(configuration, seeds.model(number), kept)
             print(f"  seed {row['seed']}: {row['verdict']}, margin {row['margin']:.3g}", flush=True)
         settings = {key: getattr(chosen, key) for key in ("steps", "batch", "rate", "margin", "every")}
         results[name] = asdict(configuration) | settings | {
