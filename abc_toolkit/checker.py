@@ -45,6 +45,8 @@ ATTENTIONS: dict[str, dict[str, dict[str, str]]] = {
     "encoder-decoder": {"encoder": {"encoder": "self"}, "decoder": {"decoder": "self", "cross": "cross"}},
     "decoder-only": {"encoder": {}, "decoder": {"decoder": "self"}},
 }
+# Parameters that a model does without; `Model._fill` says what stands in their place.
+SAVINGS = ("biases", "thresholds", "output", "arc", "scores", "values", "feedforward")
 HASHED = ("architecture", "task", "tokens", "positions", "layout", "rule", "identities")
 COMPARED = ("assignments", "smallest_margin", "largest_rounding", "smallest_slack")
 U = 2.0**-24  # rounding of float32
@@ -85,7 +87,7 @@ CERTIFICATE: Any = {
     "schema": int, "argument": int, "verdict": str, "task": dict,
     "architecture": {
         "num_encoder_layers": COUNT, "num_decoder_layers": COUNT, "model_dim": WHOLE, "num_heads": WHOLE,
-        "feedforward_dim": WHOLE, "norm": {"pre", "post"}, "backbone": str, "position": dict,
+        "feedforward_dim": WHOLE, "norm": {"pre", "post", "none"}, "backbone": str, "position": dict,
     },
     "tokens": {"count": range(3, 2**15), "bos": {0}, "eos": {1}, "first_symbol": {2}, "symbols": str},
     "positions": [
@@ -288,7 +290,8 @@ class Family:
             start, *target = self._nodes([case["start"], *case["target"]], "target", name, first=len(source))
             last = target[-1] if target else start
             good = isinstance(start, Item) and start.segment == "start" and start.values == (0,)
-            good = good and isinstance(last, Item) and last.values == (1,)
+            if "end" in self.segments:
+                good = good and isinstance(last, Item) and last.values == (1,)
             require(good, f"{name}: the target does not begin with token 0 of 'start' and end in token 1")
             strings = [[*source, start, *target]] if one_string else [source, [start, *target]]
             for string in strings:
@@ -625,7 +628,9 @@ class Prediction:
 
     def follow(self, query: Token, given: Known, model: "Model") -> None:
         """Follows the receptive field down to the leaves, and notes the facts on the way."""
-        held, source = [self.case.start, *flat(self.case.target)][:-1], list(flat(self.case.source))
+        held, source = [self.case.start, *flat(self.case.target)], list(flat(self.case.source))
+        if not held[-1].loops:  # the last token of a repeat is left out by causal attention alone
+            held.pop()
         read = [*source, *held] if model.one_string else held  # by the decoder's self-attention
         reached: set[tuple[Token, Known]] = set()  # streams of the source
         streams = {(query, given)}  # those of the target, by the token that each predicts
@@ -1054,9 +1059,17 @@ class Model:
 
     def __init__(self, data: Any, positions: list[Any], num_tokens: int, tensors: dict[str, np.ndarray]) -> None:
         self.num_layers = {"encoder": data["num_encoder_layers"], "decoder": data["num_decoder_layers"]}
-        self.dim, self.num_heads, self.pre = data["model_dim"], data["num_heads"], data["norm"] == "pre"
+        self.dim, self.num_heads = data["model_dim"], data["num_heads"]
+        self.pre, self.has_norms = data["norm"] != "post", data["norm"] != "none"
         self.positions, self.weights = positions, dict(tensors)
-        require(self.dim % self.num_heads == 0, "architecture: model_dim is not a multiple of num_heads")
+        self.savings = data.get("savings", [])
+        fits(self.savings, [str], "architecture, savings")
+        unknown_saving = next((saving for saving in self.savings if saving not in SAVINGS), None)
+        decide(unknown_saving is None, f"nothing is known of the saving {unknown_saving!r}")
+        good = "values" in self.savings or self.dim % self.num_heads == 0
+        require(good, "architecture: model_dim is not a multiple of num_heads")
+        good = "values" not in self.savings or "scores" in self.savings
+        require(good, "architecture: heads that share their values have no scores")
         backbone = data["backbone"]
         decide(backbone in ATTENTIONS, f"the backbone {backbone!r} is another model than {' and '.join(ATTENTIONS)}")
         self.attentions, self.one_string = ATTENTIONS[backbone], backbone == "decoder-only"
@@ -1073,37 +1086,84 @@ class Model:
         for table in positions:
             require(bool(table["coordinates"]) and table["base"] >= 1, "positions: a table has no coordinate or base")
         self._check_shapes(num_tokens, data["feedforward_dim"])
+        self._fill(num_tokens)
         for name in [name for name in tensors if ".key_value." in name]:
             for part, half in zip(("key", "value"), np.split(tensors[name], 2), strict=True):
                 self.weights[name.replace("key_value", part)] = half
         matrices = {name.removesuffix(".weight"): x for name, x in self.weights.items() if x.ndim == 2}
         self.stretch = {name: float(np.linalg.norm(matrix, 2)) * SAFELY for name, matrix in matrices.items()}
         self.entries = {name: float(np.linalg.norm(abs(matrix), 2)) * SAFELY for name, matrix in matrices.items()}
-        output = tensors["output.weight"]
+        output = self.weights["output.weight"]
         self.apart = norm(output[:, None] - output) * SAFELY  # of the rows of each pair of tokens
 
     def _check_shapes(self, num_tokens: int, hidden: int) -> None:
         """Refuses tensors that are not this model's."""
-        remedy, dim = "give the weights of this model", self.dim
+        remedy, dim, saves = "give the weights of this model", self.dim, self.savings
         linear = {"output": (num_tokens, dim)}
+        others: dict[str, tuple[int, ...]] = {"embedding.weight": (num_tokens, dim)}
+        if "arc" in saves:
+            others = {"embedding.arc": (3,)}
         norms = ["encoder_norm"] * (self.pre and self.num_layers["encoder"] > 0) + ["decoder_norm"] * self.pre
         for side, attentions in self.attentions.items():
             for layer in (f"{side}.{n}" for n in range(self.num_layers[side])):
                 norms += [f"{layer}.{part}_norm" for part in (*attentions.values(), "feedforward")]
                 linear |= {f"{layer}.feedforward.0": (hidden, dim), f"{layer}.feedforward.3": (dim, hidden)}
+                if "feedforward" in saves:
+                    others[f"{layer}.feedforward.3.scales"] = (hidden,)
                 for part in (f"{layer}.{part}_attention" for part in attentions.values()):
-                    linear |= {f"{part}.query": (dim, dim), f"{part}.key_value": (2 * dim, dim)}
-                    linear[f"{part}.output"] = dim, dim
-        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (num_tokens, dim)}
-        shapes |= {f"{name}.weight": shape for name, shape in linear.items()}
-        shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
-        shapes |= {f"{name}.{kind}": (dim,) for name in norms for kind in ("weight", "bias")}
+                    if "scores" in saves:
+                        linear[f"{part}.value"] = dim, dim
+                    else:
+                        linear |= {f"{part}.query": (dim, dim), f"{part}.key_value": (2 * dim, dim)}
+                    if "values" in saves:
+                        others[f"{part}.scales"] = (self.num_heads - 1,)
+                    else:
+                        linear[f"{part}.output"] = dim, dim
+        own = {name for name in linear if not self._tied(name)}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": linear[name] for name in own} | others
+        self.biases = {f"{name}.bias": shape[0] for name, shape in linear.items()}
+        self.biases |= {f"{name}.bias": dim for name in norms if self.has_norms}
+        kept = {name for name in self.biases if not self._without_bias(name)}
+        shapes |= {name: (self.biases[name],) for name in kept}
+        shapes |= {f"{name}.weight": (dim,) for name in norms if self.has_norms}
         for name, shape in shapes.items():
             require(name in self.weights, f"the weights have no tensor {name}", remedy)
             found = self.weights[name].shape
             require(found == shape, f"the tensor {name} has the shape {found}, not {shape}", remedy)
         more = min(set(self.weights) - set(shapes), default="")
         require(not more, f"the weights hold {more}, which is not a tensor of this model", remedy)
+
+    def _tied(self, name: str) -> bool:
+        """Whether the matrix of a linear layer is another's."""
+        by = "output" if name == "output" else "feedforward" if name.endswith(".feedforward.3") else ""
+        return by in self.savings
+
+    def _without_bias(self, name: str) -> bool:
+        """Whether a bias is left out."""
+        return ("thresholds" if name.endswith(".feedforward.0.bias") else "biases") in self.savings
+
+    def _fill(self, num_tokens: int) -> None:
+        """Adds to the weights what stands in the place of parameters that are saved.
+
+        Biases are 0. Token t is embedded at the angle first + t step of a circle in the first two dimensions. The
+        output's matrix is the embedding's; the second matrix of a feed-forward block is the first's, transposed, with a
+        scale for each unit. What has no query and key gives all open keys the same logit. Heads that share their values
+        are added, each but the first times a scale.
+        """
+        weights = self.weights
+        for name, size in self.biases.items():
+            weights.setdefault(name, np.zeros(size))
+        if "arc" in self.savings:
+            radius, first, step = weights["embedding.arc"]
+            angles = first + step * np.arange(num_tokens)
+            weights["embedding.weight"] = np.zeros((num_tokens, self.dim))
+            require(self.dim >= 2, "architecture: an arc needs two dimensions")
+            weights["embedding.weight"][:, :2] = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        if "output" in self.savings:
+            weights["output.weight"] = weights["embedding.weight"]
+        for name in [name for name in weights if name.endswith(".feedforward.3.scales")]:
+            layer = name.removesuffix(".3.scales")
+            weights[f"{layer}.3.weight"] = weights[f"{layer}.0.weight"].T * weights[name]
 
     def check_overflow(self, window: Window) -> None:
         """Ends the check if a number might overflow in float32, for any tokens, read or not.
@@ -1118,6 +1178,8 @@ class Model:
             return sizes[-1]
 
         def normed(name: str, size: float) -> float:
+            if not self.has_norms:
+                return size
             # Of a vector that is nearly constant, float32 may leave nothing but rounding errors.
             left = root + 4 * gamma(self.dim + 8) * size / math.sqrt(1e-5)
             sizes.append(float(abs(self.weights[f"{name}.weight"]).max() * left + norm(self.weights[f"{name}.bias"])))
@@ -1134,9 +1196,14 @@ class Model:
                         update = linear(f"{name}.feedforward.3", linear(f"{name}.feedforward.0", inside))
                     else:
                         attention, read = f"{name}.{part}_attention", encoded if part == "cross" else inside
-                        logit = linear(f"{attention}.query", inside) * linear(f"{attention}.key", read)
-                        mixed = math.sqrt(self.num_heads) * linear(f"{attention}.value", read)
-                        update = linear(f"{attention}.output", mixed)
+                        logit, value = 0.0, linear(f"{attention}.value", read)
+                        if "scores" not in self.savings:
+                            logit = linear(f"{attention}.query", inside) * linear(f"{attention}.key", read)
+                        if "values" in self.savings:
+                            update = mixed = float(abs(self.scales(attention)).sum()) * value
+                        else:
+                            mixed = math.sqrt(self.num_heads) * value
+                            update = linear(f"{attention}.output", mixed)
                         sizes += [logit, mixed]
                     sizes += [stream, stream + update]
                     stream = stream + update if self.pre else normed(f"{name}.{part}_norm", stream + update)
@@ -1171,7 +1238,9 @@ class Model:
         return Bounded(x.value @ weight.T + bias, self.stretch[name] * x.error + rounding + TINY)
 
     def layer_norm(self, name: str, x: Bounded) -> Bounded:
-        """Layer normalisation."""
+        """Layer normalisation, where there is one."""
+        if not self.has_norms:
+            return x
         weight, bias, d = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.dim
         n, _, least = normalised(x)
         drift = 4 * gamma(d + 8) * x.size**2 / d / least**2  # of the variance
@@ -1183,14 +1252,19 @@ class Model:
 
     def attention(self, name: str, x: Bounded, streams: Streams, heads: Any) -> Bounded:
         """Attention of the stream `x` to the open streams of each head, with their biases."""
-        q, width = self.linear(f"{name}.query", x), self.dim // self.num_heads
+        shared, scored = "values" in self.savings, "scores" not in self.savings
+        width = self.dim if shared else self.dim // self.num_heads
         read = {n for open_ in heads for n, _ in open_}
-        k, v = ({n: self.linear(f"{name}.{part}", streams[n]) for n in read} for part in ("key", "value"))
-        mixed, squares = np.zeros_like(q.value), np.zeros(len(q.value))
+        v = {n: self.linear(f"{name}.value", streams[n]) for n in read}
+        nothing = Bounded(np.zeros_like(x.value), np.zeros_like(x.error))
+        q = self.linear(f"{name}.query", x) if scored else nothing
+        k = {n: self.linear(f"{name}.key", streams[n]) if scored else nothing for n in read}
+        found = []
         for head, open_ in enumerate(heads):
             if not open_:
+                found.append(Bounded(np.zeros((len(x.value), width)), np.zeros(len(x.value))))
                 continue
-            block, count = slice(head * width, (head + 1) * width), len(open_)
+            block, count = slice(None) if shared else slice(head * width, (head + 1) * width), len(open_)
             own, size, logits, errors = q.part(block), q.part(block).size, [], []
             for n, bias in open_:
                 key = k[n].part(block)
@@ -1204,11 +1278,22 @@ class Model:
             off = error + (count + 2) * (EXP + 2 * U * (spread + 2)) + 3 * gamma(count + 3) if count > 1 else 4 * U
             values = [v[n].part(block) for n, _ in open_]
             error = (off + gamma(count + 2)) * np.max([value.size for value in values], axis=0)
+            mixed = np.zeros((len(x.value), width))
             for weight, value in zip(weights, values, strict=True):
-                mixed[:, block] += weight[:, None] * value.value
+                mixed += weight[:, None] * value.value
                 error = error + weight * value.error
-            squares += error**2
-        return self.linear(f"{name}.output", Bounded(mixed, np.sqrt(squares)))
+            found.append(Bounded(mixed, error))
+        if shared:
+            scales, off = self.scales(name), gamma(self.num_heads + 1)
+            total = sum(scale * head.value for scale, head in zip(scales, found, strict=True))
+            errors = (abs(scale) * (head.error + off * head.size) for scale, head in zip(scales, found, strict=True))
+            return Bounded(np.asarray(total), np.asarray(sum(errors)) + TINY)
+        squares = np.sum([head.error**2 for head in found], axis=0)
+        return self.linear(f"{name}.output", Bounded(np.hstack([head.value for head in found]), np.sqrt(squares)))
+
+    def scales(self, name: str) -> np.ndarray:
+        """The scale of each head of an attention whose heads share their values."""
+        return np.append(1.0, self.weights[f"{name}.scales"])
 
     def add(self, x: Bounded, update: Bounded, name: str) -> Bounded:
         """The residual connection: normalised after it in post-norm."""
@@ -1241,6 +1326,8 @@ class Model:
         Two bounds on the segment from `x` to its float32 value come with it: the change of that product for vectors of
         length 1, and the Lipschitz constant of the layer.
         """
+        if not self.has_norms:
+            return outer, np.zeros(len(outer)), np.ones(len(outer))
         weight = self.weights[f"{name}.weight"]
         (n, s, least), u, largest = normalised(x), weight * outer, abs(weight).max()
         back = (u - n * (n * u).mean(axis=1, keepdims=True)) / s
@@ -1300,7 +1387,10 @@ class Model:
         logits, required, rows = h.value @ weight.T + bias, ids[:, -1], np.arange(len(ids))
         margins = logits[rows, required][:, None] - logits
         pairs = (norm(weight)[required][:, None] + norm(weight)) * h.size[:, None]
-        rounding = gamma(self.dim + 3) * (pairs + abs(bias[required])[:, None] + abs(bias))
+        # An embedding on an arc is rounded itself, and with it an output that is tied to it.
+        rounding = gamma(self.dim + 3 + ({"arc", "output"} <= {*self.savings})) * (
+            pairs + abs(bias[required])[:, None] + abs(bias)
+        )
         bounds = self.apart[required] * h.error[:, None] + rounding + TINY
         margins[rows, required], bounds[rows, required] = math.inf, 0
         row, other = np.nonzero(margins <= 2 * bounds)

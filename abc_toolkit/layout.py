@@ -190,7 +190,8 @@ class Layout:
 
     Attributes:
         source: The source's tokens, `[source_length]`: queries and keys of the encoder, keys of cross-attention.
-        target: The tokens that the decoder predicts, `EOS` last, `[target_length]`: its queries.
+        target: The tokens that the decoder predicts, `[target_length]`: its queries. `EOS` is the last one, unless the
+            layout says where the target ends.
         prefix: The tokens that the decoder holds when it predicts them, `BOS` first, `[target_length]`: the keys
             of its self-attention.
     """
@@ -290,7 +291,7 @@ class LayoutDescription:
         names: Names of the segments.
         source: Tokens of the source, in order.
         start: The token that the decoder holds at the beginning.
-        target: Tokens of the target, `EOS` last.
+        target: Tokens of the target; `EOS` last, unless the layout says where the target ends.
     """
 
     names: tuple[str, ...]
@@ -318,7 +319,7 @@ class LayoutDescription:
         return found - variables
 
     def target_length(self, sizes: Mapping[str, int]) -> int:
-        """Number of tokens of the target, `EOS` included, for some values of the symbols."""
+        """Number of tokens of the target, with `EOS` where it has one, for some values of the symbols."""
 
         def length(items: Sequence[Item]) -> int:
             return sum(
@@ -381,6 +382,7 @@ def digit_description(
     in_turn: bool = False,
     answers_in_turn: bool = False,
     downwards: bool = False,
+    ends: bool = True,
 ) -> LayoutDescription:
     """Description of a source whose segments are written most significant digit first, and of what answers it.
 
@@ -393,15 +395,16 @@ def digit_description(
         in_turn: Whether the source's segments are written in turn, a token of each, instead of one after the other.
         answers_in_turn: Whether the target's segments are written in turn.
         downwards: Whether the target's segments are written most significant digit first too, instead of last.
+        ends: Whether the target ends with `EOS`.
     """
     answers = target if isinstance(target, Sequence) else [(ANSWER, target)]
     length = answers[-1][1]
     end = Token(END, -1, length) if downwards else Token(END, length, -1)
     return LayoutDescription(
-        (*(name for name, _ in source), START, *(name for name, _ in answers), END),
+        (*(name for name, _ in source), START, *(name for name, _ in answers), *([END] if ends else [])),
         _written(source, True, in_turn),
         Token(START, 0, 0),
-        (*_written(answers, downwards, answers_in_turn), end),
+        (*_written(answers, downwards, answers_in_turn), *([end] if ends else [])),
     )
 
 

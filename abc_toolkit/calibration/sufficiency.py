@@ -173,11 +173,11 @@ class Evidence:
 
 def solved(task: Solvable, shape: Shape, source: Tensor) -> Problems:
     """Problems of given sources `[batch, source_length]`, with the task's answers; sources that are no problem go."""
-    vocabulary = task.vocabulary
-    sources, targets = [source[:0]], [source.new_empty(0, len(task.layout(shape).target) - 1)]
+    vocabulary, length = task.vocabulary, len(task.layout(shape).target)
+    sources, targets = [source[:0]], [source.new_empty(0, length)]
     for row in source:
         with suppress(ProblemError):  # an altered source may be no problem: copies of one digit may differ
-            targets.append(vocabulary.encode(task.solve(vocabulary.decode(row)))[None])
+            target = vocabulary.encode(task.solve(vocabulary.decode(row)))
+            targets.append(torch.nn.functional.pad(target, (0, length - len(target)), value=EOS)[None])
             sources.append(row[None])
-    target = torch.nn.functional.pad(torch.cat(targets), (0, 1), value=EOS)
-    return Problems(shape, torch.cat(sources), target)
+    return Problems(shape, torch.cat(sources), torch.cat(targets))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions
 from abc_toolkit.positions import AttentionPosition, OpenKeys, by_problem
 
@@ -109,31 +110,61 @@ class Attention(nn.Module):
         dropout: Probability that an attention weight is dropped in training.
         position: The hooks of the position method in this site and layer.
         bias: Whether the projections have biases.
+        scored: Whether there are queries and keys; if not, the open keys of a query are averaged.
+        shared: Whether all heads share one map of values, as wide as the stream, so that there is no output projection:
+            the output is the sum over heads of a learned scale times the averaged values. The first scale is 1.
 
     Attributes:
         path: `dense`, `gathered`, or `auto`, which chooses by the number of keys.
+        head_dim: Width of a head.
 
     Raises:
-        ValueError: If `num_heads` does not divide `model_dim`.
+        ValueError: If `num_heads` does not divide `model_dim`, and heads share no values.
+        UserError: If the position method acts on queries and keys, and there are none.
     """
 
     def __init__(
-        self, model_dim: int, num_heads: int, dropout: float, position: AttentionPosition, bias: bool = True
+        self,
+        model_dim: int,
+        num_heads: int,
+        dropout: float,
+        position: AttentionPosition,
+        bias: bool = True,
+        scored: bool = True,
+        shared: bool = False,
     ) -> None:
         super().__init__()
-        if model_dim % num_heads:
+        if model_dim % num_heads and not shared:
             raise ValueError(f"num_heads {num_heads} does not divide model_dim {model_dim}")
+        if not scored and (position.rotates or position.transforms):
+            raise UserError(
+                "--model.savings scores: the position method acts on queries and keys, and there are none: choose "
+                "another --model.position"
+            )
         self.num_heads = num_heads
+        self.head_dim = model_dim if shared else model_dim // num_heads
+        self.scored = scored
+        self.shared = shared
         self.dropout = dropout
         self.position = position
         self.path: AttentionPath = "auto"
-        self.query = linear(model_dim, model_dim, bias=bias)
-        self.key_value = linear(model_dim, model_dim, parts=2, bias=bias)
-        self.output = linear(model_dim, model_dim, bias=bias)
+        if scored:
+            self.query = linear(model_dim, model_dim, bias=bias)
+            self.key_value = linear(model_dim, model_dim, parts=2, bias=bias)
+        else:
+            self.value = linear(model_dim, model_dim, bias=bias)
+        if shared:
+            # Of the heads after the first. Drawn apart: heads of equal scales could change places.
+            self.scales = nn.Parameter(torch.rand(num_heads - 1))
+        else:
+            self.output = linear(model_dim, model_dim, bias=bias)
 
     def keys_values(self, x: Tensor) -> Tensor:
         """Keys, not yet rotated, and values `[batch, key, 2, head, dim]` of a stream `[batch, key, model_dim]`."""
-        return self.key_value(x).unflatten(-1, (2, self.num_heads, -1))
+        if self.scored:
+            return self.key_value(x).unflatten(-1, (2, self.num_heads, -1))
+        values = self.value(x).unflatten(-1, (-1, self.head_dim)).expand(*x.shape[:-1], self.num_heads, self.head_dim)
+        return torch.stack([torch.zeros_like(values), values], dim=-3)
 
     def open_keys(self, q_positions: Positions, k_positions: Positions) -> OpenKeys | None:
         """The table of open keys; `None` on the dense path."""
@@ -162,7 +193,7 @@ class Attention(nn.Module):
         if scope.gather is None:
             return max(1, _CELLS // (batch * self.num_heads * len(scope.k_positions)))
         _, heads, both, slots = scope.gather.rows.shape
-        return max(1, _CELLS // (batch * heads * both * slots * (self.query.out_features // heads)))
+        return max(1, _CELLS // (batch * heads * both * slots * self.head_dim))
 
     def forward(
         self, x: Tensor, keys_values: Tensor, q_positions: Positions, scope: Scope, need_weights: bool = False
@@ -180,12 +211,22 @@ class Attention(nn.Module):
             The attended stream `[batch, query, model_dim]`, and the weights if they are needed: `[batch, head, query,
             key]`, or `[batch, head, query, slot]` on the gathered path.
         """
-        q = self.query(x).unflatten(-1, (self.num_heads, -1))
+        q = self.query(x).unflatten(-1, (self.num_heads, -1)) if self.scored else self._no_queries(x)
         if scope.gather is not None:
             attended, weights = self._gathered(q, keys_values, q_positions, scope.k_positions, scope.gather)
         else:
             attended, weights = self._dense(q, keys_values, q_positions, scope, need_weights)
-        return self.output(attended.flatten(2)), weights if need_weights else None
+        return self.joined(attended), weights if need_weights else None
+
+    def _no_queries(self, x: Tensor) -> Tensor:
+        """Queries of 0, `[batch, query, head, dim]`, whose products with all keys are equal."""
+        return x.new_zeros(*x.shape[:-1], self.num_heads, self.head_dim)
+
+    def joined(self, attended: Tensor) -> Tensor:
+        """The output `[batch, query, model_dim]` of what the heads attended to, `[batch, query, head, dim]`."""
+        if not self.shared:
+            return self.output(attended.flatten(2))
+        return attended[..., 0, :] + (self.scales[:, None] * attended[..., 1:, :]).sum(dim=-2)
 
     def _dense(
         self, q: Tensor, keys_values: Tensor, q_positions: Positions, scope: Scope, need_weights: bool

@@ -4,7 +4,7 @@ Dimensions are `batch, query, model_dim` for streams; `T` tokens of target, `S` 
 """
 
 import abc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.models.attention import linear
 from abc_toolkit.models.patches import PatchConvolution
+from abc_toolkit.models.savings import SAVINGS, ArcEmbedding, Saving, TiedOutput
 from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal, by_problem
 from abc_toolkit.tasks.base import Batch, Interface
 from abc_toolkit.vocabulary import BOS
@@ -32,17 +33,18 @@ class Architecture:
 
     Attributes:
         num_encoder_layers: Encoder depth; with 0, cross-attention reads the source's embeddings.
-        num_decoder_layers: Decoder depth; of a model without an encoder, its depth.
+        num_decoder_layers: Decoder depth, or the only depth.
         model_dim: Width of the streams.
         num_heads: Heads a layer; divides `model_dim`.
-        feedforward_dim: Width of the hidden layer of each feed-forward block; `mamba` has none.
-        norm: Layer normalisation before (`pre`) or after (`post`) each block; `mamba` has the former.
+        feedforward_dim: Width of the feed-forward hidden layer.
+        norm: Layer normalisation before (`pre`) or after (`post`) each block, or `none`.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method; if not given, sinusoids of place and segment with base 100, and none for `mamba`.
         backbone: `encoder-decoder`, the default; `decoder-only`, the default where there is no target; `encoder-only`;
             `mamba`, which has no attention.
         block: `standard`, or `llama`: RMS normalisation, SwiGLU, no biases.
         init_std: Standard deviation of initial weights of `llama`; by the widths if not given.
+        savings: Parameters to do without: biases, thresholds, output, arc, scores, values, feedforward.
     """
 
     num_encoder_layers: int = 0
@@ -50,12 +52,19 @@ class Architecture:
     model_dim: int = 64
     num_heads: int = 4
     feedforward_dim: int = 256
-    norm: Literal["pre", "post"] = "pre"
+    norm: Literal["pre", "post", "none"] = "pre"
     dropout: float = 0.0
     position: PositionMethod | None = None
     backbone: Backbone | None = None
     block: BlockKind = "standard"
     init_std: float | None = None
+    # * `biases`: none, but in the hidden layers of feed-forward blocks, whose biases are the `thresholds`.
+    # * `output`: the output matrix is the token embedding's.
+    # * `arc`: tokens are embedded on an arc, see `ArcEmbedding`.
+    # * `scores`: attention has no queries and keys, so that the open keys of a query are averaged.
+    # * `values`: the heads of an attention share one map of values, as wide as the stream, and have a scale each.
+    # * `feedforward`: the second matrix of a feed-forward block is the transpose of the first, see `TiedLinear`.
+    savings: tuple[Saving, ...] = field(default=(), metadata={"later": True})
 
     @property
     def kind(self) -> Backbone:
@@ -83,7 +92,8 @@ class Architecture:
         check_numbers(self, "model", sizes, at_least=1)
         check_numbers(self, "model", ("num_encoder_layers",))
         check_numbers(self, "model", ("dropout",), below=1)
-        if self.model_dim % self.num_heads:
+        self._check_savings()
+        if self.model_dim % self.num_heads and "values" not in self.savings:
             raise UserError(f"--model.num_heads {self.num_heads} does not divide --model.model_dim {self.model_dim}")
         if self.backbone in ("decoder-only", "mamba") and self.num_encoder_layers:
             raise UserError(
@@ -92,18 +102,33 @@ class Architecture:
             )
         if self.backbone == "encoder-only" and not self.num_encoder_layers:
             raise UserError("--model.backbone encoder-only needs layers: give --model.num_encoder_layers at least 1")
-        if self.backbone == "mamba" and self.norm == "post":
-            raise UserError("--model.backbone mamba normalises before each block: leave out --model.norm post")
+        if self.backbone == "mamba" and self.norm != "pre":
+            raise UserError(f"--model.backbone mamba normalises before each block: leave out --model.norm {self.norm}")
         if self.block == "llama" and self.backbone == "mamba":
             raise UserError("--model.backbone mamba has blocks of its own: leave out --model.block llama")
-        if self.block == "llama" and self.norm == "post":
-            raise UserError("--model.block llama normalises before each block: leave out --model.norm post")
+        if self.block == "llama" and self.norm != "pre":
+            raise UserError(f"--model.block llama normalises before each block: leave out --model.norm {self.norm}")
         if self.init_std is not None:
             check_numbers(self, "model", ("init_std",))
             if not self.init_std:
                 raise UserError("--model.init_std 0: give more than 0, or no weight has a gradient")
             if self.block != "llama":
                 raise UserError(f"--model.init_std {self.init_std:g} needs --model.block llama: add that")
+
+    def _check_savings(self) -> None:
+        """Refuses savings that do not go with each other or with the architecture."""
+        for saving in self.savings:
+            if saving not in SAVINGS:
+                raise UserError(f"--model.savings names {saving!r}: choose from {', '.join(SAVINGS)}")
+        if not self.savings:
+            return
+        if self.backbone == "mamba" or self.block == "llama":
+            other = "--model.backbone mamba" if self.backbone == "mamba" else "--model.block llama"
+            raise UserError(f"{other} saves no parameters: leave out --model.savings")
+        if "values" in self.savings and "scores" not in self.savings:
+            raise UserError("--model.savings values: heads as wide as the stream have no scores: add scores")
+        if "arc" in self.savings and self.model_dim < 2:
+            raise UserError("--model.savings arc: an arc needs two dimensions: give --model.model_dim at least 2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +196,15 @@ class Model(nn.Module, abc.ABC):
         self.positioning = self.position.build(
             ModelSizes(dim, architecture.num_heads, architecture.num_encoder_layers, architecture.num_decoder_layers)
         )
-        bias = architecture.block != "llama"
+        bias = architecture.block != "llama" and "biases" not in architecture.savings
         self.embedding, self.embedding_scale = self._input_adapter(self.interface, dim, bias)
+        if "arc" in architecture.savings:
+            if not self.interface.num_tokens:
+                raise UserError("--model.savings arc: the task's inputs are no tokens: leave it out")
+            self.embedding = ArcEmbedding(self.interface.num_tokens, dim)
         self.dropout = nn.Dropout(architecture.dropout)
         self.add_layers()
-        self.output = linear(dim, self.interface.num_outputs, bias=bias)
+        self.output = self._output_adapter(bias)
         if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=1 / self.embedding_scale)
         self.initialise()
@@ -188,6 +217,15 @@ class Model(nn.Module, abc.ABC):
         if interface.patch_channels:
             return PatchConvolution(interface.patch_channels, dim), 1.0
         return linear(interface.input_dim, dim, bias=bias), 1.0
+
+    def _output_adapter(self, bias: bool) -> nn.Linear | TiedOutput:
+        """The module that turns the stream into outputs."""
+        if "output" not in self.architecture.savings:
+            return linear(self.architecture.model_dim, self.interface.num_outputs, bias=bias)
+        tokens = self.interface.num_tokens
+        if not isinstance(self.embedding, nn.Embedding | ArcEmbedding) or self.interface.num_outputs != tokens:
+            raise UserError("--model.savings output: the task's outputs are not the tokens of its inputs: leave it out")
+        return TiedOutput(self.embedding, bias)
 
     def initialise(self) -> None:
         """Draws initial weights that are others than those of the modules by themselves. Called once, at the end."""

@@ -27,6 +27,7 @@ from abc_toolkit.models.base import (
     Model,
     answering,
 )
+from abc_toolkit.models.savings import TiedLinear
 from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal, Site
 
 Side = Literal["encoder", "decoder"]
@@ -34,11 +35,24 @@ _LLAMA_EPSILON = 1e-6  # of the normalisation, as in Llama
 
 
 class FeedForward(nn.Sequential):
-    """`W2 relu(W1 x)`, with dropout on the hidden layer."""
+    """`W2 relu(W1 x + b1) + b2`, with dropout on the hidden layer."""
 
     def __init__(self, architecture: Architecture) -> None:
-        dim, hidden = architecture.model_dim, architecture.feedforward_dim
-        super().__init__(linear(dim, hidden), nn.ReLU(), nn.Dropout(architecture.dropout), linear(hidden, dim))
+        dim, hidden, savings = architecture.model_dim, architecture.feedforward_dim, architecture.savings
+        first = linear(dim, hidden, bias="thresholds" not in savings)
+        bias = "biases" not in savings
+        last = TiedLinear(first, bias) if "feedforward" in savings else linear(hidden, dim, bias=bias)
+        super().__init__(first, nn.ReLU(), nn.Dropout(architecture.dropout), last)
+
+    @property
+    def first(self) -> nn.Linear:
+        """The linear layer before the rectifier."""
+        return self[0]  # type: ignore[return-value]
+
+    @property
+    def last(self) -> nn.Linear | TiedLinear:
+        """The linear layer after it."""
+        return self[3]  # type: ignore[return-value]
 
 
 class SwiGLU(nn.Module):
@@ -117,7 +131,11 @@ class _RMSNorm(torch.autograd.Function):
 def normalisation(architecture: Architecture) -> nn.Module:
     """The normalisation of a model's streams: by mean and variance, or in Llama's blocks by the root mean square."""
     dim = architecture.model_dim
-    return RMSNorm(dim, eps=_LLAMA_EPSILON) if architecture.block == "llama" else nn.LayerNorm(dim)
+    if architecture.norm == "none":
+        return nn.Identity()
+    if architecture.block == "llama":
+        return RMSNorm(dim, eps=_LLAMA_EPSILON)
+    return nn.LayerNorm(dim, bias="biases" not in architecture.savings)
 
 
 class Block(nn.Module):
@@ -139,11 +157,19 @@ class Block(nn.Module):
         self.side = side
         self.layer = layer
         self.cross = cross
-        self.pre = architecture.norm == "pre"
-        llama = architecture.block == "llama"
+        self.pre = architecture.norm != "post"
+        llama, savings = architecture.block == "llama", architecture.savings
 
         def attention(site: Site) -> Attention:
-            return Attention(dim, heads, architecture.dropout, position.at(site, layer), bias=not llama)
+            return Attention(
+                dim,
+                heads,
+                architecture.dropout,
+                position.at(site, layer),
+                bias=not llama and "biases" not in savings,
+                scored="scores" not in savings,
+                shared="values" in savings,
+            )
 
         self.self_attention = attention(side)
         self.self_norm = normalisation(architecture)
@@ -513,6 +539,7 @@ class AttentionModel(Model):
             nn.init.normal_(self.embedding.weight, std=std)
         elif given is not None:
             nn.init.normal_(self.embedding.get_parameter("weight"), std=given)
+        assert isinstance(self.output, nn.Linear)  # nothing is saved in Llama's blocks
         nn.init.normal_(self.output.weight, std=0.1 * self.output.in_features**-0.5 if given is None else given)
 
     @property

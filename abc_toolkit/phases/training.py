@@ -11,6 +11,7 @@ import torch
 from abc_toolkit.errors import Interrupted, UserError
 from abc_toolkit.models.base import Architecture, Backbone, Model
 from abc_toolkit.models.memory import check_training_memory
+from abc_toolkit.models.savings import Saving
 from abc_toolkit.phases.base import check_backbone, check_task, next_command, run_with
 from abc_toolkit.positions import NoPE, PositionMethod
 from abc_toolkit.proof import CannotDecideError
@@ -54,10 +55,11 @@ class ArchitectureChanges:
         model_dim: Width of the streams.
         num_heads: Attention heads a layer; must be the window's.
         feedforward_dim: Width of the hidden layer of each feed-forward block.
-        norm: Layer normalisation before (`pre`) or after (`post`) each block.
+        norm: Layer normalisation before (`pre`) or after (`post`) each block, or `none`.
         dropout: Probability of dropping an activation or an attention weight while training.
         position: Position method beside the window.
         backbone: Must be the window's.
+        savings: Parameters to do without, as in `abc fit`.
     """
 
     num_encoder_layers: int | None = None
@@ -65,10 +67,11 @@ class ArchitectureChanges:
     model_dim: int | None = None
     num_heads: int | None = None
     feedforward_dim: int | None = None
-    norm: Literal["pre", "post"] | None = None
+    norm: Literal["pre", "post", "none"] | None = None
     dropout: float | None = None
     position: PositionMethod = field(default_factory=NoPE)
     backbone: Backbone | None = None
+    savings: tuple[Saving, ...] | None = None
 
     def applied_to(self, vanilla: Architecture) -> Architecture:
         """The vanilla architecture with these overrides."""

@@ -251,7 +251,8 @@ class _Strings:
         ]
         held = list(self._templates(description.target, 1))
         start = _Template(description.start, (), (_START,), {**description.start.coordinates, "raw": Linear({})})
-        self.prefix = [start, *held[:-1]]
+        # Without a token that ends it, the target is left whole: causal attention leaves out the last token by itself.
+        self.prefix = [start, *(held[:-1] if isinstance(description.target[-1], Token) else held)]
         self.target = target
         if one_string:
             self._join(description)

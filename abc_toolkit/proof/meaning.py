@@ -290,7 +290,7 @@ def _every(task: DigitTask, rule: TabledRule, shape: tuple[int, ...]) -> Problem
 
 
 def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:
-    """Targets that a rule's table writes, `[batch, target_length - 1]`.
+    """Targets that a rule's table writes, `[batch, target_length]`.
 
     The rule reads and writes by its names alone, as in the enumeration. In a table, each row is written under the right
     rows above it. A token is -1 where no run ends in an accepting state, or the rule does not write it and its segment
@@ -298,8 +298,8 @@ def written_by(task: DigitTask, rule: TabledRule, problems: Problems) -> Tensor:
     """
     layout = task.layout(problems.shape)
     reading, target = Reading(rule, layout), layout.target
-    written = torch.full_like(problems.target[:, :-1], -1)
-    for number, segment in enumerate(target.segment[:-1].tolist()):
+    written = torch.full_like(problems.target, -1)
+    for number, segment in enumerate(target.segment.tolist()):
         values = task.values(target.names[segment])
         written[:, number] = values[0] if len(values) == 1 else -1
     own = [target.within(reading.reads[name].segment) for name in rule.answers]
@@ -349,9 +349,8 @@ def _agree(task: DigitTask, rule: TabledRule, problems: Problems) -> int:
     Raises:
         CannotDecideError: If they differ on one.
     """
-    written, target = written_by(task, rule, problems), problems.target[:, :-1]
-    vocabulary, checked = task.vocabulary, 0
-    for source, own, computed in zip(problems.source, written, target, strict=True):
+    written, vocabulary, checked = written_by(task, rule, problems), task.vocabulary, 0
+    for source, own, computed in zip(problems.source, written, problems.target, strict=True):
         text = vocabulary.decode(source)
         right = task.solve(text)
         for who, said in (("the local rule", own), ("'compute'", computed)):

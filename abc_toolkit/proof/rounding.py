@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from abc_toolkit.layout import Positions
 from abc_toolkit.models.attention import Attention
+from abc_toolkit.models.savings import ArcEmbedding, TiedOutput
 from abc_toolkit.models.transformer import Block, EncoderDecoder, FeedForward, TransformerModel
 from abc_toolkit.positions import Cyclic, OpenKeys, Site
 from abc_toolkit.proof.enumeration import Kind
@@ -82,14 +83,14 @@ class BoundedLinear:
 
     Args:
         weight: `W`, in float64, `[out, in]`.
-        bias: `b`, `[out]`.
+        bias: `b`, `[out]`; 0 if not given.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, weight.new_zeros(len(weight)) if bias is None else bias
         self.norm = float(torch.linalg.matrix_norm(weight, 2)) * SLACK
         self.absolute = float(torch.linalg.matrix_norm(weight.abs(), 2)) * SLACK
-        self.offset = float(bias.norm())
+        self.offset = float(self.bias.norm())
         self.rows = weight.norm(dim=1)
 
     def largest_of(self, size: float) -> float:
@@ -97,7 +98,10 @@ class BoundedLinear:
         return self.absolute * size + self.offset
 
     def local(self, x: Bounded) -> Tensor:
-        """The rounding error that the layer itself adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`."""
+        """The rounding error that the layer itself adds: `g(n + 2) (||abs W|| (||x|| + e) + ||b||)`, `[row]`.
+
+        A weight may itself be a rounded product, of another layer's weight and a scale.
+        """
         return growth(self.weight.shape[1] + 2) * (self.absolute * x.size + self.offset) + SMALLEST
 
     def local_each(self, x: Bounded) -> Tensor:
@@ -110,6 +114,18 @@ class BoundedLinear:
         return Bounded(functional.linear(x.value, self.weight, self.bias), self.norm * x.error + self.local(x))
 
 
+class _Nothing:
+    """The queries or the keys of an attention that has none: they are 0."""
+
+    def largest_of(self, size: float) -> float:
+        """Bound of the output."""
+        return 0.0
+
+    def __call__(self, x: Bounded) -> Bounded:
+        """Vectors of 0, without an error."""
+        return Bounded(torch.zeros_like(x.value), torch.zeros_like(x.error))
+
+
 class BoundedNorm:
     """A layer normalisation, `w (x - mean) / sqrt(variance + eps) + b`.
 
@@ -120,6 +136,9 @@ class BoundedNorm:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer if isinstance(layer, nn.LayerNorm) else None
         self.largest = float(layer.weight.abs().max()) if isinstance(layer, nn.LayerNorm) else 1.0
+        self.bias = torch.zeros((), dtype=torch.float64)
+        if isinstance(layer, nn.LayerNorm) and getattr(layer, "bias", None) is not None:
+            self.bias = layer.bias
 
     def _scale(self, x: Bounded) -> tuple[Tensor, Tensor, Tensor]:
         """The centred vector, its `s = sqrt(variance + eps)`, and the least `s` of all vectors within the error."""
@@ -139,15 +158,18 @@ class BoundedNorm:
             return size
         dim = len(layer.weight)
         normal = dim**0.5 + 4 * growth(dim + 8) * size / layer.eps**0.5
-        return self.largest * normal + float(layer.bias.norm())
+        return self.largest * normal + float(self.bias.norm())
 
     def lipschitz(self, x: Bounded) -> Tensor:
         """A Lipschitz constant on the segment between `x` and its rounded value, `[row]`."""
+        if self.layer is None:
+            return torch.ones_like(x.error)
         return self.largest / self._scale(x)[2]
 
     def back(self, x: Bounded, outer: Tensor) -> Tensor:
         """The transposed derivative at `x`, times vectors `[row, dim]`."""
-        assert self.layer is not None
+        if self.layer is None:
+            return outer
         centred, deviation, _ = self._scale(x)
         normal, scaled = centred / deviation[:, None], self.layer.weight * outer
         turned = scaled - normal * (normal * scaled).mean(dim=-1, keepdim=True)
@@ -160,6 +182,8 @@ class BoundedNorm:
         `c / s` is `sqrt d c' / ||c'||`, without the last coordinate, where `c'` is `c` with a constant coordinate more.
         The second derivative of this has the norm `2 / sqrt 3 sqrt d / ||c'||^2`.
         """
+        if self.layer is None:
+            return torch.zeros_like(x.error)
         least = self._scale(x)[2]
         return 2 / 3**0.5 * self.largest * length * x.error / (x.value.shape[-1] ** 0.5 * least**2)
 
@@ -178,27 +202,55 @@ class BoundedNorm:
         variance = 4 * growth(dim + 8) * (x.size / least) ** 2 / dim + 8 * UNIT
         variance = variance.where(variance <= 0.25, torch.inf)  # a root of it is then within this share as well
         error = (x.error + (variance + growth(dim + 4) + 4 * UNIT) * x.size) / least
-        error = self.largest * error + 3 * UNIT * (self.largest * (normal.norm(dim=-1) + error) + layer.bias.norm())
-        return Bounded(normal * layer.weight + layer.bias, error)
+        error = self.largest * error + 3 * UNIT * (self.largest * (normal.norm(dim=-1) + error) + self.bias.norm())
+        return Bounded(normal * layer.weight + self.bias, error)
 
 
 class _BoundedAttention:
     """An attention, with each query's open keys."""
 
     def __init__(self, attention: Attention) -> None:
-        dim = attention.query.out_features
-        self.heads = attention.num_heads
-        weight, bias = attention.key_value.weight, attention.key_value.bias
-        self.query = BoundedLinear(attention.query.weight, attention.query.bias)
-        self.key = BoundedLinear(weight[:dim], bias[:dim])
-        self.value = BoundedLinear(weight[dim:], bias[dim:])
-        self.output = BoundedLinear(attention.output.weight, attention.output.bias)
+        self.heads, self.head_dim = attention.num_heads, attention.head_dim
+        self.query, self.key = _Nothing(), _Nothing()
+        if attention.scored:
+            query, both = attention.query, attention.key_value
+            keys, values = both.weight.chunk(2)
+            biases = (None, None) if both.bias is None else both.bias.chunk(2)
+            self.query, self.key = BoundedLinear(query.weight, query.bias), BoundedLinear(keys, biases[0])
+            self.value = BoundedLinear(values, biases[1])
+        else:
+            self.value = BoundedLinear(attention.value.weight, attention.value.bias)
+        self.scales: Tensor | None = None
+        if attention.shared:
+            self.scales = torch.cat([attention.scales.new_ones(1), attention.scales])
+        else:
+            self.output = BoundedLinear(attention.output.weight, attention.output.bias)
+
+    def _part(self, head: int) -> slice:
+        """The columns of a head in queries, keys and values."""
+        return slice(None) if self.scales is not None else slice(head * self.head_dim, (head + 1) * self.head_dim)
+
+    def _joined(self, values: Sequence[Tensor], errors: Sequence[Tensor]) -> Bounded:
+        """The output of what the heads attended to."""
+        if self.scales is None:
+            total = torch.zeros_like(errors[0])
+            for error in errors:
+                total = total + error**2
+            return self.output(Bounded(torch.cat(list(values), dim=-1), total.sqrt()))
+        sizes = [value.norm(dim=-1) + error for value, error in zip(values, errors, strict=True)]
+        value, error = torch.zeros_like(values[0]), torch.zeros_like(errors[0])
+        for scale, head, own, size in zip(self.scales, values, errors, sizes, strict=True):
+            value = value + scale * head
+            error = error + scale.abs() * (own + growth(self.heads + 1) * size)
+        return Bounded(value, error + SMALLEST)
 
     def largest_of(self, queries: float, keys: float) -> list[float]:
         """Bounds of all numbers on the way, the output's last, for queries and keys up to a norm each."""
         query, key, value = (
             layer.largest_of(size) for layer, size in ((self.query, queries), (self.key, keys), (self.value, keys))
         )
+        if self.scales is not None:
+            return [query * key, query, key, value, float(self.scales.abs().sum()) * value]
         return [query * key, query, key, value, self.output.largest_of(self.heads**0.5 * value)]
 
     def __call__(self, x: Bounded, keys: Sequence[tuple[Bounded, Bounded]], table: OpenKeys, row: int) -> Bounded:
@@ -211,19 +263,19 @@ class _BoundedAttention:
             row: The query's row of the table.
         """
         query = self.query(x)
-        dim = query.value.shape[-1] // self.heads
         values: list[Tensor] = []
-        errors = torch.zeros_like(query.error)
+        errors: list[Tensor] = []
         for head in range(self.heads):
-            part = slice(head * dim, (head + 1) * dim)
+            part = self._part(head)
             opened = _open_of(table, head, row)
             if not opened:
                 values.append(torch.zeros_like(query.value[:, part]))
+                errors.append(torch.zeros_like(query.error))
                 continue
             value, error = self._head(query, [keys[key] for key, _ in opened], [bias for _, bias in opened], part)
             values.append(value)
-            errors = errors + error**2
-        return self.output(Bounded(torch.cat(values, dim=-1), errors.sqrt()))
+            errors.append(error)
+        return self._joined(values, errors)
 
     def _head(
         self, query: Bounded, keys: Sequence[tuple[Bounded, Bounded]], biases: Sequence[float], part: slice
@@ -275,9 +327,7 @@ class _BoundedBlock:
         self.cross_attention = _BoundedAttention(block.cross_attention) if block.cross else None
         self.cross_norm = BoundedNorm(block.cross_norm) if block.cross else None
         assert isinstance(block.feedforward, FeedForward)  # `basis_of` refuses every other block
-        first, last = (block.feedforward[number] for number in (0, 3))
-        assert isinstance(first, nn.Linear)
-        assert isinstance(last, nn.Linear)
+        first, last = block.feedforward.first, block.feedforward.last
         self.first, self.last = BoundedLinear(first.weight, first.bias), BoundedLinear(last.weight, last.bias)
         self.feedforward_norm = BoundedNorm(block.feedforward_norm)
 
@@ -360,7 +410,10 @@ class BoundedModel:
             self.decoder = [_BoundedBlock(block) for block in self.model.decoder]
             encoder_norm = self.model.encoder_norm if isinstance(self.model, EncoderDecoder) else nn.Identity()
             self.encoder_norm, self.decoder_norm = map(BoundedNorm, (encoder_norm, self.model.decoder_norm))
-        self.output = self.model.output
+            self.output = BoundedLinear(self.model.output.weight, self.model.output.bias)
+        # An embedding on an arc is rounded itself, and with it an output that is tied to it.
+        tied = isinstance(self.model.output, TiedOutput) and isinstance(self.model.embedding, ArcEmbedding)
+        self.of_output = growth(self.output.weight.shape[1] + 3 + tied)
         assert isinstance(model.position, Windowed)
         largest = max([self._largest(cyclic), *(abs(rule.bias) for rule in model.position.window.rules)])
         if not largest <= LARGEST:
@@ -372,7 +425,8 @@ class BoundedModel:
     @torch.no_grad()
     def _largest(self, cyclic: Sequence[Cyclic]) -> float:
         """Twice a bound of all numbers and partial sums on the way to the logits, for any tokens."""
-        embedding, dim = self.model.get_parameter("embedding.weight"), self.model.architecture.model_dim
+        embedding, dim = self.model.embedding.weight, self.model.architecture.model_dim
+        assert isinstance(embedding, Tensor)
         waves = dim**0.5 * sum(len(method.coordinates) for method in cyclic)
         embedded = float(embedding.norm(dim=1).max()) * dim**0.5 + waves
         found, encoded = [embedded], embedded
@@ -404,7 +458,8 @@ class BoundedModel:
             tokens: Token ids of its leaves, `[assignment, leaf]`.
         """
         _, last = self._last(field, tokens)
-        return self.output(self.decoder_norm(last.values).value)[last.which]
+        x = self.decoder_norm(last.values).value
+        return functional.linear(x, self.output.weight, self.output.bias)[last.which]
 
     def _margins(self, before: BoundedStream, last: BoundedStream, required: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Margin, rounding and slack of each assignment."""
@@ -415,13 +470,13 @@ class BoundedModel:
         apart = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")[required] * SLACK
         local = (largest[required][:, None] + largest) * x.size[:, None]
         local = local + bias.abs()[required][:, None] + bias.abs()
-        rounding = apart * x.error[:, None] + growth(weight.shape[1] + 3) * local
+        rounding = apart * x.error[:, None] + self.of_output * local
         own = functional.one_hot(required, len(weight)).bool()
         rounding = rounding.masked_fill(own, 0)
         row, other = (~own & ~(margins > 2 * rounding)).nonzero(as_tuple=True)
         if len(row):
             finer = self._refined(before.values[before.which[row]], required[row], other)
-            finer = finer + growth(weight.shape[1] + 3) * local[row, other]
+            finer = finer + self.of_output * local[row, other]
             rounding[row, other] = torch.minimum(rounding[row, other], finer.where(~finer.isnan(), torch.inf))
         slack = (margins - rounding).masked_fill(own, torch.inf).amin(dim=1)
         return margins.masked_fill(own, torch.inf).amin(dim=1), rounding.amax(dim=1), slack

@@ -20,9 +20,18 @@ _made_with: WeakKeyDictionary[Any, Mapping[str, Any]] = WeakKeyDictionary()
 
 
 def describe(value: Any) -> Any:
-    """A value as plain data, as a configuration file holds it; an instance of a dataclass by its class and fields."""
+    """A value as plain data, as a configuration file holds it; an instance of a dataclass by its class and fields.
+
+    Fields with `later` in their metadata came later than the first records of their class. They are left out where they
+    have their defaults, so that descriptions stay what they were.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+        own = (field for field in dataclasses.fields(value) if field.init)
+        fields = {
+            field.name: describe(getattr(value, field.name))
+            for field in own
+            if not (field.metadata.get("later") and getattr(value, field.name) == field.default)
+        }
         if type(value).__mro__[1] is object:  # settings of one kind only
             return fields
         return {"class_path": f"{type(value).__module__}.{type(value).__qualname__}", "init_args": fields}
@@ -166,7 +175,7 @@ class _Rebuilder:
                 raise UserError(f"{self.source} names the setting {key!r}, which {kind.__name__} does not have")
         for key, field in fields.items():
             default = field.default is not MISSING or field.default_factory is not MISSING
-            if key not in settings and (self.whole or not default):
+            if key not in settings and not (default and (not self.whole or field.metadata.get("later"))):
                 raise UserError(f"{self.source} lacks the setting {key!r} of {kind.__name__}")
         hints = _hints(kind)
         arguments = {

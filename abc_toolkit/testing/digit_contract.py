@@ -174,12 +174,13 @@ class DigitTaskContract(TaskContract):
             assert problems.source.shape == (24, len(layout.source))
             assert problems.target.shape == (24, len(layout.target)) == (24, len(layout.prefix))
             assert problems.source.dtype == problems.target.dtype == torch.int64
-            assert (problems.target[:, -1] == EOS).all()
-            assert (problems.target[:, :-1] != EOS).all()
+            ends = int(task.end == "token")
+            assert (problems.target[:, len(layout.target) - ends :] == EOS).all()
+            assert (problems.target[:, : len(layout.target) - ends] != EOS).all()
             for source, target in zip(problems.source, problems.target, strict=True):
                 source, target = task.vocabulary.decode(source), task.vocabulary.decode(target)
                 assert target == task.solve(source)
-                assert len(target) == len(layout.target) - 1
+                assert len(target) == len(layout.target) - ends
                 assert task.answer(target) == str(case.oracle(source))
                 assert re.fullmatch(case.grammar, source)
                 assert task.parse(source)[1] == source
@@ -192,7 +193,8 @@ class DigitTaskContract(TaskContract):
             source = task.vocabulary.decode(task.sample(generator(), 1, shape).source[0])
             assert set(positions.coordinates) == set(COORDINATES)
             for character, segment in zip(source, positions.segment.tolist(), strict=True):
-                assert (character in digits) == positions.names[segment].startswith("operand")
+                name = positions.names[segment]
+                assert (character in digits and name not in task.literals) == name.startswith("operand")
             for operand, tokens in operands(task, shape, source):
                 place, index = (positions.coordinates[c][tokens].tolist() for c in ("place", "index"))
                 values = [digits.index(character) for character in operand]
@@ -299,7 +301,7 @@ class DigitTaskContract(TaskContract):
             assert task.solve(example.source) == example.target
             assert task.answer(example.target) == example.answer
             assert len(task.layout(example.shape).source) == len(example.source)
-            assert len(task.layout(example.shape).target) == len(example.target) + 1
+            assert len(task.layout(example.shape).target) == len(example.target) + (task.end == "token")
             assert task.vocabulary.decode(task.vocabulary.encode(example.source)) == example.source
 
     def test_docstring_examples(self) -> None:
@@ -359,7 +361,7 @@ class NumberContract(DigitTaskContract):
     def test_target_is_the_result_the_other_way_round(self, case: TaskCase, suite: str) -> None:
         for shape in case.task.training_shapes():
             problems = case.task.sample(generator(), 24, shape, suite)
-            width = problems.target.shape[1] - 1
+            width = problems.target.shape[1] - (case.task.end == "token")
             for source, target in zip(problems.source, problems.target, strict=True):
                 result = case.oracle(case.task.vocabulary.decode(source))
                 assert case.task.vocabulary.decode(target) == str(result).zfill(width)[::-1]

@@ -1,7 +1,7 @@
 """Addition of two numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import add
 from typing import ClassVar, Literal
 
@@ -78,6 +78,9 @@ class Addition(DigitTask):
             equal width: `123+989` is written `+192839`. It is the input alignment of arXiv 2310.11984, appendix A.4.
             A problem may be given either way.
         base: Number of digits: `0` to `9`, then `a` to `z`.
+        end: `token` ends the target with a token of its own; `layout` leaves it out, as the layout tells the length.
+        leading_zero: Whether the source begins with a zero that is no operand's, `0123+989`, which a head can read
+            where an operand has no digit. A text in that form is taken as it is.
     """
 
     signs: ClassVar[str] = "+"
@@ -88,10 +91,16 @@ class Addition(DigitTask):
     numbers_below: int | None = None
     interleaved: bool = False
     base: int = 10
+    end: Literal["token", "layout"] = field(default="token", metadata={"later": True})
+    leading_zero: bool = field(default=False, metadata={"later": True})
 
     @property
     def operator(self) -> str:
         return "+"
+
+    @property
+    def lead(self) -> str:
+        return self.symbols[0] if self.leading_zero else ""
 
     @property
     def in_turn(self) -> bool:
@@ -101,6 +110,8 @@ class Addition(DigitTask):
         super().__post_init__()
         if self.interleaved and self.padding == "none":
             raise UserError("interleaved: operands of unequal width have no pairs: choose padding longest or fixed")
+        if self.interleaved and self.leading_zero:
+            raise UserError("interleaved: the source begins with the operator: leave out leading_zero")
         check_numbers_below(self.numbers_below, self.max_length)
         if self.numbers_below is not None and self.base != 10:
             raise UserError(f"numbers_below is for base 10, and base is {self.base}: leave out one of them")
@@ -176,12 +187,20 @@ class Addition(DigitTask):
 
     def parse(self, text: str) -> tuple[Shape, str]:
         first, second = self.operands(text, "an addition: write two numbers with one '+' between them, as in 123+9")
+        if self.leading_zero and self._has_lead(first, second):
+            first = first[1:]
         shape = (len(first), len(second))
         widths = self.widths(shape)
         return shape, self.written(first.zfill(widths[0]), second.zfill(widths[1]))
 
+    def _has_lead(self, first: str, second: str) -> bool:
+        """Whether the first operand of a text begins with the leading zero of a source."""
+        if len(first) == 1 or not first.startswith(self.lead):
+            return False
+        return self.padding == "none" or len(first) == len(second) + 1
+
     def solve(self, source: str) -> str:
-        first, second = self.split(source)
+        first, second = self.split(source[len(self.lead) :])
         return exact_result(add, first, second, max(len(first), len(second)) + 1, self.base)
 
     def local_rule(self) -> LocalRule | None:

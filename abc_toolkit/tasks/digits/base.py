@@ -20,6 +20,7 @@ from abc_toolkit.tasks.digits.sampling import pad, pick_rows
 from abc_toolkit.tasks.lengths import Shape
 from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
+ZERO = "zero"  # the segment of a zero that is no operand's
 UNEQUAL = "unequal"
 CARRY = "carry"
 ZEROS = "zeros"
@@ -46,9 +47,11 @@ class DigitTask(Certifiable, HeldOut):
         signs: Characters of its strings that are no digits.
         answers_in_turn: Whether the target's segments are written in turn, one token of each.
         downwards: Whether they are written from the most significant digit down.
+        end: `token`, if the target ends with `EOS`, or `layout`, if the layout says where it ends.
     """
 
     base = 10  # without an annotation, so that it is the last field of a task that has it as a field
+    end = "token"
     suites = SETS
     signs: ClassVar[str] = ""
     answers_in_turn: ClassVar[bool] = False
@@ -79,7 +82,8 @@ class DigitTask(Certifiable, HeldOut):
         if self.in_turn:
             return [("operator", 1), *((f"operand {i}", max(widths)) for i in range(1, len(widths) + 1))]
         operands = [(f"operand {i}", width) for i, width in enumerate(widths, 1)]
-        return operands if len(operands) == 1 else [operands[0], ("operator", 1), operands[1]]
+        lead = [(ZERO, 1)] if self.lead else []
+        return [*lead, *(operands if len(operands) == 1 else [operands[0], ("operator", 1), operands[1]])]
 
     @abc.abstractmethod
     def answer_length(self, shape: Shape) -> int:
@@ -112,6 +116,11 @@ class DigitTask(Certifiable, HeldOut):
         values = [self.values(f"operand {number}") for number, length in enumerate(lengths, 1) for _ in range(length)]
         symbols = torch.tensor(list(product(*values)), dtype=torch.long).reshape(-1, len(values)) - NUM_SPECIAL
         return list(symbols.split(list(lengths), dim=1))
+
+    @property
+    def lead(self) -> str:
+        """The zero that the source begins with, which is no operand's; nothing, if it begins with an operand."""
+        return ""
 
     @property
     def operator(self) -> str:
@@ -149,11 +158,12 @@ class DigitTask(Certifiable, HeldOut):
         if self.in_turn:
             parts = [operator, torch.stack([digits.expand_as(tokens[0]) for digits in tokens], dim=2).flatten(1)]
         else:
-            parts = [tokens[0]]
+            parts = [self.vocabulary.encode(self.lead).expand(batch, -1), tokens[0]]
             for digits in tokens[1:]:
                 parts += [operator, digits]
-        end = torch.full((batch, 1), EOS)
-        target = torch.cat([self.compute(operands) + NUM_SPECIAL, end], dim=1)
+        target = self.compute(operands) + NUM_SPECIAL
+        if self.end == "token":
+            target = torch.cat([target, torch.full((batch, 1), EOS)], dim=1)
         return Problems(shape, torch.cat(parts, dim=1), target)
 
     def holding(self, generator: Generator, shape: Shape, tokens: Mapping[int, int]) -> Problems:
@@ -186,7 +196,7 @@ class DigitTask(Certifiable, HeldOut):
         return torch.where(enough, scatter(hashed), -1)
 
     def num_tokens(self, shape: Shape) -> tuple[int, int]:
-        return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + 1
+        return sum(length for _, length in self.segments(shape)), self.answer_length(shape) + (self.end == "token")
 
     def layout(self, shape: Shape) -> Layout:
         laid_out = _cached_layout if sum(self.num_tokens(shape)) <= _CACHED_TOKENS else _new_layout
@@ -207,13 +217,19 @@ class DigitTask(Certifiable, HeldOut):
         It may compute with sizes what is linear, and compare them; a proof for every length runs it on symbols.
         """
         return digit_description(
-            self.segments(sizes), self.answers(sizes), self.in_turn, self.answers_in_turn, self.downwards
+            self.segments(sizes),
+            self.answers(sizes),
+            self.in_turn,
+            self.answers_in_turn,
+            self.downwards,
+            self.end == "token",
         )
 
     @property
     def literals(self) -> Mapping[str, str]:
         """The character that each segment holds which always holds the same."""
-        return {"operator": self.operator} if self.operator else {}
+        found = {"operator": self.operator, ZERO: self.lead}
+        return {segment: character for segment, character in found.items() if character}
 
     def values(self, segment: str) -> tuple[int, ...]:
         """Token ids that can stand in a segment."""
@@ -274,7 +290,7 @@ class DigitTask(Certifiable, HeldOut):
         """The source of two operands that are padded already."""
         if self.in_turn:
             return self.operator + "".join(chain.from_iterable(zip(first, cycle(second), strict=False)))
-        return f"{first}{self.operator}{second}"
+        return f"{self.lead}{first}{self.operator}{second}"
 
 
 def _new_layout(task: DigitTask, sizes: Shape) -> Layout:

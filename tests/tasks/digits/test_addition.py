@@ -44,7 +44,7 @@ def apart(text: str) -> str:
 
 
 def total(text: str) -> int:
-    first, second = apart(text).split("+")
+    first, second = apart(text).split("+")  # a zero in front changes nothing
     return int(first) + int(second)
 
 
@@ -118,6 +118,37 @@ class TestAddition(NumberContract):
             r"[0-9]{1,12}\+[0-9]{1,12}",
             (Example("99+1", (2, 1), "000000000099+000000000001", "0010000000000", "100"),),
             WRONG | {"1234567890123+1": "13 digits does not fit the fixed width of 12"},
+        ),
+        "ended by the layout": TaskCase(
+            Addition(max_length=3, end="layout"),
+            total,
+            r"[0-9]+\+[0-9]+",
+            (Example("123+989", (3, 3), "123+989", "2111", "1112"), Example("9+91", (1, 2), "09+91", "001", "100")),
+            WRONG,
+        ),
+        "a leading zero": TaskCase(
+            Addition(max_length=3, end="layout", leading_zero=True),
+            total,
+            r"[0-9]+\+[0-9]+",
+            (
+                Example("123+989", (3, 3), "0123+989", "2111", "1112"),
+                Example("0123+989", (3, 3), "0123+989", "2111", "1112"),
+                Example("0123+98", (4, 2), "00123+0098", "12200", "221"),
+                Example("00+0", (1, 1), "00+0", "00", "0"),
+            ),
+            WRONG,
+        ),
+        "a leading zero, unequal": TaskCase(
+            Addition(max_length=3, padding="none", end="layout", leading_zero=True),
+            total,
+            r"[0-9]+\+[0-9]+",
+            (
+                Example("123+45", (3, 2), "0123+45", "8610", "168"),
+                Example("0123+45", (3, 2), "0123+45", "8610", "168"),
+                Example("9+991", (1, 3), "09+991", "0001", "1000"),
+                Example("0+5", (1, 1), "00+5", "50", "5"),
+            ),
+            WRONG,
         ),
         "interleaved": TaskCase(
             PAIRS,
