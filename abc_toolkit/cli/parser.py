@@ -107,7 +107,7 @@ class Formatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         if isinstance(action, _ActionHelpClassPath):
-            return "Show the settings of a class, and exit."
+            return "Show the settings of a class, and exit; alike for each option that takes one."
         notes = []
         if names := _class_names(action):
             notes.append(", ".join(names))
@@ -247,13 +247,18 @@ def add_options(parser: Parser, command: str) -> list[str]:
             settings.add_function_arguments(COMMANDS[phase].load(), as_group=False, skip={*SHARED, *ALONE})
             remove_actions(settings, _ActionHelpClassPath)
             parser.add_argument(f"--{phase}", action=ActionParser(settings))
+    helps = [action for action in parser._actions if isinstance(action, _ActionHelpClassPath)]
+    for action in helps[:1]:
+        action.metavar = "NAME"
+    for action in helps[1:]:  # the first tells of them
+        action.help = SUPPRESS
     for action in parser._actions:
         if isinstance(action, _ActionConfigLoad):
             action.__class__ = SettingsFile
         if getattr(action, "_typehint", None) is bool:  # a flag alone means true
             action.nargs, action.const = "?", True
         elif isinstance(action, _ActionPrintConfig):
-            action.help = "Print all settings as they would be used, as YAML for --config, and exit."
+            action.help = "Print all settings as YAML for --config, and exit."
         elif isinstance(action, _ActionConfigLoad) and action.dest in PIPELINE:
             action.help = f"File of settings of {action.dest}; --{action.dest}.OPTION gives one of them."
     return added
