@@ -13,8 +13,7 @@ from abc_toolkit.tasks.base import ProblemError, quoted
 from abc_toolkit.tasks.chomsky.base import ChomskyTask
 from abc_toolkit.tasks.digits.addition import Addition, Carrying
 from abc_toolkit.tasks.digits.base import CARRY, UNEQUAL, ZEROS
-from abc_toolkit.tasks.digits.identity import Identity, carried_sum, share
-from abc_toolkit.tasks.digits.long_multiplication import DIGIT
+from abc_toolkit.tasks.digits.long_multiplication import CARRIED, DIGIT, Rows
 from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from abc_toolkit.tasks.digits.sampling import carried, pad
 from abc_toolkit.tasks.digits.tables import COMMA
@@ -173,40 +172,17 @@ class BinaryAddition(BinaryTask):
         return Padded(2)
 
 
-class Rows(LocalRule):
-    """In each row, the bit of the first operand times that of the row, the bit above and the carry, the state."""
-
-    operands = ("operand 1", "above")
-    constants = ("operand 2",)
-    answers = (DIGIT,)
-    num_states = 2
-    rows = True
-
-    def step(
-        self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        total = digits[0] * constants[0] + digits[1] + state
-        return total // 2, [total % 2]
-
-    def identities(self) -> tuple[Identity, ...]:
-        terms = [share("operand 1", 2, times_constant=True), share("above", 2)]
-        statement = "operand 1 * the row's bit of operand 2 + the row above without its first bit = the row"
-        return (carried_sum(statement, 2, terms, [share(DIGIT, 2)]),)
-
-    def read(self, name: str) -> Read:
-        own = {"above": Read(DIGIT, row=1, shift=1), "operand 2": Read("operand 2", row=0), DIGIT: Read(DIGIT, row=0)}
-        return own.get(name, Read(name))
-
-
 @dataclass(frozen=True)
 class BinaryMultiplication(BinaryTask):
-    """Multiplies two binary numbers, least significant bit first: `0120101` has the target `000,010,100,010,`.
+    """Multiplies two binary numbers, least significant bit first: `0120101` has the target
+    `00000,00100,10000,00100,`.
 
     That is 2 * 10 = 20. The target has a row for each bit of the second number, which begins with the least significant
-    one. A row is the row above without its first bit, plus the first number times the bit; a comma ends it. The first
-    bit of a row is final, as in long multiplication: the product is the first bits of all rows and the rest of the last
-    one. The benchmark's output is read off: it ends the product behind the highest bit with a `2`, and pads it with
-    zeros to the length of the input, `0010120`.
+    one. A row is the row above without its first bit, plus the first number times the bit. As in `LongMultiplication`,
+    whose rule this is in base 2, each column has a bit and what is carried from it, but the last, which is what is
+    carried into it; a comma ends the row. The first bit of a row is final: the product is the first bits of all rows
+    and the bits of the rest of the last one. The benchmark's output is read off: it ends the product behind the highest
+    bit with a `2`, and pads it with zeros to the length of the input, `0010120`.
 
     Attributes:
         max_length: Longest training length, in tokens of the input.
@@ -217,6 +193,7 @@ class BinaryMultiplication(BinaryTask):
         "operand 1": "01",
         "operand 2": "01",
         DIGIT: "01",
+        CARRIED: "01",
         OPERATOR: "2",
         COMMA: ",",
     }
@@ -229,14 +206,15 @@ class BinaryMultiplication(BinaryTask):
 
     def answer_length(self, shape: Shape) -> int:
         first, second = self.sizes(shape)
-        return second * (first + 2)
+        return second * (2 * first + 2)
 
     def describe_layout(self, sizes: Shape) -> LayoutDescription:
         first, second = sizes
         i, j = symbol("i"), symbol("j")
-        row = (Repeat(first + 1, "j", (Token(DIGIT, j, j, i),)), Token(COMMA, first + 1, first + 1, i))
+        pair = tuple(Token(name, j, j, i) for name in (DIGIT, CARRIED))
+        row = (Repeat(first, "j", pair), Token(DIGIT, first, first, i), Token(COMMA, first + 1, first + 1, i))
         return LayoutDescription(
-            ("operand 1", OPERATOR, "operand 2", START, DIGIT, COMMA, END),
+            ("operand 1", OPERATOR, "operand 2", START, DIGIT, CARRIED, COMMA, END),
             (_operand(1, first), Token(OPERATOR, 0, 0), _operand(2, second, tabled=True)),
             Token(START, 0, 0),
             (Repeat(second, "i", row), Token(END, 0, 0, second)),
@@ -247,24 +225,30 @@ class BinaryMultiplication(BinaryTask):
         row, rows = torch.zeros_like(first[:, :1]).expand(-1, first.shape[1] + 1), []
         comma = torch.full_like(first[:, :1], self.characters.index(","))
         for bit in second.unbind(1):
-            row = carried(first * bit[:, None] + row[:, 1:], 2)
-            rows += [row, comma]
+            term, above = first * bit[:, None], row[:, 1:]
+            row = carried(term + above, 2)
+            into = (row[:, :-1] + term + above) % 2  # what is carried into each column but the last
+            out = torch.cat([into[:, 1:], row[:, -1:]], dim=1)
+            rows += [torch.stack([row[:, :-1], out], dim=2).flatten(1), row[:, -1:], comma]
         return torch.cat(rows, dim=1)
 
     def solve(self, source: str) -> str:
         first, second = source.split("2")
         number, row, rows = int(first[::-1], 2), 0, []
         for bit in second:
-            row = row // 2 + number * int(bit)
-            rows.append(f"{row:b}"[::-1].ljust(len(first) + 1, "0") + ",")
+            above, term = row // 2, number * int(bit)
+            row = above + term
+            into = row ^ above ^ term  # what is carried into each column
+            bits, carries = (f"{each:0{len(first) + 1}b}"[::-1] for each in (row, into))
+            rows += [*map("".join, zip(bits[:-1], carries[1:], strict=True)), bits[-1], ","]
         return "".join(rows)
 
     def answer(self, target: str) -> str:
         *rows, rest = target.split(",")
-        if rest or not rows or len(set(map(len, rows))) != 1 or len(rows[0]) < 2 or target.strip("01,"):
+        if rest or not rows or len(set(map(len, rows))) != 1 or len(rows[0]) % 2 == 0 or target.strip("01,"):
             return target
-        bits = "".join(row[0] for row in rows) + rows[-1][1:]
+        bits = "".join(row[0] for row in rows) + rows[-1][2::2]
         return self.padded(bits, len(bits) + 1)
 
     def local_rule(self) -> LocalRule | None:
-        return Rows()
+        return Rows(2)

@@ -20,27 +20,37 @@ DIGIT = "digit"
 CARRIED = "carry"
 
 
+@dataclass(frozen=True)
 class Rows(LocalRule):
-    """In each row, the digit of the first operand times that of the row, the digit above and the carry, the state."""
+    """In each row, the digit of the first operand times that of the row, the digit above and the carry, the state.
+
+    Attributes:
+        base: Number of digits.
+    """
 
     operands = ("operand 1", "above")
     constants = ("operand 2",)
     answers = (DIGIT, CARRIED)
-    num_states = 10
     rows = True
+
+    base: int = 10
+
+    @property
+    def num_states(self) -> int:  # type: ignore[override]
+        return self.base
 
     def step(
         self, state: Tensor, digits: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         total = digits[0] * constants[0] + digits[1] + state
-        return total // 10, [total % 10, total // 10]
+        return total // self.base, [total % self.base, total // self.base]
 
     def identities(self) -> tuple[Identity, ...]:
-        terms = [share("operand 1", 10, times_constant=True), share("above", 10)]
+        terms = [share("operand 1", self.base, times_constant=True), share("above", self.base)]
         statement = "operand 1 * the row's digit of operand 2 + the row above without its first digit = the row"
         return (
-            carried_sum(statement, 10, terms, [share(DIGIT, 10)]),
-            CarryIdentity("each carry is what is carried on", CARRIED, tuple(range(10)), 10),
+            carried_sum(statement, self.base, terms, [share(DIGIT, self.base)]),
+            CarryIdentity("each carry is what is carried on", CARRIED, tuple(range(self.base)), self.base),
         )
 
     def read(self, name: str) -> Read:

@@ -51,9 +51,9 @@ class TestBinaryMultiplication(ChomskyContract):
             lambda text: output(text, mul, len(text)),
             GRAMMAR,
             (
-                Example("0120101", (7, 2), "0120101", "000,010,100,010,", "0010120"),
-                Example("001201101", (9, 3), "001201101", "0000,0010,0110,1100,1010,", "000110120"),
-                Example("121", (3, 1), "121", "10,", "120"),
+                Example("0120101", (7, 2), "0120101", "00000,00100,10000,00100,", "0010120"),
+                Example("001201101", (9, 3), "001201101", "0000000,0000100,0010100,1010000,1000100,", "000110120"),
+                Example("121", (3, 1), "121", "100,", "120"),
             ),
             WRONG,
         ),
@@ -70,6 +70,6 @@ def test_numbers_are_split_at_any_place_and_are_not_zero(task) -> None:
 
 
 def test_targets_that_are_no_result_are_not_read() -> None:
-    for target in ("", ",", "0", "00,0,", "00,0", "x0,", "0,"):
+    for target in ("", ",", "0", "000,0,", "000,0", "x00,", "00,"):
         assert BinaryMultiplication().answer(target) == target
     assert BinaryAddition().answer("01x") == "01x"

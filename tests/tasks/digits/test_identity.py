@@ -51,7 +51,7 @@ TASKS: dict[str, tuple[DigitTask, tuple[str, ...]]] = {
     "parity": (Parity(), ("running",)),
     "cycle navigation": (CycleNavigation(), ("running",)),
     "odds first": (OddsFirst(), ("copy",)),
-    "rows of binary products": (BinaryMultiplication(), ("linear",)),
+    "rows of binary products": (BinaryMultiplication(), ("linear", "remainder")),
     "comparison": (Comparison(), ("order",)),
     "copy": (Copy(), ("copy",)),
     "reverse": (Reverse(), ("copy",)),
