@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture
 from abc_toolkit.models.decoding import solve_problems
 from abc_toolkit.models.transformer import DecoderOnly
@@ -40,6 +41,8 @@ class Adder(DecoderOnly):
 def build_model(folder: Path = FOLDER) -> tuple[Adder, dict[str, Any]]:
     """The model, and what a verifier is told of it."""
     certificate = json.loads((folder / "certificate.json").read_text())
+    if certificate["verdict"] != "correct":
+        raise UserError(f"{folder} holds an adder that is not proved correct: choose another folder")
     task = rebuild(certificate["task"], Task, folder)
     architecture = rebuild(certificate["architecture"], Architecture, folder)
     window = Window.from_json((folder / "window.json").read_text())

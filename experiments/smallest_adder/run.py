@@ -99,6 +99,7 @@ class Configuration:
 
 
 CONFIGURATIONS = {
+    "12 units": Configuration(12),
     "5 units": Configuration(5),
     "4 units": Configuration(4),
     "3 units": Configuration(3),
