@@ -1119,11 +1119,11 @@ class Model:
                         others[f"{part}.scales"] = (self.num_heads - 1,)
                     else:
                         linear[f"{part}.output"] = dim, dim
-        own = {name for name in linear if not self._tied(name)}
+        own = [name for name in linear if not self._tied(name)]
         shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": linear[name] for name in own} | others
         self.biases = {f"{name}.bias": shape[0] for name, shape in linear.items()}
         self.biases |= {f"{name}.bias": dim for name in norms if self.has_norms}
-        kept = {name for name in self.biases if not self._without_bias(name)}
+        kept = [name for name in self.biases if not self._without_bias(name)]
         shapes |= {name: (self.biases[name],) for name in kept}
         shapes |= {f"{name}.weight": (dim,) for name in norms if self.has_norms}
         for name, shape in shapes.items():

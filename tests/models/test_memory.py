@@ -30,13 +30,22 @@ def _sixteen_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**34))
 
 
+def longest(kind: type[Task], length: int) -> Task:
+    """A task trained to a length, or to one token more where it takes odd lengths alone."""
+    try:
+        return kind(max_length=length)  # type: ignore[call-arg]
+    except UserError:
+        return kind(max_length=length + 1)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.__name__)
 def test_any_task_of_a_billion_digits_is_refused_at_once(kind: type[Task]) -> None:
     check_training_memory(kind(), Architecture(), 64, 2560, "cpu")
-    for length in (10**5, 10**9, 10**15):
+    # A hundred thousand tokens that are read for an answer of one do fit.
+    for length in (*([] if kind is tasks.EvenPairs else [10**5]), 10**9, 10**15):
         start = time.perf_counter()
         with pytest.raises(UserError, match=r"would take about .* GiB and there are 16\.0 GiB"):
-            check_training_memory(kind(max_length=length), Architecture(), 64, 2560, "cpu")  # type: ignore[call-arg]
+            check_training_memory(longest(kind, length), Architecture(), 64, 2560, "cpu")
         assert time.perf_counter() - start < 2
 
 
