@@ -40,8 +40,7 @@ def run_with(run: Path | None, needed: Phase, capability: type, command: str) ->
         found = Run.newest(run, needed)
     except UserError as reason:
         try:
-            began = Run.newest(run, "fit")
-            task = began.task(began.first)
+            task = Run.newest(run, "fit").task("fit")
         except UserError:
             raise reason from None
         require(task, capability, command)

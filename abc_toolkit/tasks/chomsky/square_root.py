@@ -1,6 +1,6 @@
 """The square root of a binary number, rounded down."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -13,15 +13,14 @@ from torch.nn import functional
 
 from abc_toolkit.layout import END, START, LayoutDescription, Repeat, Token
 from abc_toolkit.linear import symbol
-from abc_toolkit.tasks.base import ProblemError, Problems
-from abc_toolkit.tasks.chomsky.base import ChomskyTask
+from abc_toolkit.tasks.base import ProblemError
+from abc_toolkit.tasks.chomsky.tables import StringTable
 from abc_toolkit.tasks.digits.base import CARRY as CARRIES
 from abc_toolkit.tasks.digits.base import ZEROS
 from abc_toolkit.tasks.digits.rule import LocalRule, Read
 from abc_toolkit.tasks.digits.sampling import carried, choose_rows, random_run, with_zeros
 from abc_toolkit.tasks.digits.tables import COMMA
 from abc_toolkit.tasks.lengths import Shape
-from abc_toolkit.vocabulary import EOS, NUM_SPECIAL
 
 INPUT = "operand 1"
 DIGIT = "digit"
@@ -151,7 +150,7 @@ class DigitByDigit(LocalRule):
 
 
 @dataclass(frozen=True)
-class SquareRoot(ChomskyTask):
+class SquareRoot(StringTable):
     """The square root of a binary number, rounded down: `1101` has the target `5-0-1-1,5-1-2+1,`, the answer is 11.
 
     The bits of the number are taken in pairs, from its most significant end, and each pair gives a bit of the root.
@@ -175,17 +174,6 @@ class SquareRoot(ChomskyTask):
 
     base = 6
     max_length: int = 10
-
-    @property
-    def operator(self) -> str:
-        return ""
-
-    @property
-    def literals(self) -> Mapping[str, str]:
-        return {COMMA: ","}
-
-    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
-        return shape[:1]
 
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         count = (shape[0] + 1) // 2
@@ -219,13 +207,6 @@ class SquareRoot(ChomskyTask):
             Token(START, 0, width - 1),
             (Repeat(count, "i", row), Token(END, 0, width - 1, count)),
         )
-
-    def numbers(self, problems: Problems) -> list[Tensor]:
-        return [problems.source.flip(1) - NUM_SPECIAL]
-
-    def problems(self, shape: Shape, operands: Sequence[Tensor]) -> Problems:
-        target = functional.pad(self.compute(operands) + NUM_SPECIAL, (0, 1), value=EOS)
-        return Problems(shape, operands[0].flip(1) + NUM_SPECIAL, target)
 
     def draw(self, generator: Generator, batch: int, shape: Shape, suite: str) -> list[Tensor]:
         length = shape[0]

@@ -43,12 +43,8 @@ class Neighbours:
 
 
 @dataclass(frozen=True)
-class TokenTable(ChomskyTask):
-    """A task whose target has a row for each token of the input, a comma before each.
-
-    A cell follows from the row's token and three cells of the row above: at its own column and its neighbours. The
-    comma is the first character, as no cell holds it: it stands for a cell that is not there.
-    """
+class StringTable(ChomskyTask):
+    """A task on one string whose target is a table, with a comma for each row."""
 
     @property
     def operator(self) -> str:
@@ -57,6 +53,25 @@ class TokenTable(ChomskyTask):
     @property
     def literals(self) -> Mapping[str, str]:
         return {COMMA: ","}
+
+    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
+        return shape[:1]
+
+    def numbers(self, problems: Problems) -> list[Tensor]:
+        return [problems.source.flip(1) - NUM_SPECIAL]
+
+    def problems(self, shape: Shape, operands: Sequence[Tensor]) -> Problems:
+        target = functional.pad(self.compute(operands) + NUM_SPECIAL, (0, 1), value=EOS)
+        return Problems(shape, operands[0].flip(1) + NUM_SPECIAL, target)
+
+
+@dataclass(frozen=True)
+class TokenTable(StringTable):
+    """A task whose target has a row for each token of the input, a comma before each.
+
+    A cell follows from the row's token and three cells of the row above: at its own column and its neighbours. The
+    comma is the first character, as no cell holds it: it stands for a cell that is not there.
+    """
 
     @abc.abstractmethod
     def width(self, length: int) -> int:
@@ -69,9 +84,6 @@ class TokenTable(ChomskyTask):
     def occurs(self, above: Neighbours) -> Tensor:
         """Whether a problem has such neighbours; of what no problem has nothing is proved."""
         return torch.ones_like(above.own, dtype=torch.bool)
-
-    def operand_lengths(self, shape: Shape) -> tuple[int, ...]:
-        return shape[:1]
 
     def sizes(self, shape: Shape) -> tuple[int, ...]:
         return shape[0], self.width(shape[0])
@@ -101,13 +113,6 @@ class TokenTable(ChomskyTask):
             Token(START, -1, width, 0, 0),
             (Repeat(n, "i", row), Token(END, -1, width, n, 0)),
         )
-
-    def numbers(self, problems: Problems) -> list[Tensor]:
-        return [problems.source.flip(1) - NUM_SPECIAL]
-
-    def problems(self, shape: Shape, operands: Sequence[Tensor]) -> Problems:
-        target = functional.pad(self.compute(operands) + NUM_SPECIAL, (0, 1), value=EOS)
-        return Problems(shape, operands[0].flip(1) + NUM_SPECIAL, target)
 
     def numbers_of(self, characters: str) -> Tensor:
         """Numbers of symbols, `[character]`."""
