@@ -40,7 +40,8 @@ def run_with(run: Path | None, needed: Phase, capability: type, command: str) ->
         found = Run.newest(run, needed)
     except UserError as reason:
         try:
-            task = Run.newest(run, "fit").task("fit")
+            began = Run.newest(run)
+            task = began.task(began.first)
         except UserError:
             raise reason from None
         require(task, capability, command)

@@ -83,9 +83,10 @@ def evaluate(
             task cannot be decoded as asked.
     """
     start = time.perf_counter()
-    needed = "retrain" if weights == "retrain" or (run is not None and Run(run).first != "fit") else "fit"
-    source = Run.newest(run, "fit" if weights == "fit" else needed)
-    task = source.task(needed)
+    source = Run.newest(run, None if weights == "all" else weights)
+    if source.first != "fit":  # one that began with maps has no vanilla model
+        source.check_has("retrain")
+    task = source.task("retrain" if weights == "retrain" or source.first != "fit" else "fit")
     sizes, suites, device = check_evaluating(task, length, sets, samples, decode, accelerator)
     metrics = reported_metrics(task, decode)
     samples = task.num_samples if samples is None else samples

@@ -220,7 +220,7 @@ def check_answers(problems: Sequence[str], answers: Sequence[str], *, run: Path 
         answers: An answer each.
         run: Run folder; the newest in runs/ if not given.
     """
-    own = Run.newest(run, "fit" if run is None or Run(run).first == "fit" else "calibrate")
+    own = Run.newest(run)
     task = require(own.task(own.first), Solvable, "abc solve")
     sources = [read_problem(task, problem).source for problem in problems]
     return [task.answer(task.solve(source)) == answer for source, answer in zip(sources, answers, strict=True)]

@@ -86,12 +86,12 @@ class Run:
         return cls(Path(path) if path is not None else RUNS / task.name)
 
     @classmethod
-    def newest(cls, path: Path | str | None, needed: Phase) -> "Run":
+    def newest(cls, path: Path | str | None, needed: Phase | None = None) -> "Run":
         """The named run, or the run in `runs/` that finished a phase last.
 
         Args:
             path: Folder of the run.
-            needed: A phase that the run must have finished.
+            needed: A phase that the run must have finished; the one that it began with if not given.
 
         Raises:
             UserError: If there is no such run.
@@ -112,11 +112,20 @@ class Run:
                 run = max(runs, key=cls._finished)
             except UserError as error:
                 raise UserError(f"{error}, or name another run with --run") from None
-        if not run.has(needed):
-            if run.interrupted(needed):
-                raise UserError(f"'abc {needed}' was interrupted in {run.path}: finish it with 'abc {needed} --resume'")
-            raise UserError(f"{run.path} holds no finished '{needed}': do 'abc {needed} --run {run.path}' first")
+        run.check_has(run.first if needed is None else needed)
         return run
+
+    def check_has(self, needed: Phase) -> None:
+        """Refuses a run that has not finished a phase.
+
+        Raises:
+            UserError: With the command that finishes it.
+        """
+        if self.has(needed):
+            return
+        if self.interrupted(needed):
+            raise UserError(f"'abc {needed}' was interrupted in {self.path}: finish it with 'abc {needed} --resume'")
+        raise UserError(f"{self.path} holds no finished '{needed}': do 'abc {needed} --run {self.path}' first")
 
     def _finished(self) -> str:
         """When the last phase finished, by the records."""

@@ -16,6 +16,7 @@ from abc_toolkit.windows.rules import Window
 
 Abc = Callable[..., tuple[int, str, str]]
 TASK = Parity(max_length=3)
+OWN = Path("runs", "parity")
 OPTIONS = ("--task", "Parity", "--task.max_length", "3")
 
 
@@ -42,25 +43,25 @@ def write(path: Path, named: Mapping[str, Tensor], solved: Mapping[str, int] | N
 def test_a_run_that_begins_with_maps_is_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Abc) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path("maps.safetensors"), tensors())
-    status, _, error = abc("calibrate", "--maps", "maps.safetensors", *OPTIONS, "--run", "own")
-    assert (status, "Next:  abc retrain --run own" in error) == (0, True)
-    window = Window.load(Path("own/calibrate/window.json"))
+    status, _, error = abc("calibrate", "--maps", "maps.safetensors", *OPTIONS)
+    assert (status, f"Next:  abc retrain --run {OWN}" in error) == (0, True)
+    window = Window.load(OWN / "calibrate/window.json")
     assert (window.backbone, window.num_heads, window.num_decoder_layers) == ("decoder-only", 2, 1)
     sizes = ("--model.model_dim", "32", "--model.feedforward_dim", "64", "--stopping.decay_steps", "50")
-    assert abc("retrain", "--run", "own", *sizes)[0] == 0
-    status, said, _ = abc("certify", "--run", "own")
+    assert abc("retrain", *sizes)[0] == 0
+    status, said, _ = abc("certify")
     assert (status, "correct at every length" in said) == (0, True)
-    status, said, _ = abc("evaluate", "--run", "own", "--samples", "20")
+    status, said, _ = abc("evaluate", "--samples", "20")
     assert (status, "vanilla" in said, "retrained" in said) == (0, False, True)
-    assert abc("solve", "--run", "own", "--check", "1011")[:2] == (0, "1\tright\n")
-    record = json.loads(Path("own/calibrate/record.json").read_text())
+    assert abc("solve", "--check", "1011")[:2] == (0, "1\tright\n")
+    record = json.loads((OWN / "calibrate/record.json").read_text())
     assert record["model"]["backbone"] == "decoder-only"
     # Another file for the same run makes what was trained inside the old window stale.
     write(Path("other.safetensors"), tensors(lambda weights: weights.flip(0)))
-    status, _, error = abc("calibrate", "--maps", "other.safetensors", *OPTIONS, "--run", "own")
+    status, _, error = abc("calibrate", "--maps", "other.safetensors", *OPTIONS)
     assert (status, error.count("\n")) == (2, 1)
-    assert abc("calibrate", "--maps", "other.safetensors", *OPTIONS, "--run", "own", "--overwrite")[0] == 0
-    assert "stale" in abc("evaluate", "--run", "own", "--samples", "5", "--overwrite")[2]
+    assert abc("calibrate", "--maps", "other.safetensors", *OPTIONS, "--overwrite")[0] == 0
+    assert "stale" in abc("evaluate", "--samples", "5", "--overwrite")[2]
 
 
 def shapes_beyond() -> dict[str, Tensor]:
