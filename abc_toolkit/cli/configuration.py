@@ -222,11 +222,7 @@ def own_settings(
     if "config" in content:
         raise SettingsError("names other files in 'config': give each of them with --config")
     sections: dict[str, dict[str, Any]] = {}
-    # An option of `run` may bear the name of a command, such as `certify: false`.
-    alike = {name for name in options if name in options["run"] and name not in phases}
     for name in options.keys() & content.keys() - {"run"}:
-        if name in alike and not isinstance(content[name], dict):
-            continue
         section = {} if content[name] == NOTHING else content[name]
         if not isinstance(section, dict):
             given = quoted(str(section))
@@ -234,7 +230,7 @@ def own_settings(
         sections[name] = _known(_nested(section), options[name], f"{name}.")
     top = {name: value for name, value in content.items() if name not in sections}
     of_phases = {name for phase in phases for name in options[phase]}
-    others = {*shared, *alike, *(of_phases if sections or command == "run" else ())} - options[command].keys()
+    others = {*shared, *(of_phases if sections or command == "run" else ())} - options[command].keys()
     own = {name: value for name, value in top.items() if name not in others}
     own = _known(own, options[command])
     if command != "run":

@@ -1,7 +1,7 @@
-"""`run`: all phases, one after the other."""
+"""`run`: the phases, one after the other."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -20,6 +20,7 @@ from abc_toolkit.proof import CannotDecideError
 from abc_toolkit.proof.basis import basis_of
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, differences
+from abc_toolkit.runs.folder import PHASES as ALL_PHASES
 from abc_toolkit.runs.folder import PIPELINE, Phase, Run
 from abc_toolkit.tasks import Addition, Calibratable, Certifiable, Task
 from abc_toolkit.tasks.base import require
@@ -50,10 +51,12 @@ def run_all(
     calibrate_settings: Mapping[str, Any] | None = None,
     retrain_settings: Mapping[str, Any] | None = None,
     evaluate_settings: Mapping[str, Any] | None = None,
-    certify: bool = True,
+    phases: Sequence[str] | str = ALL_PHASES,
 ) -> PipelineResult:
     """Does all phases: fit, calibrate, retrain, evaluate, certify. Takes every option of the first four as
     --PHASE.OPTION.
+
+    Exit status 0, or 1 if the retrained model is proved wrong.
 
     Args:
         task: What to learn; Addition if not given.
@@ -65,21 +68,23 @@ def run_all(
         calibrate_settings: Arguments of `calibrate` by name.
         retrain_settings: Arguments of `retrain` by name.
         evaluate_settings: Arguments of `evaluate` by name.
-        certify: Prove the model right at every length at the end, where a proof can be tried; exit status 1 if it is
-            wrong.
+        phases: Which phases, such as fit,evaluate; certify is left out where no proof can be tried.
 
     Returns:
         The evaluation, and the verdict of the certificate.
 
     Raises:
-        UserError: As the phases.
+        UserError: As the phases; or if a phase is left out that another one needs.
     """
     task = Addition() if task is None else task
-    require(task, Calibratable, "abc run")
+    wanted = _wanted(phases, window=(retrain_settings or {}).get("window") is not None)
     target = Run.named(run, task)
-    check_task(target, task, overwrite)
     architecture = (fit_settings or {}).get("model", Architecture()).for_task(task.interface.decoded)
-    check_backbone(architecture, target)
+    if "calibrate" in wanted or "retrain" in wanted:
+        require(task, Calibratable, "abc run")
+        check_backbone(architecture, target)
+    check_task(target, task, overwrite)
+    pipeline: list[Phase] = [phase for phase in PIPELINE if phase in wanted]
     settings: dict[Phase, dict[str, Any]] = {
         "fit": {"task": task, "seed": seed} | dict(fit_settings or {}) | {"model": architecture},
         "calibrate": dict(calibrate_settings or {}),
@@ -90,26 +95,60 @@ def run_all(
     if helped is not None:  # this process was started for one training, and ends with it
         own: dict[str, Any] = {"run": target.path, "resume": helped.resume, "overwrite": not helped.resume}
         return PHASES[helped.phase](**(settings[helped.phase] | own))
+    settings = {phase: settings[phase] for phase in pipeline}
     _check_asked(task, settings)
     _check_starts_processes(settings)
     with target.locked():
-        _check_free(target, resume, overwrite)
+        _check_free(target, pipeline, resume, overwrite)
         kept = _kept(target, settings) if resume else []
-        if len(kept) == len(PIPELINE):
-            return _certified(_finished_before(target), certify, overwrite)
+        if len(kept) == len(pipeline):
+            result = _finished_before(target, "evaluate" in wanted)
+            return _certified(result, "certify" in wanted, overwrite)
         for phase in kept:
             console.remark(f"{phase}: finished before, kept.")
-        result = None
-        for phase in PIPELINE[len(kept) :]:
-            result = _done(target, phase, settings[phase], resume, overwrite)
-        assert isinstance(result, EvaluationResult)
-        return _certified(result, certify, overwrite)
+        result = EvaluationResult(target, ())
+        for phase in pipeline[len(kept) :]:
+            done = _done(target, phase, settings[phase], phase == pipeline[0], resume, overwrite)
+            result = done if isinstance(done, EvaluationResult) else result
+        return _certified(result, "certify" in wanted, overwrite)
+
+
+def _wanted(phases: Sequence[str] | str, window: bool) -> list[Phase]:
+    """The phases that are asked for, in their order.
+
+    Args:
+        phases: Their names.
+        window: Whether a file gives the window.
+
+    Raises:
+        UserError: If a name is unknown, or a phase is left out that another one needs.
+    """
+    names = phases.split(",") if isinstance(phases, str) else list(phases)
+    unknown = [name for name in names if name not in ALL_PHASES]
+    if unknown or not names:
+        raise UserError(f"--phases {','.join(names)}: choose of {','.join(ALL_PHASES)}")
+    needed: dict[Phase, tuple[Phase, ...]] = {
+        "fit": (),
+        "calibrate": ("fit",),
+        "retrain": ("fit",) if window else ("fit", "calibrate"),
+        "evaluate": ("fit",),
+        "certify": ("retrain",),
+    }
+    wanted: list[Phase] = [phase for phase in ALL_PHASES if phase in names]
+    for phase in wanted:
+        for before in needed[phase]:
+            if before not in wanted:
+                raise UserError(
+                    f"--phases {','.join(names)}: {phase} needs {before}; add it, or do 'abc {phase}' alone"
+                )
+    return wanted
 
 
 def _check_starts_processes(settings: Mapping[Phase, Mapping[str, Any]]) -> None:
     """Refuses trainings whose processes are started from outside: they would start `abc run` several times."""
-    for phase in ("fit", "retrain"):
-        trainer = settings[phase].get("trainer", TrainerSettings())
+    trainings: tuple[Phase, ...] = ("fit", "retrain")
+    for phase in trainings:
+        trainer = settings.get(phase, {}).get("trainer", TrainerSettings())
         if not starts_processes(trainer.devices, trainer.num_nodes):
             raise UserError(
                 f"'abc run' starts the processes of {phase} itself, on this machine: where torchrun, srun or several "
@@ -117,9 +156,9 @@ def _check_starts_processes(settings: Mapping[Phase, Mapping[str, Any]]) -> None
             )
 
 
-def _check_free(run: Run, resume: bool, overwrite: bool) -> None:
+def _check_free(run: Run, phases: Sequence[Phase], resume: bool, overwrite: bool) -> None:
     """Refuses a run that holds phases which nobody asked to resume or to replace."""
-    there = [phase for phase in PIPELINE if run.has(phase) or run.interrupted(phase)]
+    there = [phase for phase in phases if run.has(phase) or run.interrupted(phase)]
     if there and not resume and not overwrite:
         raise UserError(
             f"{run.path} holds {', '.join(there)} already: go on with --resume, replace it with --overwrite, "
@@ -127,7 +166,7 @@ def _check_free(run: Run, resume: bool, overwrite: bool) -> None:
         )
 
 
-def _done(run: Run, phase: Phase, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> Any:
+def _done(run: Run, phase: Phase, settings: Mapping[str, Any], first: bool, resume: bool, overwrite: bool) -> Any:
     """What a phase returns; of a resumed run, an interrupted or extended training goes on and the others begin anew."""
     go_on = resume and (run.interrupted(phase) or _is_extended(run, phase, settings))
     arguments: dict[str, Any] = {"run": run.path, "overwrite": not go_on if resume else overwrite}
@@ -136,7 +175,7 @@ def _done(run: Run, phase: Phase, settings: Mapping[str, Any], resume: bool, ove
     try:
         return PHASES[phase](**(dict(settings) | arguments))
     except KeyboardInterrupt:
-        raise Interrupted(phase != PIPELINE[0] or run.interrupted(phase)) from None
+        raise Interrupted(not first or run.interrupted(phase)) from None
 
 
 def _certified(result: EvaluationResult, asked: bool, overwrite: bool) -> PipelineResult:
@@ -156,8 +195,11 @@ def _certified(result: EvaluationResult, asked: bool, overwrite: bool) -> Pipeli
     return PipelineResult(run, result.rows, certificate.verdict)
 
 
-def _finished_before(run: Run) -> EvaluationResult:
+def _finished_before(run: Run, evaluated: bool) -> EvaluationResult:
     """Shows the results of a run of which nothing is left to do."""
+    if not evaluated:
+        terminal.done(f"{run.path} was finished before.", run.path, next_command(run, "evaluate"))
+        return EvaluationResult(run, ())
     path = run.folder("evaluate") / RESULTS
     rows = read_rows(path)
     terminal.print_results([row.plain() for row in rows], run.task("fit").objective.metrics)
@@ -172,20 +214,23 @@ def _check_asked(task: Task, settings: Mapping[Phase, Mapping[str, Any]]) -> Non
         defaults = {name: parameter.default for name, parameter in signature(PHASES[phase]).parameters.items()}
         return defaults | dict(settings[phase])
 
-    fitted, retrained = asked("fit"), asked("retrain")
-    architecture = retrained["model"].applied_to(fitted["model"])
-    for model, phase in ((fitted["model"], fitted), (architecture, retrained)):
-        data, accelerator = phase["data"], phase["trainer"].accelerator
-        check_training_memory(task, model, data.batch_size, data.validation_problems, accelerator)
-    with undisturbed():
-        lightning_trainer(replace(retrained["trainer"], logger=False))
-    if retrained["window"] is not None:
-        Window.load(retrained["window"])
-    names = ("problems", "export", "size", "accelerator")
-    check_calibrating(task, fitted["model"], *(asked("calibrate")[name] for name in names))
-    check_evaluating(
-        task, *(asked("evaluate")[name] for name in ("length", "sets", "samples", "decode", "accelerator"))
-    )
+    architecture = settings["fit"]["model"]
+    for phase in settings:
+        given = asked(phase)
+        if phase == "retrain":
+            architecture = given["model"].applied_to(architecture)
+            if given["window"] is not None:
+                Window.load(given["window"])
+        if phase in ("fit", "retrain"):
+            data, trainer = given["data"], given["trainer"]
+            check_training_memory(task, architecture, data.batch_size, data.validation_problems, trainer.accelerator)
+            with undisturbed():
+                lightning_trainer(replace(trainer, logger=False))
+        if phase == "calibrate":
+            names = ("problems", "export", "size", "accelerator")
+            check_calibrating(require(task, Calibratable, "abc run"), architecture, *(given[name] for name in names))
+        if phase == "evaluate":
+            check_evaluating(task, *(given[name] for name in ("length", "sets", "samples", "decode", "accelerator")))
 
 
 def _kept(run: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:
@@ -195,7 +240,7 @@ def _kept(run: Run, settings: Mapping[Phase, Mapping[str, Any]]) -> list[Phase]:
         UserError: If a file of one of them is missing or was changed, or a setting that counts is another.
     """
     kept: list[Phase] = []
-    for phase in PIPELINE:
+    for phase in settings:
         if not run.up_to_date(phase) or _is_extended(run, phase, settings[phase]):
             break
         run.check(phase)

@@ -107,7 +107,7 @@ def test_a_run_is_resumed_where_it_stopped(
         assert done == expected
     assert all(run.up_to_date(phase) for phase in PIPELINE)
     done.clear()
-    monkeypatch.setattr(phase_module, "_finished_before", lambda place: place)
+    monkeypatch.setattr(phase_module, "_finished_before", lambda place, _: place)
     assert abc_toolkit.run_all(Parity(), run=tmp_path, resume=True) == Run(tmp_path)
     assert done == []
     abc_toolkit.run_all(Parity(), run=tmp_path, overwrite=True)
@@ -121,7 +121,7 @@ def test_results_that_somebody_wrote_are_refused_in_a_line(text: str, pipeline: 
     (pipeline / "evaluate" / "results.json").write_text(text)
     resealed(pipeline / "evaluate")
     with pytest.raises(UserError, match=r"results\.json"):
-        phase_module._finished_before(Run(pipeline))
+        phase_module._finished_before(Run(pipeline), True)
 
 
 SMALL = {"model": Architecture(model_dim=32, feedforward_dim=64, num_heads=2)}
@@ -146,7 +146,7 @@ def test_a_run_is_certified_at_its_end(pipeline: Path, monkeypatch: pytest.Monke
         settings = _settings_of_the_pipeline() | more
         return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, **settings)
 
-    assert resume(certify=False).verdict is None
+    assert resume(phases=PIPELINE).verdict is None
     assert not Run(pipeline).has("certify")
     result = resume()
     path = pipeline / "certify" / "certificate.json"
@@ -155,6 +155,38 @@ def test_a_run_is_certified_at_its_end(pipeline: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(phase_module, "prove", None)  # is not called: what is up to date stays
     assert resume().verdict == result.verdict
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ("fit,retrain", "retrain needs calibrate"),
+        ("certify,evaluate,fit", "certify needs retrain"),
+        ("evaluate", "evaluate needs fit"),
+        ("fit,solve", "--phases fit,solve: choose of fit,calibrate,retrain,evaluate,certify"),
+        ("", "choose of"),
+    ],
+)
+def test_a_phase_is_not_done_without_those_that_it_needs(tmp_path: Path, phases: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        abc_toolkit.run_all(Parity(), run=tmp_path / "new", phases=phases)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_may_have_some_of_the_phases(tmp_path: Path, abc: Callable[..., tuple[int, str, str]]) -> None:
+    def run(*more: str) -> tuple[int, str, str]:
+        sizes = ("--fit.trainer.max_steps", "2", "--evaluate.samples", "4", "--evaluate.length", "3")
+        # A backbone that no window can be read off.
+        own = ("--task", "Parity", "--task.max_length", "3", "--fit.model.backbone", "mamba", *sizes)
+        return abc("run", *own, "--run", str(tmp_path), *more)
+
+    assert run("--phases", "fit,calibrate")[0] == 2
+    assert run("--phases", "fit")[0] == 0
+    assert (Run(tmp_path).has("fit"), Run(tmp_path).has("evaluate")) == (True, False)
+    assert "was finished before" in run("--phases", "fit", "--resume")[2]
+    status, said, told = run("--phases", "fit,evaluate", "--resume")
+    assert (status, "fit: finished before, kept." in told, "vanilla" in said) == (0, True, True)
+    assert "was finished before" in run("--phases", "evaluate,fit", "--resume")[2]
 
 
 def test_a_run_that_cannot_be_certified_says_why(
@@ -175,7 +207,7 @@ def test_a_run_is_resumed_under_the_same_settings_alone(pipeline: Path) -> None:
     same = _settings_of_the_pipeline()
 
     def resume(**changes: Any) -> EvaluationResult:
-        return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, certify=False, **(same | changes))
+        return abc_toolkit.run_all(Parity(max_length=3), run=pipeline, resume=True, phases=PIPELINE, **(same | changes))
 
     before = {path: path.read_bytes() for path in sorted(pipeline.rglob("*.*")) if path.parent != pipeline}
     rows = resume().rows
