@@ -15,6 +15,21 @@ DESCRIPTION = (
 
 
 @dataclass(frozen=True)
+class Operands:
+    """The words of a command line that belong to no option.
+
+    Attributes:
+        argument: The function's argument that they are.
+        usage: How the usage line shows them.
+        alone: Whether there must be exactly one.
+    """
+
+    argument: str
+    usage: str
+    alone: bool = False
+
+
+@dataclass(frozen=True)
 class Command:
     """A command.
 
@@ -23,12 +38,14 @@ class Command:
         module: Where its function is.
         function: The function, whose arguments are the options.
         trains: Whether LightningCLI drives it; the others do without Lightning.
+        operands: What it takes besides options.
     """
 
     summary: str
     module: str
     function: str
     trains: bool = False
+    operands: Operands | None = None
 
     def load(self) -> Callable[..., Any]:
         """The function."""
@@ -51,11 +68,28 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command(
         "Measures the task's metrics at any length, vanilla against retrained: phase 4.", "phases.evaluate", "evaluate"
     ),
-    "solve": Command("Solves problems with the model's own answers, decoded step by step.", "phases.solve", "solve"),
+    "solve": Command(
+        "Solves problems with the model's own answers, decoded step by step.",
+        "phases.solve",
+        "solve",
+        operands=Operands("problems", "[PROBLEM ...]"),
+    ),
     "certify": Command(
         "Proves that the retrained model is right at every length, or finds a problem that it fails on.",
         "phases.certify",
         "certify",
+    ),
+    "sweep": Command(
+        "Does 'abc run' for every combination of a grid, several at a time.",
+        "sweeps.engine",
+        "sweep",
+        operands=Operands("file", "FILE", alone=True),
+    ),
+    "summarize": Command(
+        "Summarizes the evaluations of many runs over their seeds.",
+        "sweeps.summary",
+        "summarize",
+        operands=Operands("folder", "FOLDER", alone=True),
     ),
 }
 PIPELINE = ("fit", "calibrate", "retrain", "evaluate")  # the phases whose options `run` takes

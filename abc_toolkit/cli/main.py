@@ -121,13 +121,11 @@ def _run(command: str, words: list[str]) -> int:
         _on_interrupt(signal.default_int_handler)
         try:
             add_options(parser, command)
-            arguments = parser.instantiate(parse(parser, parser, command, words, [])).as_dict()
+            arguments = parser.instantiate(parse(parser, parser, command, words, [])).as_dict() | parser.operands()
         except UserError:
             raise
         except Exception as error:  # a class of the user's, and a module that is imported for it, may raise anything
             raise UserError(told(error)) from error
-        if command == "solve":
-            arguments["problems"] = parser.problems
         return _called(command, arguments)
 
 
@@ -150,6 +148,8 @@ def _called(command: str, arguments: dict[str, Any]) -> int:
             made = COMMANDS[command].load()(**arguments)
             if command == "certify":
                 return VERDICTS[made.verdict]
+            if command == "sweep":
+                return 1 if made.failed else 0
             return VERDICTS["wrong"] if command == "run" and made.verdict == "wrong" else 0
     except KeyboardInterrupt as interrupt:
         _remark(f"Interrupted. {_how_to_go_on(command, getattr(interrupt, 'resumable', False))}")
@@ -157,6 +157,8 @@ def _called(command: str, arguments: dict[str, Any]) -> int:
 
 
 def _how_to_go_on(command: str, resumable: bool) -> str:
+    if command == "sweep":
+        return "Finished runs are kept: the same command does the others."
     if resumable:
         return f"Go on where it was with 'abc {command} --resume', the other options as before."
     return f"Nothing was changed: start again with 'abc {command}', the options as before."

@@ -152,7 +152,7 @@ class Parser(ArgumentParser):
     settings_of: str | None = None
     reading = ""  # the file of settings that is read at the moment, as messages begin with it
     variables: Mapping[str, str] = {}  # of the environment, by the options that they set
-    problems: Sequence[str] = ()  # that stand on the command line
+    words: Sequence[str] = ()  # of the command line, that belong to no option
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, formatter_class=Formatter, **keywords)
@@ -195,12 +195,26 @@ class Parser(ArgumentParser):
         return reworded(message)
 
     def _positional_optionals(self, cfg: Namespace, unk: list[str]) -> tuple[Namespace, list[str]]:
-        """Takes problems, wherever they stand: argparse leaves over what is neither an option nor its value."""
-        if self.command == "solve":
+        """Takes operands, wherever they stand: argparse leaves over what is neither an option nor its value."""
+        if self.command and COMMANDS[self.command].operands:
             words = [word for word in unk if not re.match("--?[^0-9-]", word)]
-            self.problems = [word for word in words if word != "--"]
+            self.words = [word for word in words if word != "--"]
             unk = [word for word in unk if word not in words]
         return super()._positional_optionals(cfg, unk)
+
+    def operands(self) -> dict[str, Any]:
+        """The operands on the command line, by the argument that they are.
+
+        Raises:
+            UserError: If there is not exactly one where one is needed.
+        """
+        own = COMMANDS[self.command].operands if self.command else None
+        if own is None:
+            return {}
+        if own.alone and len(self.words) != 1:
+            given = f", not {len(self.words)}" if self.words else ""
+            raise UserError(f"name one {own.usage}{given}: abc {self.command} {own.usage}")
+        return {own.argument: self.words[0] if own.alone else self.words}
 
     def format_help(self, *arguments: Any, **keywords: Any) -> str:
         with self._shown_to_users():
@@ -237,7 +251,8 @@ def add_options(parser: Parser, command: str) -> list[str]:
     if command == "solve":
         parser.add_argument("--file", type=str | None, help="File with a problem a line; - for standard input.")
         parser.add_argument("--check", type=bool, default=False, help="Add whether each answer is right.")
-    skip: set[str | int] = {"problems"} if command == "solve" else {f"{phase}_settings" for phase in PIPELINE}
+    operands = COMMANDS[command].operands
+    skip: set[str | int] = {operands.argument} if operands else {f"{phase}_settings" for phase in PIPELINE}
     added = parser.add_function_arguments(function, as_group=False, skip=skip)
     trust = {"metavar": "NAME", "type": _trusted, "action": TrustOption}
     parser.add_argument("--trust", **trust, help="Module or package whose classes the run may name; repeatable.")
@@ -273,11 +288,10 @@ def parser_of(command: str, kind: type[Parser] = Parser, **keywords: Any) -> Par
         keywords: What else the parser is made with.
     """
     description = inspect.cleandoc(COMMANDS[command].load().__doc__ or "").split("\n\n")[0]
-    operands = ""
     if command == "solve":
-        operands = " [PROBLEM ...]"
         description += "\nProblems are written as in 123+989."
-    usage = f"abc {command} [options]{operands}"
+    operands = COMMANDS[command].operands
+    usage = f"abc {command} [options]" + (f" {operands.usage}" if operands else "")
     parser = kind(**(keywords | {"usage": usage, "description": description}))
     parser.command = command
     return parser
@@ -333,7 +347,9 @@ def options() -> Mapping[str, Mapping[str, bool]]:
     """The options of every command, and whether each names a class, whose settings are options too."""
     found = {name: {"trust": False, **option_names(command.load())} for name, command in COMMANDS.items()}
     found["solve"] = {"file": False, "check": False} | found["solve"]
-    del found["solve"]["problems"]
+    for name, command in COMMANDS.items():
+        if command.operands:
+            del found[name][command.operands.argument]
     for phase in PIPELINE:
         del found["run"][f"{phase}_settings"]
         own = {name: is_open for name, is_open in found[phase].items() if name not in (*SHARED, *ALONE)}

@@ -77,7 +77,7 @@ def run_all(
         UserError: As the phases; or if a phase is left out that another one needs.
     """
     task = Addition() if task is None else task
-    wanted = _wanted(phases, window=(retrain_settings or {}).get("window") is not None)
+    wanted = chosen_phases(phases, window=(retrain_settings or {}).get("window") is not None)
     target = Run.named(run, task)
     architecture = (fit_settings or {}).get("model", Architecture()).for_task(task.interface.decoded)
     if "calibrate" in wanted or "retrain" in wanted:
@@ -113,7 +113,7 @@ def run_all(
         return _certified(result, "certify" in wanted, overwrite)
 
 
-def _wanted(phases: Sequence[str] | str, window: bool) -> list[Phase]:
+def chosen_phases(phases: Sequence[str] | str, window: bool) -> list[Phase]:
     """The phases that are asked for, in their order.
 
     Args:
