@@ -7,6 +7,7 @@ of an operand. Least then means: the fewest states of all that write the same wh
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -83,12 +84,7 @@ def least(machine: Transducer[I, O]) -> Least[I, O]:
             after[row, inputs[read]] = number[following]
     classes = _refined(written, after)
     first = dict(zip(reversed(classes), reversed(range(len(order))), strict=True))
-    # What states have steps for, without what is written: those of one class read the same words.
-    domains = _refined(np.where(written < 0, -1, 0), after)
     live = {own: row for own, row in first.items() if machine.steps[order[row]]}
-    alike: dict[int, int] = {}
-    for row in live.values():
-        alike[domains[row]] = alike.get(domains[row], 0) + 1
     steps: dict[int, dict[I, tuple[O, int]]] = {}
     for own in sorted(live, key=lambda own: live[own]):
         steps[own] = {
@@ -102,7 +98,7 @@ def least(machine: Transducer[I, O]) -> Least[I, O]:
     for row, state in enumerate(order):
         if classes[row] in live:
             groups[kept.index(merged[classes[row]])].append(state)
-    return Least(small, groups, max(alike.values(), default=0))
+    return Least(small, groups, _pairwise_different(steps))
 
 
 def _reached(machine: Transducer[I, O]) -> list[int]:
@@ -134,6 +130,40 @@ def _refined(written: np.ndarray, after: np.ndarray) -> list[int]:
         if len(known) == count:
             return classes.tolist()
         count = len(known)
+
+
+def _pairwise_different(steps: Mapping[int, Mapping[I, tuple[O, int]]]) -> int:
+    """The size of a set of states of which any two write different things on a word that both read.
+
+    A set is grown from the first state, and from each that is not yet in one: the largest is not sought.
+    """
+    differ: set[tuple[int, int]] = set()
+    leading: dict[tuple[int, int], list[tuple[int, int]]] = {}  # to each pair, those that a common input leads to it
+    todo: list[tuple[int, int]] = []
+    for one, other in combinations(sorted(steps), 2):
+        for read, (output, following) in steps[one].items():
+            if read in steps[other]:
+                if steps[other][read][0] != output:
+                    todo.append((one, other))
+                    break
+                after = (min(following, steps[other][read][1]), max(following, steps[other][read][1]))
+                leading.setdefault(after, []).append((one, other))
+    while todo:
+        pair = todo.pop()
+        if pair not in differ:
+            differ.add(pair)
+            todo += leading.get(pair, [])
+    largest, seen = 0, set[int]()
+    for first in steps:
+        if first in seen:
+            continue
+        clique = [first]
+        for own in steps:
+            if all((min(own, other), max(own, other)) in differ for other in clique):
+                clique.append(own)
+        seen.update(clique)
+        largest = max(largest, len(clique))
+    return largest
 
 
 def _merged(steps: Mapping[int, Mapping[I, tuple[O, int]]]) -> dict[int, int]:
@@ -217,9 +247,7 @@ class Difference(Generic[I, O]):
     second: O
 
 
-def compare(
-    first: Transducer[I, O], second: Transducer[I, O]
-) -> tuple[Difference[I, O] | None, dict[int, set[int]]]:
+def compare(first: Transducer[I, O], second: Transducer[I, O]) -> tuple[Difference[I, O] | None, dict[int, set[int]]]:
     """Runs two transducers side by side, on all words that both read.
 
     Returns:
@@ -253,6 +281,8 @@ def compare(
 def is_renaming(met: Mapping[int, set[int]], first: Transducer[I, O], second: Transducer[I, O]) -> bool:
     """Whether states that meet are one to one, and all of both transducers meet."""
     others = [other for own in met.values() for other in own]
-    return all(len(own) == 1 for own in met.values()) and len(met) == len(first) and (
-        len(set(others)) == len(others) == len(second)
+    return (
+        all(len(own) == 1 for own in met.values())
+        and len(met) == len(first)
+        and (len(set(others)) == len(others) == len(second))
     )

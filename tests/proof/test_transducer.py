@@ -16,9 +16,7 @@ def machines(draw: st.DrawFn, complete: bool = True) -> Machine:
     states, inputs = draw(st.integers(1, 7)), draw(st.integers(1, 3))
     outputs = draw(st.integers(1, 2))
     step = st.tuples(st.integers(0, outputs), st.integers(0, states - 1))
-    steps = [
-        {i: draw(step) for i in range(inputs) if complete or i == 0 or draw(st.booleans())} for _ in range(states)
-    ]
+    steps = [{i: draw(step) for i in range(inputs) if complete or i == 0 or draw(st.booleans())} for _ in range(states)]
     return Transducer(steps)
 
 
@@ -112,7 +110,8 @@ def test_renamed_states_are_recognised_and_other_outputs_are_not(machine: Machin
     assert difference is not None
     assert difference.second == out + 5
     right, wrong = own.run(difference.word), renamed.run(difference.word)
-    assert right is not None and wrong is not None
+    assert right is not None
+    assert wrong is not None
     assert (right[:-1], right[-1], wrong[-1]) == (wrong[:-1], difference.first, difference.second)
     # No shorter word shows it.
     inputs = list(own.steps[0])
