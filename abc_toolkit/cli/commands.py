@@ -57,6 +57,11 @@ COMMANDS: Mapping[str, Command] = {
         "phases.certify",
         "certify",
     ),
+    "explain": Command(
+        "Reads out of a certified model what it computes: the least transducer, its states and steps.",
+        "phases.explain",
+        "explain",
+    ),
 }
 PIPELINE = ("fit", "calibrate", "retrain", "evaluate")  # the phases whose options `run` takes
 VERDICTS = {"correct": 0, "wrong": 1, "undecided": 3}  # exit statuses

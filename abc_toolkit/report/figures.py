@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from abc_toolkit.runs.trust import in_the_packages_folder
 
@@ -26,7 +26,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Circle, FancyArrowPatch, Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
@@ -40,11 +40,18 @@ from abc_toolkit.tasks.objective import EXACT_MATCH, Metric
 from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
+if TYPE_CHECKING:
+    from abc_toolkit.proof.explanation import Explained, Explanation
+    from abc_toolkit.report.transducers import Edge
+
 Tokens = tuple[Sequence[str], Sequence[str]]
 Colour = tuple[float, float, float]
 
 DPI = 120
 TITLE, TEXT, SMALL = 11.0, 8.5, 7.0  # font sizes in points
+_MOST_EDGES = 12  # of a transducer that is drawn with circles and arrows
+_MOST_PANELS = 3  # transducers that are drawn so side by side
+_MOST_COLUMNS, _MOST_TEXTS = 60, 30  # of a table of steps, and those in which what is written is told
 _LEAST_ERROR = 1e-4  # that an axis of errors is made to show: what is exact but for rounding would stretch it
 LINE = 1.35 * SMALL / 72  # a line of small text in inches
 INK: Colour = (0.2, 0.2, 0.2)
@@ -195,6 +202,24 @@ def digit_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: in
         The file.
     """
     return _save(_draw_digit_accuracy(rows, max_length, task), path)
+
+
+def transducer(path: Path, explanation: "Explanation") -> Path:
+    """Draws what a model computes: states and steps as circles and arrows, or as a table where there are many.
+
+    Args:
+        path: The PNG file to write.
+        explanation: The machines.
+
+    Returns:
+        The file.
+    """
+    from abc_toolkit.report.transducers import folded
+
+    edges = [folded(explanation, own) for own in explanation.machines]
+    if len(edges) <= _MOST_PANELS and max(map(len, edges)) <= _MOST_EDGES:
+        return _save(_draw_graphs(explanation, edges), path)
+    return _save(_draw_steps(explanation), path)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -847,3 +872,130 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=TEXT, frameon=False, borderaxespad=0.3
     )
+
+
+def _draw_graphs(explanation: "Explanation", edges: Sequence[Sequence["Edge"]]) -> Figure:
+    """A panel for each machine, with states as circles on a line and steps as arrows between them."""
+    from abc_toolkit.report.transducers import parameters_in_words
+
+    widths = [max(3.4, 3.2 * len(own.names)) for own in explanation.machines]
+    height = 2.2 + 0.5 * max(_most_lines(own) for own in edges)
+    figure = Figure(figsize=(sum(widths), height))
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    for axes, own, steps, width in zip(panels, explanation.machines, edges, widths, strict=True):
+        axes.set_title(parameters_in_words(explanation, own), fontsize=TEXT, color=INK)
+        _draw_graph(axes, own, steps, width, height)
+    title = f"{explanation.task.name}: what the model computes (read / written)"
+    figure.suptitle(title, fontsize=TITLE, color=INK)
+    return figure
+
+
+def _most_lines(edges: Sequence["Edge"]) -> int:
+    """Lines of the longest label."""
+    counts: dict[tuple[int, int], int] = {}
+    for edge in edges:
+        counts[edge.state, edge.following] = counts.get((edge.state, edge.following), 0) + 1
+    return max(counts.values())
+
+
+def _draw_graph(axes: Axes, machine: "Explained", edges: Sequence["Edge"], width: float, height: float) -> None:
+    """Circles and arrows of one machine, in inches."""
+    count, radius = len(machine.names), 0.42
+    centres = {state: ((state + 0.5) * width / count, 0.45 * height) for state in range(count)}
+    labels: dict[tuple[int, int], list[str]] = {}
+    for edge in edges:
+        if edge.following in centres:
+            labels.setdefault((edge.state, edge.following), []).append(f"{edge.reads} / {edge.writes}")
+        else:
+            labels.setdefault((edge.state, edge.state), []).append(f"{edge.reads} / {edge.writes}, end")
+    for state, (x, y) in centres.items():
+        axes.add_patch(Circle((x, y), radius, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=3))
+        name = machine.names[state].replace(" ", "\n", 1)
+        axes.text(x, y, name, ha="center", va="center", fontsize=TEXT, color=INK, zorder=4)
+    x, y = centres[machine.transducer.start]
+    _arrow(axes, (x - 0.85, y), (x - radius, y), 0)
+    for (state, following), texts in labels.items():
+        (x, y), (to, _) = centres[state], centres[following]
+        text = "\n".join(texts)
+        look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "ha": "center"}
+        if state == following:
+            _arrow(axes, (x - 0.2, y + 0.37), (x + 0.2, y + 0.37), -1.8)
+            axes.text(x, y + 0.95, text, va="bottom", **look)
+            continue
+        far = abs(to - x)
+        side = 1 if to > x else -1
+        bend = 0.28 if far < 1.5 * width / count else 0.4
+        _arrow(axes, (x + side * 0.36, y + side * 0.2), (to - side * 0.36, y + side * 0.2), -bend)
+        # The arrow's middle is off the straight line by half of what it bends.
+        middle = y + side * (0.2 + 0.5 * bend * (far - 0.72) + 0.06)
+        axes.text((x + to) / 2, middle, text, va="bottom" if side > 0 else "top", **look)
+    axes.set(xlim=(-0.4, width), ylim=(0, height), aspect="equal")
+    axes.set_axis_off()
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float) -> None:
+    """An arrow that bends to its left by a share of its length."""
+    style = f"arc3,rad={bend}"
+    axes.add_patch(
+        FancyArrowPatch(
+            start, end, connectionstyle=style, arrowstyle="-|>", mutation_scale=11, color=INK, linewidth=1, zorder=2
+        )
+    )
+
+
+def _draw_steps(explanation: "Explanation") -> Figure:
+    """A table with a row for each state and a column for what is read: colour is the next state, text what is written.
+
+    Only steps that read a digit of all operands are shown, and of inputs beyond the most, a part.
+    """
+    from abc_toolkit.report.transducers import parameters_in_words
+
+    reads = dict.fromkeys(
+        read
+        for own in explanation.machines
+        for steps in own.transducer.steps
+        for read in steps
+        if None not in read.digits
+    )
+    columns = sorted({read.digits for read in reads}, key=str)
+    shown = columns[:: math.ceil(len(columns) / _MOST_COLUMNS) or 1]
+    rows = [(own, state) for own in explanation.machines for state in range(len(own.names))]
+    following = np.full((len(rows), len(shown)), np.nan)
+    texts: dict[tuple[int, int], str] = {}
+    for row, (own, state) in enumerate(rows):
+        for read, (written, after) in own.transducer.steps[state].items():
+            if read.digits in shown and after >= 0:
+                column = shown.index(read.digits)
+                following[row, column] = after
+                texts[row, column] = "".join(explanation.text(token) for token in written)
+    side = 0.3 if len(shown) <= _MOST_TEXTS else 0.13
+    figure = Figure(figsize=(2.6 + side * len(shown), 1.2 + 0.2 * len(rows)))
+    axes = figure.subplots()
+    most = max(len(own.names) for own in explanation.machines)
+    axes.imshow(following, cmap=HEAT, vmin=0, vmax=max(most - 1, 1), aspect="auto", interpolation="nearest")
+    if len(shown) <= _MOST_TEXTS:
+        for (row, column), text in texts.items():
+            dark = following[row, column] > 0.55 * max(most - 1, 1)
+            colour = "white" if dark else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=colour)
+        names = [" ".join(explanation.text(value) for value in digits) for digits in shown]
+        axes.set_xticks(range(len(shown)), names, fontsize=SMALL)
+    else:
+        axes.set_xticks([])
+    labels = [
+        own.names[state] if state else ", ".join(filter(None, (parameters_in_words(explanation, own), own.names[0])))
+        for own, state in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels, fontsize=SMALL)
+    for row, (_, state) in enumerate(rows):
+        if state == 0 and row:
+            axes.axhline(row - 0.5, color=INK, linewidth=0.8)
+    what = f"read: {', '.join(explanation.operands)}"
+    what += f" (every {len(columns) // len(shown)}th of {len(columns):,} shown)" if len(shown) < len(columns) else ""
+    axes.set_xlabel(what, fontsize=TEXT, color=INK)
+    axes.set_title(
+        f"{explanation.task.name}: what the model computes\ncolour: number of the next state; text: what is written",
+        fontsize=TEXT,
+        color=INK,
+    )
+    return figure
