@@ -479,9 +479,9 @@ class _Explaining:
         answers = self.rule.answers
         living = None if len(_fruitful(self.rule)) == self.rule.num_states else frozenset(self.rule.starts)
         start: _State = ((), (None,) * len(self.memory), (None,) * len(self.firsts), living)
-        number = {start: 0}
+        number: dict[_State, int] = {start: 0}
         steps: list[dict[Read, tuple[Written, int]]] = [{}]
-        todo = deque([start])
+        todo: deque[_State] = deque([start])
         reads = self.reads
         total = 0
         while todo:
@@ -612,19 +612,21 @@ class _Explaining:
     ) -> tuple[RuleDifference | None, list[set[int]] | None]:
         """The difference of a machine from the rule, or the rule's states that each of its states stands for."""
         if self.downwards and self.rule.num_states > 1:
-            return RuleDifference(parameters, None, "the rule reads the places in the other order"), None
+            return RuleDifference(self._named(parameters), None, "the rule reads the places in the other order"), None
         differences: list[RuleDifference] = []
         for start in self.rule.starts:
             raw, pairs = self._of_the_rule(walked, parameters, start)
             difference, _ = compare(walked, raw)
             if difference is not None:
-                differences.append(RuleDifference(parameters, difference, "the rule writes something else"))
+                differences.append(
+                    RuleDifference(self._named(parameters), difference, "the rule writes something else")
+                )
                 continue
             own = least(raw)
             _, met = compare(found.transducer, own.transducer)
             if not is_renaming(met, found.transducer, own.transducer):
                 reason = f"the machine has {len(found.transducer)} states, and the rule {len(own.transducer)}"
-                differences.append(RuleDifference(parameters, None, reason))
+                differences.append(RuleDifference(self._named(parameters), None, reason))
                 continue
             return None, [{pairs[state][1] for state in own.groups[next(iter(met[s]))]} for s in range(len(met))]
         return max(differences, key=lambda own: 0 if own.difference is None else len(own.difference.word)), None
@@ -648,7 +650,7 @@ class _Explaining:
             names = self._names(len(found.transducer), states)
             own = Explained((), found.transducer, found.is_proved, names)
             key = (tuple(tuple(steps.items()) for steps in own.transducer.steps), names)
-            machines.setdefault(key, ([], own))[0].append(parameters)
+            machines.setdefault(key, ([], own))[0].append(self._named(parameters))
         explained = tuple(
             Explained(tuple(values), own.transducer, own.is_least, own.names) for values, own in machines.values()
         )
@@ -665,6 +667,10 @@ class _Explaining:
             self._held(),
             first,
         )
+
+    def _named(self, parameters: Mapping[str, Value]) -> dict[str, Value]:
+        """Parameters by the names that people read."""
+        return {f"last {name}" if name in self.last_names else name: value for name, value in parameters.items()}
 
     def _names(self, count: int, states: Sequence[set[int]] | None) -> tuple[str, ...]:
         """A name for each state: the rule's, or q0, q1 and so on."""

@@ -875,70 +875,110 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def _draw_graphs(explanation: "Explanation", edges: Sequence[Sequence["Edge"]]) -> Figure:
-    """A panel for each machine, with states as circles on a line and steps as arrows between them."""
+    """A panel for each machine, with states as circles and steps as arrows between them."""
     from abc_toolkit.report.transducers import parameters_in_words
 
-    widths = [max(3.4, 3.2 * len(own.names)) for own in explanation.machines]
-    height = 2.2 + 0.5 * max(_most_lines(own) for own in edges)
-    figure = Figure(figsize=(sum(widths), height))
-    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
-    for axes, own, steps, width in zip(panels, explanation.machines, edges, widths, strict=True):
-        axes.set_title(parameters_in_words(explanation, own), fontsize=TEXT, color=INK)
-        _draw_graph(axes, own, steps, width, height)
-    title = f"{explanation.task.name}: what the model computes (read / written)"
-    figure.suptitle(title, fontsize=TITLE, color=INK)
+    places = [_places_of_states(len(own.names)) for own in explanation.machines]
+    lines = [0.14 * max(len(texts) for texts in _arrows(own).values()) for own in edges]
+    reach = [max(y for _, y in own) for own in places]
+    heights = [2 * (y + 1.1 + more) + 0.25 for y, more in zip(reach, lines, strict=True)]
+    width, title = 2 * (max(x for own in places for x, _ in own) + 2.4), 0.4
+    figure = Figure(figsize=(width, sum(heights) + title))
+    figure.text(
+        0.5,
+        1 - 0.15 / (sum(heights) + title),
+        f"{explanation.task.name}: what the model computes (read / written)",
+        ha="center",
+        va="top",
+        fontsize=TITLE,
+        color=INK,
+    )
+    top = sum(heights)
+    for machine, own, centres, height in zip(explanation.machines, edges, places, heights, strict=True):
+        top -= height
+        # One unit of the axes is an inch.
+        axes = figure.add_axes((0, top / (sum(heights) + title), 1, height / (sum(heights) + title)))
+        axes.set(xlim=(-width / 2, width / 2), ylim=(-height / 2, height / 2))
+        axes.set_axis_off()
+        words = parameters_in_words(explanation, machine)
+        axes.text(0.25 - width / 2, height / 2 - 0.3, words, fontsize=TEXT, color=INK, weight="bold")
+        _draw_graph(axes, machine, _arrows(own), centres)
     return figure
 
 
-def _most_lines(edges: Sequence["Edge"]) -> int:
-    """Lines of the longest label."""
-    counts: dict[tuple[int, int], int] = {}
+def _places_of_states(count: int) -> list[tuple[float, float]]:
+    """Where the states' circles are, in inches from the middle: on a line up to two, else on an ellipse."""
+    if count <= 2:
+        return [(0.0, 0.0)] if count == 1 else [(-1.4, 0.0), (1.4, 0.0)]
+    across, down = 0.8 * count, 0.5 * count
+    angles = [math.pi - 2 * math.pi * state / count for state in range(count)]
+    return [(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
+
+
+def _arrows(edges: Sequence["Edge"]) -> dict[tuple[int, int], list[str]]:
+    """The labels of the arrows from one state to another; steps after which nothing follows stay at their state."""
+    found: dict[tuple[int, int], list[str]] = {}
     for edge in edges:
-        counts[edge.state, edge.following] = counts.get((edge.state, edge.following), 0) + 1
-    return max(counts.values())
+        is_last = edge.following < 0
+        text = f"{edge.reads} / {edge.writes}" + ", end" * is_last
+        found.setdefault((edge.state, edge.state if is_last else edge.following), []).append(text)
+    return found
 
 
-def _draw_graph(axes: Axes, machine: "Explained", edges: Sequence["Edge"], width: float, height: float) -> None:
+def _draw_graph(
+    axes: Axes,
+    machine: "Explained",
+    arrows: Mapping[tuple[int, int], Sequence[str]],
+    centres: Sequence[tuple[float, float]],
+) -> None:
     """Circles and arrows of one machine, in inches."""
-    count, radius = len(machine.names), 0.42
-    centres = {state: ((state + 0.5) * width / count, 0.45 * height) for state in range(count)}
-    labels: dict[tuple[int, int], list[str]] = {}
-    for edge in edges:
-        if edge.following in centres:
-            labels.setdefault((edge.state, edge.following), []).append(f"{edge.reads} / {edge.writes}")
-        else:
-            labels.setdefault((edge.state, edge.state), []).append(f"{edge.reads} / {edge.writes}, end")
-    for state, (x, y) in centres.items():
+    radius, bend = 0.42, 0.22
+    for name, (x, y) in zip(machine.names, centres, strict=True):
         axes.add_patch(Circle((x, y), radius, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=3))
-        name = machine.names[state].replace(" ", "\n", 1)
-        axes.text(x, y, name, ha="center", va="center", fontsize=TEXT, color=INK, zorder=4)
+        text = name.replace(" ", "\n", 1)
+        axes.text(x, y, text, ha="center", va="center", fontsize=TEXT, color=INK, zorder=4)
     x, y = centres[machine.transducer.start]
     _arrow(axes, (x - 0.85, y), (x - radius, y), 0)
-    for (state, following), texts in labels.items():
-        (x, y), (to, _) = centres[state], centres[following]
+    look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "ha": "center", "zorder": 5}
+    for (state, following), texts in arrows.items():
+        (x, y), (to_x, to_y) = centres[state], centres[following]
         text = "\n".join(texts)
-        look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "ha": "center"}
         if state == following:
-            _arrow(axes, (x - 0.2, y + 0.37), (x + 0.2, y + 0.37), -1.8)
-            axes.text(x, y + 0.95, text, va="bottom", **look)
+            side = -1 if y < -0.01 else 1  # away from the middle
+            ends = [(x - side * 0.2, y + side * 0.37), (x + side * 0.2, y + side * 0.37)]
+            _arrow(axes, ends[0], ends[1], -1.8)
+            axes.text(x, y + side * 0.9, text, va="bottom" if side > 0 else "top", **look)
             continue
-        far = abs(to - x)
-        side = 1 if to > x else -1
-        bend = 0.28 if far < 1.5 * width / count else 0.4
-        _arrow(axes, (x + side * 0.36, y + side * 0.2), (to - side * 0.36, y + side * 0.2), -bend)
-        # The arrow's middle is off the straight line by half of what it bends.
-        middle = y + side * (0.2 + 0.5 * bend * (far - 0.72) + 0.06)
-        axes.text((x + to) / 2, middle, text, va="bottom" if side > 0 else "top", **look)
-    axes.set(xlim=(-0.4, width), ylim=(0, height), aspect="equal")
-    axes.set_axis_off()
+        across, up = to_x - x, to_y - y
+        length = math.hypot(across, up)
+        turn = math.atan2(up, across)
+        # An arrow leaves and arrives a bit to its left, where it bends to.
+        start = (x + radius * math.cos(turn + 0.4), y + radius * math.sin(turn + 0.4))
+        end = (to_x - radius * math.cos(turn - 0.4), to_y - radius * math.sin(turn - 0.4))
+        _arrow(axes, start, end, -bend)
+        off = radius * math.sin(0.4) + 0.5 * bend * (length - 2 * radius * math.cos(0.4))
+        left = (-up / length, across / length)
+        at = ((x + to_x) / 2 + (off + 0.08) * left[0], (y + to_y) / 2 + (off + 0.08) * left[1])
+        aside = "center" if abs(left[0]) < 0.3 else "left" if left[0] > 0 else "right"
+        above = "center" if abs(left[1]) < 0.3 else "bottom" if left[1] > 0 else "top"
+        axes.text(*at, text, va=above, **(look | {"ha": aside}))
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float) -> None:
-    """An arrow that bends to its left by a share of its length."""
+    """An arrow that bends to its left by a share of its length, if the share is negative."""
     style = f"arc3,rad={bend}"
     axes.add_patch(
         FancyArrowPatch(
-            start, end, connectionstyle=style, arrowstyle="-|>", mutation_scale=11, color=INK, linewidth=1, zorder=2
+            start,
+            end,
+            connectionstyle=style,
+            arrowstyle="-|>",
+            mutation_scale=11,
+            color=INK,
+            linewidth=1,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=2,
         )
     )
 
@@ -957,7 +997,7 @@ def _draw_steps(explanation: "Explanation") -> Figure:
         for read in steps
         if None not in read.digits
     )
-    columns = sorted({read.digits for read in reads}, key=str)
+    columns = sorted({read.digits for read in reads}, key=lambda digits: [value or 0 for value in digits])
     shown = columns[:: math.ceil(len(columns) / _MOST_COLUMNS) or 1]
     rows = [(own, state) for own in explanation.machines for state in range(len(own.names))]
     following = np.full((len(rows), len(shown)), np.nan)

@@ -16,7 +16,7 @@ from abc_toolkit.vocabulary import NUM_SPECIAL
 
 SCHEMA = 1
 _MOST_ROWS = 40  # of steps on the terminal; the files hold all
-_MOST_RUNS = 6  # of a row
+_MOST_RUNS = 10  # of a row
 _MOST_NAMES = 6  # of states in a summary
 _ORDERS = {-1: "<", 0: "=", 1: ">"}
 
@@ -49,7 +49,7 @@ def folded(explanation: Explanation, machine: Explained) -> list[Edge]:
         groups: dict[tuple[tuple[bool, ...], tuple[bool, ...]], dict[Read, tuple[Written, int]]] = {}
         for read, step in steps.items():
             groups.setdefault((tuple(value is not None for value in read.digits), read.writes), {})[read] = step
-        for (present, _), own in groups.items():
+        for (present, _), own in sorted(groups.items(), reverse=True):
             found += _folded_group(explanation, state, present, own)
     return found
 
@@ -140,7 +140,7 @@ def _goes_on(entries: Mapping[int, Written], run: Sequence[int], key: int) -> bo
         return [0 if a is None or b is None else b - a for a, b in pairs]
 
     last = change(run[-1], key)
-    if any(step not in (0, 1) for step in last):
+    if any(abs(step) > 1 for step in last):
         return False
     return len(run) < 2 or last == change(run[-2], run[-1])
 
@@ -194,9 +194,10 @@ def difference_in_words(explanation: Explanation, difference: RuleDifference) ->
     def read(symbol: Read) -> str:
         return " ".join(explanation.text(value) or "-" for value in symbol.digits)
 
-    before = f" after {', '.join(map(read, own.word[:-1]))}" if len(own.word) > 1 else ""
+    *earlier, last = own.word
+    before = f" after {', '.join(map(read, earlier))}" if earlier else ""
     return (
-        f"at step {len(own.word)}{where}, reading {read(own.word[-1])}{before}, it writes "
+        f"at step {len(own.word)}{where}, reading {read(last)}{before}, it writes "
         f"{_written(explanation, own.first)}, and the rule {_written(explanation, own.second)}"
     )
 
