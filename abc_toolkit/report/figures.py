@@ -952,13 +952,17 @@ def _draw_graph(
         across, up = to_x - x, to_y - y
         length = math.hypot(across, up)
         turn = math.atan2(up, across)
-        # An arrow leaves and arrives a bit to its left, where it bends to.
-        start = (x + radius * math.cos(turn + 0.4), y + radius * math.sin(turn + 0.4))
-        end = (to_x - radius * math.cos(turn - 0.4), to_y - radius * math.sin(turn - 0.4))
-        _arrow(axes, start, end, -bend)
-        off = radius * math.sin(0.4) + 0.5 * bend * (length - 2 * radius * math.cos(0.4))
         left = (-up / length, across / length)
-        at = ((x + to_x) / 2 + (off + 0.08) * left[0], (y + to_y) / 2 + (off + 0.08) * left[1])
+        # Arrows bend to their left, so that those of two directions part; one alone bends away from the middle.
+        side = 1
+        if (following, state) not in arrows and left[0] * (x + to_x) + left[1] * (y + to_y) < -0.01:
+            side, left = -1, (-left[0], -left[1])
+        lean = 0.4 * side
+        start = (x + radius * math.cos(turn + lean), y + radius * math.sin(turn + lean))
+        end = (to_x - radius * math.cos(turn - lean), to_y - radius * math.sin(turn - lean))
+        _arrow(axes, start, end, -side * bend)
+        off = 0.08 + radius * math.sin(0.4) + 0.5 * bend * (length - 2 * radius * math.cos(0.4))
+        at = ((x + to_x) / 2 + off * left[0], (y + to_y) / 2 + off * left[1])
         aside = "center" if abs(left[0]) < 0.3 else "left" if left[0] > 0 else "right"
         above = "center" if abs(left[1]) < 0.3 else "bottom" if left[1] > 0 else "top"
         axes.text(*at, text, va=above, **(look | {"ha": aside}))
