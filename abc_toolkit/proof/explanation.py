@@ -227,7 +227,33 @@ class _Line:
 
 
 class _Explaining:
-    """The work of `explain`."""
+    """The work of `explain`.
+
+    Args:
+        basis: The basis of the proof of the model.
+        model: The model.
+        progress: Shows the progress of long loops.
+
+    Attributes:
+        kinds: All kinds of predictions up to the bound.
+        next_tokens: For each kind, what the model writes in each assignment.
+        fixed: For each kind, which assignments are of tokens that the layout tells, and in which of them the model
+            writes another token.
+        names: Names of the operands, then of the answers.
+        downwards: Whether steps go from the largest place to the least.
+        lines: The runs of the machine, by layout and row.
+        predictions: The predictions of tokens that the tape has.
+        last_names: Names whose last token is a parameter.
+        relative: For each name, how many places back it is read.
+        firsts: Names whose first token is read from anywhere.
+        depth: Number of earlier places of which it is known what was present there.
+        memory: Names and places back of the tokens that are remembered.
+        parts: Kind, assignments and table of predictions that share a table.
+        tables: The tables by where they apply: constants that are lacking, what was present before and is now, answer.
+        following: What can be present at the next place.
+        order: The answers in the order in which a place's tokens are written.
+        reads: Everything that a step can read, by what is present.
+    """
 
     def __init__(self, basis: Basis, model: TransformerModel, progress: Progress) -> None:
         self.task, self.rule, self.model, self.progress = basis.task, basis.rule, model, progress
@@ -237,7 +263,7 @@ class _Explaining:
         self.names = (*self.rule.operands, *self.rule.answers)
         self.downwards = self._downwards()
         self.lines: dict[tuple[int, int], _Line] = {}
-        self.fixed = self.fixed_right = 0
+        self.fixed: list[tuple[Tensor, Tensor]] = []
         self.next_tokens: list[Tensor] = []
         self.predictions = list(self._reduced())
         self.last_names = self._names_of_the_end()
@@ -269,6 +295,7 @@ class _Explaining:
         return bool(self.task.downwards and self.rule.along == "place")
 
     def _line(self, enumeration: Enumeration) -> _Line:
+        """The run of the machine that a prediction belongs to."""
         reading, row = self.reading[id(enumeration.field)], enumeration.field.predicted[1]["row"]
         if (id(reading), row) not in self.lines:
             places = {name: reading.places(name, row) for name in self.names}
@@ -284,14 +311,17 @@ class _Explaining:
         known: dict[Hashable, tuple[int, ...]] = {}
         for number, kind in enumerate(self.progress(self.kinds, "asking the model")):
             self.next_tokens.append(self._next_tokens(kind))
-            settled, right = (torch.zeros(len(kind.assignments), dtype=torch.bool) for _ in range(2))
+            fixed, wrong = (torch.zeros(len(kind.assignments), dtype=torch.bool) for _ in range(2))
+            numbers: dict[int, Tensor] = {}
             for enumeration, part in kind.parts:
                 if not len(part):
                     continue
-                where = torch.searchsorted(kind.assignments, part)
+                if id(part) not in numbers:  # predictions share their assignments
+                    numbers[id(part)] = torch.searchsorted(kind.assignments, part)
+                where = numbers[id(part)]
                 if enumeration.asked is None:
-                    settled[where] = True
-                    right[where] = self.next_tokens[-1][where] == enumeration.required
+                    fixed[where] = True
+                    wrong[where] |= self.next_tokens[-1][where] != enumeration.required
                     continue
                 line = self._line(enumeration)
                 leaves = self._steps_of(enumeration, line)
@@ -306,8 +336,7 @@ class _Explaining:
                 yield _Prediction(
                     number, where, enumeration, part, line, enumeration.asked[0], step, leaves, known[key]
                 )
-            self.fixed += int(settled.sum())
-            self.fixed_right += int(right.sum())
+            self.fixed.append((fixed, wrong))
 
     def _next_tokens(self, kind: Kind) -> Tensor:
         """The token that the model writes next in each assignment of a kind, `[assignment]`."""
@@ -318,6 +347,7 @@ class _Explaining:
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
     def _step(self, place: int, line: _Line) -> int:
+        """The step of a place."""
         return len(line.presence) - 1 - place if self.downwards else place
 
     def _steps_of(self, enumeration: Enumeration, line: _Line) -> list[tuple[str, int | None] | None]:
@@ -377,6 +407,7 @@ class _Explaining:
         return found, {name for name, own in far.items() if own - found[name]}
 
     def _is_of_the_end(self, line: _Line, name: str, step: int) -> bool:
+        """Whether a token is a parameter because it is the last of its name."""
         return name in self.last_names and step == line.ends(self.names.index(name))[1]
 
     def _ways(self, own: _Prediction, leaf: tuple[str, int | None] | None) -> tuple[Column, ...]:
@@ -663,7 +694,7 @@ class _Explaining:
             self.rule.rows,
             explained,
             sum(len(kind.assignments) for kind in self.kinds),
-            self.fixed,
+            sum(int(fixed.sum()) for fixed, _ in self.fixed),
             self._held(),
             first,
         )
@@ -681,12 +712,15 @@ class _Explaining:
         return names if len(set(names)) == count else plain
 
     def _held(self) -> int:
-        """The number of assignments that walks have met, so that the machine writes there what the model writes."""
-        met = [torch.zeros(len(kind.assignments), dtype=torch.bool) for kind in self.kinds]
+        """The number of assignments that walks have met, so that the machine writes there what the model writes.
+
+        Those of tokens that the layout tells count if the model writes them.
+        """
+        met = [fixed & ~wrong for fixed, wrong in self.fixed]
         for kind, where, table in self.parts.values():
             entries = torch.tensor([values in table.met for values in table.entries], dtype=torch.bool)
             met[kind][where[entries[table.row]]] = True
-        return self.fixed_right + sum(int(own.sum()) for own in met)
+        return sum(int(own.sum()) for own in met)
 
 
 @lru_cache(maxsize=4)

@@ -939,7 +939,7 @@ def _draw_graph(
         axes.text(x, y, text, ha="center", va="center", fontsize=TEXT, color=INK, zorder=4)
     x, y = centres[machine.transducer.start]
     _arrow(axes, (x - 0.85, y), (x - radius, y), 0)
-    look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "ha": "center", "zorder": 5}
+    look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "zorder": 5}
     for (state, following), texts in arrows.items():
         (x, y), (to_x, to_y) = centres[state], centres[following]
         text = "\n".join(texts)
@@ -947,7 +947,7 @@ def _draw_graph(
             side = -1 if y < -0.01 else 1  # away from the middle
             ends = [(x - side * 0.2, y + side * 0.37), (x + side * 0.2, y + side * 0.37)]
             _arrow(axes, ends[0], ends[1], -1.8)
-            axes.text(x, y + side * 0.9, text, va="bottom" if side > 0 else "top", **look)
+            axes.text(x, y + side * 0.9, text, va="bottom" if side > 0 else "top", ha="center", **look)
             continue
         across, up = to_x - x, to_y - y
         length = math.hypot(across, up)
@@ -965,7 +965,7 @@ def _draw_graph(
         at = ((x + to_x) / 2 + off * left[0], (y + to_y) / 2 + off * left[1])
         aside = "center" if abs(left[0]) < 0.3 else "left" if left[0] > 0 else "right"
         above = "center" if abs(left[1]) < 0.3 else "bottom" if left[1] > 0 else "top"
-        axes.text(*at, text, va=above, **(look | {"ha": aside}))
+        axes.text(*at, text, va=above, ha=aside, **look)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float) -> None:
