@@ -214,12 +214,7 @@ def transducer(path: Path, explanation: "Explanation") -> Path:
     Returns:
         The file.
     """
-    from abc_toolkit.report.transducers import folded
-
-    edges = [folded(explanation, own) for own in explanation.machines]
-    if len(edges) <= _MOST_PANELS and max(map(len, edges)) <= _MOST_EDGES:
-        return _save(_draw_graphs(explanation, edges), path)
-    return _save(_draw_steps(explanation), path)
+    return _save(draw_transducer(explanation), path)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -872,6 +867,16 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=TEXT, frameon=False, borderaxespad=0.3
     )
+
+
+def draw_transducer(explanation: "Explanation") -> Figure:
+    """The figure of `transducer`."""
+    from abc_toolkit.report.transducers import folded
+
+    edges = [folded(explanation, own) for own in explanation.machines]
+    if len(edges) <= _MOST_PANELS and max(map(len, edges)) <= _MOST_EDGES:
+        return _draw_graphs(explanation, edges)
+    return _draw_steps(explanation)
 
 
 def _draw_graphs(explanation: "Explanation", edges: Sequence[Sequence["Edge"]]) -> Figure:

@@ -5,9 +5,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import Tensor
 
 from abc_toolkit.models.decoding import solve_problems
@@ -15,7 +17,15 @@ from abc_toolkit.models.transformer import EncoderDecoder
 from abc_toolkit.proof import CannotDecideError, explanation
 from abc_toolkit.proof.enumeration import Kind, Reading
 from abc_toolkit.proof.explanation import Explained, Explanation, Read, explain
-from abc_toolkit.report.transducers import as_dot, as_json, difference_in_words, folded, read_machines
+from abc_toolkit.report import figures
+from abc_toolkit.report.transducers import (
+    as_dot,
+    as_json,
+    difference_in_words,
+    folded,
+    print_explanation,
+    read_machines,
+)
 from abc_toolkit.tasks import Copy, Parity, Repeat, Subtraction
 from abc_toolkit.tasks.digits.base import DigitTask
 from abc_toolkit.vocabulary import NUM_SPECIAL
@@ -274,3 +284,19 @@ def test_steps_are_folded_by_what_they_depend_on() -> None:
         (1, "sum 4 to 8", "0 to 4", 1),
         (1, "no digit", "1", -1),
     ]
+
+
+def test_figures_and_tables_show_every_machine(
+    explained: tuple[str, Explanation], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, found = explained
+    path = figures.transducer(tmp_path / "transducer.png", found)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+    circles = [figure_text.get_text() for figure_text in figures.draw_transducer(found).findobj(Text)]
+    names = {state for own in found.machines for state in own.names}
+    assert names <= {text.replace("\n", " ").rpartition(", ")[2] for text in circles}
+    print_explanation(found)
+    out = " ".join(re.sub("[^ -~]", " ", capsys.readouterr().out).split())
+    assert all(state in out for state in names)
+    assert f"{found.held:,} of {found.assignments:,} assignments" in out
+    assert (f"{len(found.machines)} machines" in out) == (len(STATES[name]) > 1)
