@@ -17,7 +17,7 @@ from abc_toolkit.vocabulary import NUM_SPECIAL
 SCHEMA = 1
 _MOST_ROWS = 40  # of steps on the terminal; the files hold all
 _MOST_RUNS = 10  # of a row
-_MOST_NAMES = 6  # of states in a summary
+_MOST_NAMES = 6  # of states in a summary, and of what is written in many cases
 _ORDERS = {-1: "<", 0: "=", 1: ">"}
 
 
@@ -155,7 +155,7 @@ def _pairs(explanation: Explanation, entries: Mapping[tuple[int, ...], Written])
         return ", ".join(" ".join(_name(explanation, "", digit) for digit in key) for key in entries), ", ".join(
             _written(explanation, written) for written in entries.values()
         )
-    writes = ", ".join(by_output) if len(by_output) <= _MOST_RUNS else "..."
+    writes = ", ".join(by_output) if len(by_output) <= _MOST_NAMES else "..."
     return f"{len(entries)} cases such as {shown[0]}", writes
 
 
