@@ -51,7 +51,7 @@ DPI = 120
 TITLE, TEXT, SMALL = 11.0, 8.5, 7.0  # font sizes in points
 _MOST_EDGES = 12  # of a transducer that is drawn with circles and arrows
 _MOST_PANELS = 3  # transducers that are drawn so side by side
-_MOST_COLUMNS, _MOST_TEXTS = 60, 30  # of a table of steps, and those in which what is written is told
+_MOST_COLUMNS, _MOST_TEXTS = 100, 30  # of a table of steps, and those in which what is written is told
 _LEAST_ERROR = 1e-4  # that an axis of errors is made to show: what is exact but for rounding would stretch it
 LINE = 1.35 * SMALL / 72  # a line of small text in inches
 INK: Colour = (0.2, 0.2, 0.2)
@@ -1040,10 +1040,11 @@ def _draw_steps(explanation: "Explanation") -> Figure:
         if state == 0 and row:
             axes.axhline(row - 0.5, color=INK, linewidth=0.8)
     what = f"read: {', '.join(explanation.operands)}"
-    what += f" (every {len(columns) // len(shown)}th of {len(columns):,} shown)" if len(shown) < len(columns) else ""
+    what += f" ({len(shown)} of {len(columns):,} inputs are shown)" if len(shown) < len(columns) else ""
     axes.set_xlabel(what, fontsize=TEXT, color=INK)
+    told = "colour: number of the next state" + "; text: what is written" * (len(shown) <= _MOST_TEXTS)
     axes.set_title(
-        f"{explanation.task.name}: what the model computes\ncolour: number of the next state; text: what is written",
+        f"{explanation.task.name}: what the model computes\n{told}",
         fontsize=TEXT,
         color=INK,
     )
