@@ -13,9 +13,12 @@ _PUBLIC = {
     "calibrate": "phases.calibrate",
     "evaluate": "phases.evaluate",
     "certify": "phases.certify",
+    "explain": "phases.explain",
     "run_all": "phases.pipeline",
     "solve": "phases.solve",
     "check_answers": "phases.solve",
+    "sweep": "sweeps.engine",
+    "summarize": "sweeps.summary",
     "trusting": "runs.trust",
 }
 

@@ -8,13 +8,20 @@ from typing import Any
 from abc_toolkit.runs.files import canonical_hash, sha256
 from abc_toolkit.runs.folder import PROGRESS, RECORD, WEIGHTS, WINDOW, Phase, Run, save_record
 
-CONTENT: Mapping[str, str] = {"fit": WEIGHTS, "calibrate": WINDOW, "retrain": WEIGHTS, "evaluate": "results.json"}
+CONTENT: Mapping[str, str] = {
+    "fit": WEIGHTS,
+    "calibrate": WINDOW,
+    "retrain": WEIGHTS,
+    "evaluate": "results.json",
+    "explain": "transducer.json",
+}
 READS: Mapping[str, tuple[Phase, ...]] = {
     "fit": (),
     "calibrate": ("fit",),
     "retrain": ("calibrate",),
     "evaluate": ("fit", "retrain"),
     "certify": ("retrain",),
+    "explain": ("retrain", "certify"),
 }
 
 

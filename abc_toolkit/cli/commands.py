@@ -79,6 +79,11 @@ COMMANDS: Mapping[str, Command] = {
         "phases.certify",
         "certify",
     ),
+    "explain": Command(
+        "Reads out of a certified model what it computes: the least transducer, its states and steps.",
+        "phases.explain",
+        "explain",
+    ),
     "sweep": Command(
         "Does 'abc run' for every combination of a grid, several at a time.",
         "sweeps.engine",

@@ -20,13 +20,14 @@ from abc_toolkit.proof import CannotDecideError
 from abc_toolkit.proof.basis import basis_of
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.description import describe, differences
-from abc_toolkit.runs.folder import PHASES as ALL_PHASES
 from abc_toolkit.runs.folder import PIPELINE, Phase, Run
 from abc_toolkit.tasks import Addition, Calibratable, Certifiable, Task
 from abc_toolkit.tasks.base import require
 from abc_toolkit.training.loop import MAY_DIFFER, TrainerSettings, lightning_trainer
 from abc_toolkit.training.processes import starts_processes, undisturbed, wanted_help
 from abc_toolkit.windows import Window
+
+DONE_BY_RUN: tuple[Phase, ...] = (*PIPELINE, "certify")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run_all(
     calibrate_settings: Mapping[str, Any] | None = None,
     retrain_settings: Mapping[str, Any] | None = None,
     evaluate_settings: Mapping[str, Any] | None = None,
-    phases: Sequence[str] | str = ALL_PHASES,
+    phases: Sequence[str] | str = DONE_BY_RUN,
 ) -> PipelineResult:
     """Does all phases: fit, calibrate, retrain, evaluate, certify. Takes every option of the first four as
     --PHASE.OPTION.
@@ -124,9 +125,9 @@ def chosen_phases(phases: Sequence[str] | str, window: bool) -> list[Phase]:
         UserError: If a name is unknown, or a phase is left out that another one needs.
     """
     names = phases.split(",") if isinstance(phases, str) else list(phases)
-    unknown = [name for name in names if name not in ALL_PHASES]
+    unknown = [name for name in names if name not in DONE_BY_RUN]
     if unknown or not names:
-        raise UserError(f"--phases {','.join(names)}: choose of {','.join(ALL_PHASES)}")
+        raise UserError(f"--phases {','.join(names)}: choose of {','.join(DONE_BY_RUN)}")
     needed: dict[Phase, tuple[Phase, ...]] = {
         "fit": (),
         "calibrate": ("fit",),
@@ -134,7 +135,7 @@ def chosen_phases(phases: Sequence[str] | str, window: bool) -> list[Phase]:
         "evaluate": ("fit",),
         "certify": ("retrain",),
     }
-    wanted: list[Phase] = [phase for phase in ALL_PHASES if phase in names]
+    wanted: list[Phase] = [phase for phase in DONE_BY_RUN if phase in names]
     for phase in wanted:
         for before in needed[phase]:
             if before not in wanted:

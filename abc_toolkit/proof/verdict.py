@@ -141,6 +141,18 @@ def _certified(basis: Basis, model: TransformerModel, progress: Progress) -> Cer
     return certificate
 
 
+def predictions_up_to_bound(basis: Basis, model: TransformerModel, progress: Progress = silent) -> Iterator[Prediction]:
+    """Every prediction of every layout up to the bound.
+
+    Args:
+        basis: The basis of the proof of the model.
+        model: The model.
+        progress: Shows the progress of long loops.
+    """
+    layouts = _layouts(basis.task, bound_of(basis.task, basis.rule, basis.window, basis.period))
+    yield from _predictions(basis, model, layouts, [Reading(basis.rule, own.layout) for own in layouts], progress)
+
+
 def _check_measurements(certificate: Certificate) -> None:
     """Compares what was measured with the bound of rounding.
 

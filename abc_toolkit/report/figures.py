@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from abc_toolkit.runs.trust import in_the_packages_folder
 
@@ -26,7 +26,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Circle, FancyArrowPatch, Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
@@ -40,11 +40,18 @@ from abc_toolkit.tasks.objective import EXACT_MATCH, Metric
 from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Window
 
+if TYPE_CHECKING:
+    from abc_toolkit.proof.explanation import Explained, Explanation
+    from abc_toolkit.report.transducers import Edge
+
 Tokens = tuple[Sequence[str], Sequence[str]]
 Colour = tuple[float, float, float]
 
 DPI = 120
 TITLE, TEXT, SMALL = 11.0, 8.5, 7.0  # font sizes in points
+_MOST_EDGES = 12  # of a transducer that is drawn with circles and arrows
+_MOST_PANELS = 3  # transducers that are drawn so side by side
+_MOST_COLUMNS, _MOST_TEXTS = 100, 30  # of a table of steps, and those in which what is written is told
 _LEAST_ERROR = 1e-4  # that an axis of errors is made to show: what is exact but for rounding would stretch it
 LINE = 1.35 * SMALL / 72  # a line of small text in inches
 INK: Colour = (0.2, 0.2, 0.2)
@@ -195,6 +202,19 @@ def digit_accuracy(path: Path, rows: Sequence[Mapping[str, Any]], max_length: in
         The file.
     """
     return _save(_draw_digit_accuracy(rows, max_length, task), path)
+
+
+def transducer(path: Path, explanation: "Explanation") -> Path:
+    """Draws what a model computes: states and steps as circles and arrows, or as a table where there are many.
+
+    Args:
+        path: The PNG file to write.
+        explanation: The machines.
+
+    Returns:
+        The file.
+    """
+    return _save(draw_transducer(explanation), path)
 
 
 def _save(figure: Figure, path: Path) -> Path:
@@ -847,3 +867,185 @@ def _legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), fontsize=TEXT, frameon=False, borderaxespad=0.3
     )
+
+
+def draw_transducer(explanation: "Explanation") -> Figure:
+    """The figure of `transducer`."""
+    from abc_toolkit.report.transducers import folded
+
+    edges = [folded(explanation, own) for own in explanation.machines]
+    if len(edges) <= _MOST_PANELS and max(map(len, edges)) <= _MOST_EDGES:
+        return _draw_graphs(explanation, edges)
+    return _draw_steps(explanation)
+
+
+def _draw_graphs(explanation: "Explanation", edges: Sequence[Sequence["Edge"]]) -> Figure:
+    """A panel for each machine, with states as circles and steps as arrows between them."""
+    from abc_toolkit.report.transducers import parameters_in_words
+
+    places = [_places_of_states(len(own.names)) for own in explanation.machines]
+    lines = [0.14 * max(len(texts) for texts in _arrows(own).values()) for own in edges]
+    reach = [max(y for _, y in own) for own in places]
+    heights = [2 * (y + 1.1 + more) + 0.25 for y, more in zip(reach, lines, strict=True)]
+    width, title = 2 * (max(x for own in places for x, _ in own) + 2.4), 0.4
+    figure = Figure(figsize=(width, sum(heights) + title))
+    figure.text(
+        0.5,
+        1 - 0.15 / (sum(heights) + title),
+        f"{explanation.task.name}: what the model computes (read / written)",
+        ha="center",
+        va="top",
+        fontsize=TITLE,
+        color=INK,
+    )
+    top = sum(heights)
+    for machine, own, centres, height in zip(explanation.machines, edges, places, heights, strict=True):
+        top -= height
+        # One unit of the axes is an inch.
+        axes = figure.add_axes((0, top / (sum(heights) + title), 1, height / (sum(heights) + title)))
+        axes.set(xlim=(-width / 2, width / 2), ylim=(-height / 2, height / 2))
+        axes.set_axis_off()
+        words = parameters_in_words(explanation, machine)
+        axes.text(0.25 - width / 2, height / 2 - 0.3, words, fontsize=TEXT, color=INK, weight="bold")
+        _draw_graph(axes, machine, _arrows(own), centres)
+    return figure
+
+
+def _places_of_states(count: int) -> list[tuple[float, float]]:
+    """Where the states' circles are, in inches from the middle: on a line up to two, else on an ellipse."""
+    if count <= 2:
+        return [(0.0, 0.0)] if count == 1 else [(-1.4, 0.0), (1.4, 0.0)]
+    across, down = 0.8 * count, 0.5 * count
+    angles = [math.pi - 2 * math.pi * state / count for state in range(count)]
+    return [(across * math.cos(angle), down * math.sin(angle)) for angle in angles]
+
+
+def _arrows(edges: Sequence["Edge"]) -> dict[tuple[int, int], list[str]]:
+    """The labels of the arrows from one state to another; steps after which nothing follows stay at their state."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for edge in edges:
+        is_last = edge.following < 0
+        text = f"{edge.reads} / {edge.writes}" + ", end" * is_last
+        found.setdefault((edge.state, edge.state if is_last else edge.following), []).append(text)
+    return found
+
+
+def _draw_graph(
+    axes: Axes,
+    machine: "Explained",
+    arrows: Mapping[tuple[int, int], Sequence[str]],
+    centres: Sequence[tuple[float, float]],
+) -> None:
+    """Circles and arrows of one machine, in inches."""
+    radius, bend = 0.42, 0.22
+    for name, (x, y) in zip(machine.names, centres, strict=True):
+        axes.add_patch(Circle((x, y), radius, facecolor=PAPER, edgecolor=INK, linewidth=1.2, zorder=3))
+        text = name.replace(" ", "\n", 1)
+        axes.text(x, y, text, ha="center", va="center", fontsize=TEXT, color=INK, zorder=4)
+    x, y = centres[machine.transducer.start]
+    _arrow(axes, (x - 0.85, y), (x - radius, y), 0)
+    look: dict[str, Any] = {"fontsize": SMALL, "color": INK, "zorder": 5}
+    for (state, following), texts in arrows.items():
+        (x, y), (to_x, to_y) = centres[state], centres[following]
+        text = "\n".join(texts)
+        if state == following:
+            side = -1 if y < -0.01 else 1  # away from the middle
+            ends = [(x - side * 0.2, y + side * 0.37), (x + side * 0.2, y + side * 0.37)]
+            _arrow(axes, ends[0], ends[1], -1.8)
+            axes.text(x, y + side * 0.9, text, va="bottom" if side > 0 else "top", ha="center", **look)
+            continue
+        across, up = to_x - x, to_y - y
+        length = math.hypot(across, up)
+        turn = math.atan2(up, across)
+        left = (-up / length, across / length)
+        # Arrows bend to their left, so that those of two directions part; one alone bends away from the middle.
+        side = 1
+        if (following, state) not in arrows and left[0] * (x + to_x) + left[1] * (y + to_y) < -0.01:
+            side, left = -1, (-left[0], -left[1])
+        lean = 0.4 * side
+        start = (x + radius * math.cos(turn + lean), y + radius * math.sin(turn + lean))
+        end = (to_x - radius * math.cos(turn - lean), to_y - radius * math.sin(turn - lean))
+        _arrow(axes, start, end, -side * bend)
+        off = 0.08 + radius * math.sin(0.4) + 0.5 * bend * (length - 2 * radius * math.cos(0.4))
+        at = ((x + to_x) / 2 + off * left[0], (y + to_y) / 2 + off * left[1])
+        aside = "center" if abs(left[0]) < 0.3 else "left" if left[0] > 0 else "right"
+        above = "center" if abs(left[1]) < 0.3 else "bottom" if left[1] > 0 else "top"
+        axes.text(*at, text, va=above, ha=aside, **look)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float) -> None:
+    """An arrow that bends to its left by a share of its length, if the share is negative."""
+    style = f"arc3,rad={bend}"
+    axes.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            connectionstyle=style,
+            arrowstyle="-|>",
+            mutation_scale=11,
+            color=INK,
+            linewidth=1,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=2,
+        )
+    )
+
+
+def _draw_steps(explanation: "Explanation") -> Figure:
+    """A table with a row for each state and a column for what is read: colour is the next state, text what is written.
+
+    Only steps that read a digit of all operands are shown, and of inputs beyond the most, a part.
+    """
+    from abc_toolkit.report.transducers import parameters_in_words
+
+    reads = dict.fromkeys(
+        read
+        for own in explanation.machines
+        for steps in own.transducer.steps
+        for read in steps
+        if None not in read.digits
+    )
+    columns = sorted({read.digits for read in reads}, key=lambda digits: [value or 0 for value in digits])
+    shown = columns[:: math.ceil(len(columns) / _MOST_COLUMNS) or 1]
+    rows = [(own, state) for own in explanation.machines for state in range(len(own.names))]
+    following = np.full((len(rows), len(shown)), np.nan)
+    texts: dict[tuple[int, int], str] = {}
+    for row, (own, state) in enumerate(rows):
+        for read, (written, after) in own.transducer.steps[state].items():
+            if read.digits in shown and after >= 0:
+                column = shown.index(read.digits)
+                following[row, column] = after
+                texts[row, column] = "".join(explanation.text(token) for token in written)
+    side = 0.3 if len(shown) <= _MOST_TEXTS else 0.13
+    figure = Figure(figsize=(2.6 + side * len(shown), 1.2 + 0.2 * len(rows)))
+    axes = figure.subplots()
+    most = max(len(own.names) for own in explanation.machines)
+    axes.imshow(following, cmap=HEAT, vmin=0, vmax=max(most - 1, 1), aspect="auto", interpolation="nearest")
+    if len(shown) <= _MOST_TEXTS:
+        for (row, column), text in texts.items():
+            dark = following[row, column] > 0.55 * max(most - 1, 1)
+            colour = "white" if dark else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=colour)
+        names = [" ".join(explanation.text(value) for value in digits) for digits in shown]
+        axes.set_xticks(range(len(shown)), names, fontsize=SMALL)
+    else:
+        axes.set_xticks([])
+    labels = [
+        own.names[state] if state else ", ".join(filter(None, (parameters_in_words(explanation, own), own.names[0])))
+        for own, state in rows
+    ]
+    axes.set_yticks(range(len(rows)), labels, fontsize=SMALL)
+    for row, (_, state) in enumerate(rows):
+        if state == 0 and row:
+            axes.axhline(row - 0.5, color=INK, linewidth=0.8)
+    what = f"read: {', '.join(explanation.operands)}"
+    what += f" ({len(shown)} of {len(columns):,} inputs are shown)" if len(shown) < len(columns) else ""
+    axes.set_xlabel(what, fontsize=TEXT, color=INK)
+    told = "colour: number of the next state" + "; text: what is written" * (len(shown) <= _MOST_TEXTS)
+    axes.set_title(
+        f"{explanation.task.name}: what the model computes\n{told}",
+        fontsize=TEXT,
+        color=INK,
+    )
+    return figure

@@ -50,7 +50,7 @@ from abc_toolkit.windows.attention import Windowed
 from abc_toolkit.windows.rules import Window, WindowError
 
 T = TypeVar("T")
-Phase = Literal["fit", "calibrate", "retrain", "evaluate", "certify"]
+Phase = Literal["fit", "calibrate", "retrain", "evaluate", "certify", "explain"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 PIPELINE = PHASES[:4]  # what `abc run` does
 CERTIFICATE = "certificate.json"
@@ -420,7 +420,8 @@ class Run:
     def produced(self, phase: Phase) -> dict[str, str]:
         """Hashes of the parts of a finished phase that later phases read."""
         record = self.record(phase)
-        files = {"weights": record["files"].get(WEIGHTS), "window": record["files"].get(WINDOW)}
+        names = {"weights": WEIGHTS, "window": WINDOW, "certificate": CERTIFICATE}
+        files = {name: record["files"].get(file) for name, file in names.items()}
         found = {name: value for name, value in files.items() if value is not None}
         if "model" in record:
             found |= {name: canonical_hash(record[name]) for name in ("task", "model")}

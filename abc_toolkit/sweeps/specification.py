@@ -12,8 +12,8 @@ from typing import Any
 from abc_toolkit.cli.configuration import find_settings, read_settings
 from abc_toolkit.cli.parser import options
 from abc_toolkit.errors import UserError
-from abc_toolkit.phases.pipeline import chosen_phases
-from abc_toolkit.runs.folder import PHASES, Phase
+from abc_toolkit.phases.pipeline import DONE_BY_RUN, chosen_phases
+from abc_toolkit.runs.folder import Phase
 
 KEYS = ("config", "phases", "options", "grid", "retries", "cpus", "gpus")
 _LONGEST_NAME = 150  # characters of a folder's name, which systems limit to 255
@@ -72,7 +72,7 @@ def read_sweep(path: Path) -> Sweep:
     for key in content:
         if key not in KEYS:
             raise UserError(f"{path} has the unknown key {key!r}{_near(key, KEYS)}: a sweep file has {', '.join(KEYS)}")
-    phases = chosen_phases(_listed(content.get("phases", list(PHASES)), path, "phases"), window=False)
+    phases = chosen_phases(_listed(content.get("phases", list(DONE_BY_RUN)), path, "phases"), window=False)
     grid = content.get("grid")
     if not isinstance(grid, dict) or not grid:
         raise UserError(f"{path} has no grid: write 'grid:' and below it an axis, such as 'seed: [0, 1, 2]'")

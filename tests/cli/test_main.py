@@ -125,6 +125,7 @@ def test_printed_settings_are_a_configuration(command: str, abc: Abc, tmp_path: 
         "evaluate": ("--sets", "uniform,carry", "--decode", "steps"),
         "solve": ("--weights", "fit"),
         "certify": ("--run", "somewhere"),
+        "explain": ("--run", "somewhere"),
     }
     status, first, err = abc(command, *changes[command], "--print_config")
     assert status == 0, err

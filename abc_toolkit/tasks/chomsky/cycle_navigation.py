@@ -19,6 +19,7 @@ CYCLE = 5  # positions
 class Walking(LocalRule):
     """The position after each step, which is the state."""
 
+    state_noun = "position"
     operands = ("operand 1",)
     along = "index"
     num_states = CYCLE

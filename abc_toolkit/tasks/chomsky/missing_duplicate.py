@@ -40,6 +40,9 @@ class Finding(LocalRule):
         after = torch.where(finds, torch.minimum(first, second), torch.where(same, state, 3))
         return after, [after.clamp(max=HIDDEN)]
 
+    def name_of(self, state: int) -> str:
+        return "nothing hidden" if state == HIDDEN else f"hidden {state}"
+
     def ends_well(self, state: Tensor) -> Tensor:
         return state < HIDDEN
 

@@ -42,6 +42,9 @@ class Evaluating(LocalRule):
         product = new % MODULUS
         return MODULUS * value + product, [product, value]
 
+    def name_of(self, state: int) -> str:
+        return f"sum {state // MODULUS}, product {state % MODULUS}"
+
     def read(self, name: str) -> Read:
         return Read("operand 2", shift=-1) if name == "operator before" else Read(name)
 

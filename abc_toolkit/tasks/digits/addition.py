@@ -44,6 +44,7 @@ class Carrying(LocalRule):
         base: Number of digits.
     """
 
+    state_noun = "carry"
     operands = ("operand 1", "operand 2")
     num_states = 2
 

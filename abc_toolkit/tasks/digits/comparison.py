@@ -36,6 +36,9 @@ class Deciding(LocalRule):
         verdict = torch.where(state == 1, 1 + (digits[0] - digits[1]).sign(), state)
         return verdict, [self.base + verdict]
 
+    def name_of(self, state: int) -> str:
+        return ("less", "equal", "greater")[state]
+
     def identities(self) -> tuple[Identity, ...]:
         symbols = self.base, self.base + 1, self.base + 2
         statement = "each verdict is the order of the digits so far"

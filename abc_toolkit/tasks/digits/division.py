@@ -23,6 +23,7 @@ class Dividing(LocalRule):
         base: Number of digits.
     """
 
+    state_noun = "remainder"
     operands = ("operand 1",)
     constants = ("operand 2",)
     least_constant = 1

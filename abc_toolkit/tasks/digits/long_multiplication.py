@@ -28,6 +28,7 @@ class Rows(LocalRule):
         base: Number of digits.
     """
 
+    state_noun = "carry"
     operands = ("operand 1", "above")
     constants = ("operand 2",)
     answers = (DIGIT, CARRIED)

@@ -30,6 +30,7 @@ SUM = "sum"
 class RunningSums(LocalRule):
     """In each row, the digit of the row's operand plus the one above plus the carry, the state."""
 
+    state_noun = "carry"
     operands = (OPERAND, "above")
     answers = (SUM,)
     num_states = 2

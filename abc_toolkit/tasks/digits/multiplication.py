@@ -25,6 +25,7 @@ class Product(LocalRule):
         base: Number of digits.
     """
 
+    state_noun = "carry"
     operands = ("operand 1",)
     constants = ("operand 2",)
 

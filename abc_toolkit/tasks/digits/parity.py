@@ -21,6 +21,7 @@ from abc_toolkit.tasks.lengths import Shape
 class Running(LocalRule):
     """The exclusive or of the bit and the state; the state is the last answer."""
 
+    state_noun = "parity"
     operands = ("operand 1",)
     num_states = 2
 

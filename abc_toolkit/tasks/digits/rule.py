@@ -47,6 +47,7 @@ class LocalRule(abc.ABC):
         starts: The states in which a run may begin.
         rows: Whether it runs once for each row of a table, and reads rows above as operands. A proof then tries all
             digits in those rows, whether or not a problem has such rows.
+        state_noun: What the number of a state is, as people call it: `carry`.
     """
 
     operands: ClassVar[tuple[str, ...]]
@@ -57,6 +58,7 @@ class LocalRule(abc.ABC):
     num_states: int
     starts: ClassVar[tuple[int, ...]] = (0,)
     rows: ClassVar[bool] = False
+    state_noun: ClassVar[str] = "state"
 
     @abc.abstractmethod
     def step(
@@ -84,3 +86,7 @@ class LocalRule(abc.ABC):
     def read(self, name: str) -> Read:
         """The tokens of an operand, a constant or an answer: those of the segment with its name, by default."""
         return Read(name)
+
+    def name_of(self, state: int) -> str:
+        """A state in words, such as `carry 1`."""
+        return f"{self.state_noun} {state}"

@@ -48,6 +48,9 @@ class Borrowing(LocalRule):
     def ends_well(self, state: Tensor) -> Tensor:
         return (state // len(ORDERS) == 1) == (state % len(ORDERS) == LESS)
 
+    def name_of(self, state: int) -> str:
+        return ("less", "equal", "greater")[state % len(ORDERS)]
+
     def identities(self) -> tuple[Identity, ...]:
         states = self.num_states
         sign = tuple(1 if state < len(ORDERS) else -1 for state in range(states))

@@ -28,6 +28,7 @@ from abc_toolkit.tasks.lengths import Shape
 class Increment(LocalRule):
     """The digit and the carry; the state is the carry, which is 1 to begin with."""
 
+    state_noun = "carry"
     operands = ("operand 1",)
     num_states = 2
     starts = (1,)
