@@ -764,8 +764,10 @@ def _table(tokens: Tensor, next_tokens: Tensor, radix: int) -> _Table:
 
 
 def _coded(tokens: Tensor, radix: int) -> Tensor:
-    """Each row of token ids as one number."""
+    """Each row of token ids as one number, which leaves room for one more token id."""
     code = torch.zeros(len(tokens), dtype=torch.long)
     for column in tokens.unbind(1):
         code = code * radix + column
+        if len(code) and int(code.max()) >= 2**63 // radix**2:  # or the next column would not fit into 64 bits
+            code = code.unique(return_inverse=True)[1]
     return code

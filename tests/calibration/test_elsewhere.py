@@ -1,6 +1,7 @@
 """Calibration of maps from elsewhere: a run that begins without a fit, and files that are no such maps."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from abc_toolkit.windows.rules import Window
 Abc = Callable[..., tuple[int, str, str]]
 TASK = Parity(max_length=3)
 OWN = Path("runs", "parity")
+ROOT = Path(__file__).parent.parent.parent
+NAMES_OF_README = {"AttentionMaps": AttentionMaps, "prefix_of": prefix_of}
 OPTIONS = ("--task", "Parity", "--task.max_length", "3")
 
 
@@ -112,7 +115,9 @@ def test_maps_do_not_go_with_a_fit_nor_with_a_task_of_another_run(pipeline: Path
 
 
 @pytest.mark.slow
-def test_a_gpt2_of_transformers_is_calibrated(tmp_path: Path, abc: Abc) -> None:
+def test_the_readme_calibrates_a_gpt2_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Abc
+) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     task, generator = Parity(max_length=4), torch.Generator().manual_seed(0)
@@ -129,18 +134,11 @@ def test_a_gpt2_of_transformers_is_calibrated(tmp_path: Path, abc: Abc) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    maps, solved = {}, {}
-    with torch.no_grad():
-        for shape in task.training_shapes():
-            problems = task.sample(generator, 256, shape)
-            string = torch.cat([problems.source, prefix_of(problems.target)], dim=1)
-            found = gpt2(string, output_attentions=True)
-            right = (found.logits[:, problems.source.shape[1] :].argmax(-1) == problems.target).all(1)
-            maps[shape] = {f"decoder.{i}": weights[right].mean(0) for i, weights in enumerate(found.attentions)}
-            solved[shape] = int(right.sum())
-    AttentionMaps(maps, solved).save(tmp_path / "maps.safetensors")
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(lines[0], {"task": task, "gpt2": gpt2, "torch": torch, "Path": Path, **NAMES_OF_README})
     run = ("--run", str(tmp_path / "own"))
-    words = ("--maps", str(tmp_path / "maps.safetensors"), "--task", "Parity", "--task.max_length", "4")
+    words = ("--maps", "maps.safetensors", "--task", "Parity", "--task.max_length", "4")
     assert abc("calibrate", *words, *run)[0] == 0
     assert abc("retrain", *run)[0] == 0
     status, said, _ = abc("certify", *run)

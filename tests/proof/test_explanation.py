@@ -300,3 +300,15 @@ def test_figures_and_tables_show_every_machine(
     assert all(state in out for state in names)
     assert f"{found.held:,} of {found.assignments:,} assignments" in out
     assert (f"{len(found.machines)} machines" in out) == (len(STATES[name]) > 1)
+
+
+@pytest.mark.parametrize("columns", [3, 14, 40])
+def test_rows_of_tokens_have_one_number_each(columns: int, generator: torch.Generator) -> None:
+    radix = 40  # with which 12 columns do not fit into 64 bits
+    tokens = torch.randint(radix, (300, columns), generator=generator)
+    tokens[150:] = tokens[:150]
+    tokens[200, 0] = (tokens[200, 0] + 1) % radix  # the column that an overflow would lose
+    code = explanation._coded(tokens, radix)
+    numbers = {tuple(row): number for row, number in zip(tokens.tolist(), code.tolist(), strict=True)}
+    assert len(numbers) == len(set(numbers.values())) == len(set(code.tolist()))
+    assert int(code.max()) < 2**63 // radix**2
