@@ -16,6 +16,7 @@ from abc_toolkit.phases.pipeline import DONE_BY_RUN, chosen_phases
 from abc_toolkit.runs.folder import Phase
 
 KEYS = ("config", "phases", "options", "grid", "retries", "cpus", "gpus")
+Given = tuple[str, str]  # an option of the command line, and its value
 _LONGEST_NAME = 150  # characters of a folder's name, which systems limit to 255
 
 
@@ -76,8 +77,8 @@ def read_sweep(path: Path) -> Sweep:
     grid = content.get("grid")
     if not isinstance(grid, dict) or not grid:
         raise UserError(f"{path} has no grid: write 'grid:' and below it an axis, such as 'seed: [0, 1, 2]'")
-    shared = [*_words(path, "config", content["config"])] if "config" in content else []
-    shared += ["--phases", ",".join(phases), *_words_of_all(path, "options", content.get("options", {}))]
+    shared = _given(path, "config", content["config"]) if "config" in content else []
+    shared += [("--phases", ",".join(phases)), *_all_given(path, "options", content.get("options", {}))]
     axes = [_axis(path, name, values) for name, values in grid.items()]
     runs: dict[str, SweepRun] = {}
     for chosen in product(*(axis.items() for axis in axes)):
@@ -87,11 +88,11 @@ def read_sweep(path: Path) -> Sweep:
             raise UserError(f"{path}: the labels of a run are too long for a folder's name: map shorter ones to values")
         if name in runs:
             raise UserError(f"{path}: two runs would have the folder {name}: map other labels to their values")
-        own = [words for _, words in chosen]
-        configurations = [words for words in own if words[:1] == ["--config"]]
-        others = [words for words in own if words[:1] != ["--config"]]
-        # A configuration comes first: later words replace what it sets.
-        runs[name] = SweepRun(name, settings, tuple(chain(*configurations, shared, *others)))
+        own = list(chain.from_iterable(given for _, given in chosen))
+        configurations = [given for given in own if given[0] == "--config"]
+        others = [given for given in own if given[0] != "--config"]
+        # Configurations come first: later words replace what they set.
+        runs[name] = SweepRun(name, settings, tuple(chain(*configurations, *shared, *others)))
     return Sweep(
         tuple(runs.values()),
         tuple(phases),
@@ -101,13 +102,13 @@ def read_sweep(path: Path) -> Sweep:
     )
 
 
-def _axis(path: Path, name: str, values: Any) -> dict[str, list[str]]:
-    """The values of an axis: words of the command line, by their labels."""
+def _axis(path: Path, name: str, values: Any) -> dict[str, list[Given]]:
+    """The values of an axis: options and their values, by their labels."""
     is_option = name == "config" or _is_option(name)
     if isinstance(values, dict) and values and "class_path" not in values:
         if is_option:
-            return {label: _words(path, name, value) for label, value in values.items()}
-        return {label: _words_of_all(path, f"{name}: {label}", value) for label, value in values.items()}
+            return {label: _given(path, name, value) for label, value in values.items()}
+        return {label: _all_given(path, f"{name}: {label}", value) for label, value in values.items()}
     if not is_option:
         raise UserError(
             f"{path}: 'abc run' has no option {name!r}{_near(name, options()['run'])}; an axis of another name maps "
@@ -118,7 +119,7 @@ def _axis(path: Path, name: str, values: Any) -> dict[str, list[str]]:
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise UserError(f"{path}: the axis {name} has {twice} twice: leave one out, or map labels to the values")
-    return {label: _words(path, name, value) for label, value in zip(labels, listed, strict=True)}
+    return {label: _given(path, name, value) for label, value in zip(labels, listed, strict=True)}
 
 
 def _listed(values: Any, path: Path, name: str) -> list[Any]:
@@ -129,27 +130,27 @@ def _listed(values: Any, path: Path, name: str) -> list[Any]:
     return values
 
 
-def _words_of_all(path: Path, where: str, settings: Any) -> list[str]:
-    """The words of several options, which may be nested."""
+def _all_given(path: Path, where: str, settings: Any) -> list[Given]:
+    """Several options, which may be nested."""
     if settings in ("null", ""):
         return []
     if not isinstance(settings, dict):
         raise UserError(f"{path}: {where} holds no options: write '{where}: {{OPTION: VALUE}}'")
-    return [word for name, value in settings.items() for word in _words(path, name, value)]
+    return [given for name, value in settings.items() for given in _given(path, name, value)]
 
 
-def _words(path: Path, name: str, value: Any) -> list[str]:
-    """The words of one option."""
+def _given(path: Path, name: str, value: Any) -> list[Given]:
+    """One option, or those of a group."""
     if isinstance(value, dict) and "class_path" not in value and "init_args" not in value:
-        return [word for below, inner in value.items() for word in _words(path, f"{name}.{below}", inner)]
+        return [given for below, inner in value.items() for given in _given(path, f"{name}.{below}", inner)]
     if name == "config":
         file = find_settings(str(value))
-        return ["--config", str(file.absolute()) if Path(str(value)) == file else str(value)]
+        return [("--config", str(file.absolute()) if Path(str(value)) == file else str(value))]
     if not _is_option(name):
         raise UserError(f"{path}: 'abc run' has no option {name!r}{_near(name, options()['run'])}")
     if name in ("run", "resume", "overwrite", "phases"):
         raise UserError(f"{path}: the sweep itself gives {name} to each run: leave it out")
-    return [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    return [(f"--{name}", value if isinstance(value, str) else json.dumps(value))]
 
 
 def _is_option(name: str) -> bool:

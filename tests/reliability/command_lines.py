@@ -140,6 +140,9 @@ BASE: dict[str, tuple[str, ...]] = {
     "evaluate": ("--samples", "2", "--length", "2", "--overwrite"),
     "solve": (),
     "certify": ("--overwrite",),
+    "explain": ("--overwrite",),
+    "sweep": ("empty.yaml",),
+    "summarize": ("runs",),
 }
 
 
@@ -219,7 +222,7 @@ def command_line(draws: random.Random) -> Case:
     command = draws.choice(list(COMMANDS))
     words = [command, *BASE[command]]
     for _ in range(draws.choice((1, 1, 1, 2, 2, 3))):
-        option = draws.choice([*_names(command, draws), *(("",) if command == "solve" else ())])
+        option = draws.choice([*_names(command, draws), *(("",) if COMMANDS[command].operands else ())])
         value = draws.choice(draws.choice((NUMBERS, TEXTS, PATHS, CLASSES)))
         if not option:
             words.append(value)
@@ -262,7 +265,8 @@ def settings_file(draws: random.Random) -> Case:
         spoilt = bytearray(raw or b"x")
         spoilt[draws.randrange(len(spoilt))] ^= 1 << draws.randrange(8)
         raw = bytes(spoilt)
-    words = [command, "--config", "settings.yaml", *(("101",) if command == "solve" else ())]
+    operands = {"solve": ("101",), "sweep": ("settings.yaml",), "summarize": ("runs",)}
+    words = [command, "--config", "settings.yaml", *operands.get(command, ())]
     return Case(tuple(words), raw)
 
 

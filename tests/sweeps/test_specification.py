@@ -52,6 +52,12 @@ def test_a_configuration_of_the_grid_comes_before_all_that_replaces_it(tmp_path:
     assert [line[:2] for line in words] == [("--config", "parity"), ("--config", str(own))]
 
 
+def test_an_axis_may_choose_configurations_and_what_replaces_their_settings(tmp_path: Path) -> None:
+    words = _read(tmp_path, "grid: {which: {base 2: {task.base: 2, config: addition_base}, plain: {config: addition}}}")
+    phases = ("--phases", "fit,calibrate,retrain,evaluate,certify")
+    assert words == [("--config", "addition_base", *phases, "--task.base", "2"), ("--config", "addition", *phases)]
+
+
 @given(st.dictionaries(st.sampled_from(["seed", "evaluate.samples", "fit.trainer.max_steps", "task"]),
                        st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True), min_size=1))  # fmt: skip
 def test_every_combination_is_there_once(tmp_path_factory: pytest.TempPathFactory, grid: dict[str, list[int]]) -> None:
