@@ -255,7 +255,7 @@ def _draw_attention_maps(
                 _name_segments(axes, axes.xaxis, keys, texts[1])
         _name_queries(row[0], site, queries, texts[0])
         _name_row(row[0], row[0], f"{SITE_TITLES[site]}\nlayer {layer}")
-    _name_axes(figure, "key: the token looked at", "query: in the decoder, the token that is predicted")
+    _name_axes(figure, "key: the token looked at", "query: in the target, the token that is predicted")
     _colour_bar(figure, "attention weight")
     if window is not None:
         _legend_below(figure, [Line2D([], [], color=KEPT, linewidth=1.3, label="kept by the window")])
@@ -293,7 +293,7 @@ def _draw_windows(window: Window, layouts: Sequence[tuple[str, Layout]]) -> Figu
             row[-1].yaxis.set_label_position("right")
             row[-1].set_ylabel(size, rotation=270, va="bottom", fontsize=TEXT, color=INK)
         _name_row(rows[0][0], rows[-1][0], f"{SITE_TITLES[site]}\nlayer {layer}")
-    _name_axes(figure, "key: the token looked at", "query: in the decoder, the token that is predicted")
+    _name_axes(figure, "key: the token looked at", "query: in the target, the token that is predicted")
     handles = [Patch(color=colours[name], label=name) for name in segments if name in seen]
     if len(biases) > 1:
         extremes = {"lowest": biases[0], "highest": biases[-1]}
