@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from abc_toolkit.sweeps.engine import LOGS, ROWS, STATE
 
@@ -111,6 +112,18 @@ def test_a_killed_sweep_loses_no_finished_run(tmp_path: Path, started: Callable[
     assert "'abc sweep own.yaml' tries them again" in said
     rows = (folder / ROWS).read_text().splitlines()
     assert {row.partition(",")[0] for row in rows[1:]} == {"first", "last"}
+
+
+def test_a_machine_without_ray_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abc: Abc) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    Path("own.yaml").write_text("grid: {seed: [0]}\n")
+    status, _, error = abc("sweep", "own.yaml")
+    assert (status, error) == (2, "abc: error: sweeps need Ray: pip install 'abc_toolkit[sweep]'\n")
+    # Two sweeps of one folder exclude each other.
+    with FileLock(Path("runs", "own", ".sweep.lock")):
+        status, _, error = abc("sweep", "own.yaml")
+    assert (status, error.count("\n"), "another sweep is running in runs/own" in error) == (2, 1, True)
 
 
 def test_options_that_abc_run_refuses_end_the_sweep_before_it_begins(
