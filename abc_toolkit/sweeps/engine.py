@@ -24,11 +24,8 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.report import console
 from abc_toolkit.runs.files import cannot_write, load_json, save_json, save_text
 from abc_toolkit.runs.folder import CERTIFICATE, RUNS, Run
-from abc_toolkit.sweeps.specification import Sweep, SweepRun, read_sweep
+from abc_toolkit.sweeps.specification import LOGS, ROWS, STATE, Sweep, SweepRun, read_sweep
 
-STATE = "sweep.json"
-ROWS = "results.csv"
-LOGS = "logs"
 _SHOWN = 8  # runs of each state in the live table
 
 
@@ -253,7 +250,8 @@ def _save_state(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     for name, outcome in outcomes.items():
         path = Run(folder / name).folder("evaluate") / "results.json"
         if outcome.state == "finished" and path.exists():
-            rows += [{"run": name, **outcome.settings, "verdict": outcome.verdict, **row} for row in load_json(path)]
+            own = {"run": name, **outcome.settings, "verdict": outcome.verdict}
+            rows += [own | {key: value for key, value in row.items() if key not in own} for row in load_json(path)]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

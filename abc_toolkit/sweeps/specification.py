@@ -17,6 +17,12 @@ from abc_toolkit.runs.folder import Phase
 
 KEYS = ("config", "phases", "options", "grid", "retries", "cpus", "gpus")
 Given = tuple[str, str]  # an option of the command line, and its value
+# Names in the folder of a sweep, and of the columns of results and summaries.
+STATE, ROWS, LOGS = "sweep.json", "results.csv", "logs"
+COLUMNS = (
+    *("run", "verdict", "weights", "length", "suite", "metric", "tokens", "samples", "value", "low", "high", "decode"),
+    *("shape", "runs", "pairs", "median", "least", "most", "mean"),
+)
 _LONGEST_NAME = 150  # characters of a folder's name, which systems limit to 255
 
 
@@ -86,6 +92,8 @@ def read_sweep(path: Path) -> Sweep:
         name = "-".join(_as_file_name(label) for label in settings.values())
         if len(name) > _LONGEST_NAME:
             raise UserError(f"{path}: the labels of a run are too long for a folder's name: map shorter ones to values")
+        if name.lower() in (STATE, ROWS, LOGS):
+            raise UserError(f"{path}: a run would have the folder {name}, which the sweep needs: take another label")
         if name in runs:
             raise UserError(f"{path}: two runs would have the folder {name}: map other labels to their values")
         own = list(chain.from_iterable(given for _, given in chosen))
@@ -105,6 +113,8 @@ def read_sweep(path: Path) -> Sweep:
 def _axis(path: Path, name: str, values: Any) -> dict[str, list[Given]]:
     """The values of an axis: options and their values, by their labels."""
     is_option = name == "config" or _is_option(name)
+    if not is_option and name in COLUMNS:
+        raise UserError(f"{path}: results have a column {name} already: give the axis another name")
     if isinstance(values, dict) and values and "class_path" not in values:
         if is_option:
             return {label: _given(path, name, value) for label, value in values.items()}

@@ -19,7 +19,7 @@ from abc_toolkit.errors import UserError
 from abc_toolkit.report import console
 from abc_toolkit.runs.files import load_json, save_text
 from abc_toolkit.runs.folder import Run
-from abc_toolkit.sweeps.engine import STATE
+from abc_toolkit.sweeps.specification import STATE, label
 
 Format = Literal["table", "csv", "latex", "markdown"]
 CONFIDENCE = 0.95
@@ -129,8 +129,6 @@ def _own_settings(run: Run) -> dict[str, str]:
     """What distinguishes a run that is of no sweep: its task, its position method, its seed."""
     record = run.record("fit" if run.has("fit") else "retrain")
     described = {"task": record["task"], "position": record["model"].get("position"), "seed": record["seed"]}
-    from abc_toolkit.sweeps.specification import label
-
     return {name: label(value) for name, value in described.items()}
 
 

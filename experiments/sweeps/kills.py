@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from abc_toolkit.sweeps.engine import STATE
+from abc_toolkit.sweeps.specification import STATE
 
 
 def content(folder: Path) -> str:

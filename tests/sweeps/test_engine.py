@@ -12,7 +12,7 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from abc_toolkit.sweeps.engine import LOGS, ROWS, STATE
+from abc_toolkit.sweeps.specification import LOGS, ROWS, STATE
 
 pytest.importorskip("ray")
 Abc = Callable[..., tuple[int, str, str]]

@@ -85,6 +85,8 @@ def test_every_combination_is_there_once(tmp_path_factory: pytest.TempPathFactor
         ("grid: {seed: {a: 0, a: 1}}", "names 'a' twice"),
         ("grid: {name: {'a b': {seed: 0}, a_b: {seed: 1}}}", "two runs would have the folder a_b"),
         (f"grid: {{task: [{'x' * 200}]}}", "too long for a folder's name"),
+        ("grid: {which: {Logs: {seed: 0}}}", "a run would have the folder Logs, which the sweep needs"),
+        ("grid: {length: {a: {seed: 0}}}", "results have a column length already"),
         ("gird: {seed: [0]}", "unknown key 'gird', did you mean grid"),
         ("grid: {sed: [0]}", "no option 'sed', did you mean seed"),
         ("grid: {which: {a: {fit.modle.model_dim: 3}}}", "no option 'fit.modle.model_dim', did you mean fit.model"),

@@ -9,7 +9,7 @@ import pytest
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.runs.folder import PIPELINE, Run
-from abc_toolkit.sweeps.engine import STATE
+from abc_toolkit.sweeps.specification import STATE
 from abc_toolkit.sweeps.summary import interval, latex, summarize
 from tests.small_runs import finish
 
