@@ -186,7 +186,7 @@ def _certified(result: EvaluationResult, asked: bool, overwrite: bool) -> Pipeli
     if not isinstance(task, Certifiable):
         return PipelineResult(run, result.rows)
     if run.up_to_date("certify"):
-        return PipelineResult(run, result.rows, str(run.record("certify")["results"].get("verdict")))
+        return PipelineResult(run, result.rows, run.verdict)
     try:
         basis_of(task, run.load_model("retrain"))
     except CannotDecideError as error:

@@ -480,6 +480,11 @@ class Run:
         """The phase that the run began with: `fit`, or `calibrate` of maps from elsewhere."""
         return "calibrate" if self.has("calibrate") and not self.has("fit") else "fit"
 
+    @property
+    def verdict(self) -> str | None:
+        """The verdict of the run's certificate; `None` if it has none."""
+        return str(self.record("certify")["results"].get("verdict")) if self.has("certify") else None
+
     def architecture(self, phase: Phase) -> Architecture:
         """The architecture of a finished training, or of the model whose maps from elsewhere were calibrated."""
         return self._rebuilt(self.record(phase), "model", Architecture)

@@ -7,23 +7,28 @@ Ray places the runs, and each is `abc run --resume` in a worker process of its o
 import contextlib
 import csv
 import io
+import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.evaluate import RESULTS
 from abc_toolkit.report import console
+from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import cannot_write, load_json, save_json, save_text
-from abc_toolkit.runs.folder import CERTIFICATE, RUNS, Run
+from abc_toolkit.runs.folder import PIPELINE, RUNS, Run
 from abc_toolkit.sweeps.specification import LOGS, ROWS, STATE, Sweep, SweepRun, read_sweep
 
 _SHOWN = 8  # runs of each state in the live table
@@ -53,6 +58,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class State:
+    """What `sweep.json` says.
+
+    Attributes:
+        runs: How each run ended, by the name of its folder.
+    """
+
+    runs: dict[str, Outcome]
+
+
+@dataclass(frozen=True)
 class SweepResult:
     """What `sweep` returns.
 
@@ -62,7 +78,7 @@ class SweepResult:
     """
 
     folder: Path
-    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    outcomes: Mapping[str, Outcome]
 
     @property
     def failed(self) -> list[str]:
@@ -97,7 +113,7 @@ def sweep(
     if processes is not None and address is not None:
         raise UserError("--processes is of this machine, and --address names a cluster: give one")
     with _locked(folder):
-        before = _read_state(folder)
+        before = read_state(folder)
         outcomes = {run.name: before[run.name] for run in said.runs if _is_done(before, folder, run, said)}
         waiting = [run for run in said.runs if run.name not in outcomes]
         if outcomes:
@@ -152,14 +168,14 @@ def _attempts(ray: Any, said: Sweep, runs: list[SweepRun], folder: Path) -> Iter
             outcome.reason = "" if status in (0, 1) else _last_line(folder / LOGS / f"{name}.log", status)
         except ray.exceptions.RayError as error:  # the worker was killed, for want of memory or by someone
             outcome.reason = f"the worker died ({type(error).__name__})"
-        missing = [phase for phase in said.phases if phase != "certify" and not Run(folder / name).has(phase)]
-        if not outcome.reason and missing:
+        run = Run(folder / name)
+        if not outcome.reason and not _has_all(run, said):
             outcome.reason = _last_line(folder / LOGS / f"{name}.log", 1)
         if outcome.reason and outcome.attempts <= said.retries:
             pending[begin(name)] = name
             continue
         if not outcome.reason:
-            outcome.state, outcome.verdict = "finished", _verdict(Run(folder / name))
+            outcome.state, outcome.verdict = "finished", run.verdict
         yield name, outcome
 
 
@@ -187,8 +203,6 @@ def attempt(words: list[str], log: str) -> tuple[int, float]:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except Exception:
-        import traceback
-
         traceback.print_exc()
         status = 70  # of software that failed, by convention
     for stream in (sys.stdout, sys.stderr):
@@ -205,17 +219,17 @@ def _last_line(log: Path, status: int) -> str:
     return console.line(lines[-1]) if lines else f"exit status {status}"
 
 
-def _verdict(run: Run) -> str | None:
-    if not run.has("certify"):
-        return None
-    return str(load_json(run.folder("certify") / CERTIFICATE).get("verdict"))
-
-
 def _is_done(before: Mapping[str, Outcome], folder: Path, run: SweepRun, said: Sweep) -> bool:
     """Whether a run finished before, under the same command line, and its folder is still there."""
     own = before.get(run.name)
-    there = all(Run(folder / run.name).has(phase) for phase in said.phases if phase != "certify")
-    return own is not None and own.state == "finished" and own.words == list(run.words) and there
+    if own is None or own.state != "finished" or own.words != list(run.words):
+        return False
+    return _has_all(Run(folder / run.name), said)
+
+
+def _has_all(run: Run, said: Sweep) -> bool:
+    """Whether a run has the phases that were asked for, but for a certificate, which not every model can have."""
+    return all(run.has(phase) for phase in PIPELINE if phase in said.phases)
 
 
 @contextlib.contextmanager
@@ -234,21 +248,27 @@ def _locked(folder: Path) -> Generator[None, None, None]:
         raise cannot_write(folder, error) from error
 
 
-def _read_state(folder: Path) -> dict[str, Outcome]:
-    if not (folder / STATE).exists():
+def read_state(folder: Path) -> dict[str, Outcome]:
+    """How the runs of a sweep ended, by the names of their folders; empty if there was no sweep in the folder.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    path = folder / STATE
+    if not path.exists():
         return {}
     try:
-        return {name: Outcome(**value) for name, value in load_json(folder / STATE)["runs"].items()}
-    except (TypeError, KeyError, AttributeError):
-        raise UserError(f"{folder / STATE} is damaged: remove it; finished runs are kept") from None
+        return rebuild(load_json(path), State, path, whole=True).runs
+    except UserError:
+        raise UserError(f"{path} is damaged: remove it; finished runs are kept") from None
 
 
 def _save_state(folder: Path, outcomes: Mapping[str, Outcome]) -> None:
     """Writes how runs ended, and the rows of all evaluations with the labels of their runs."""
-    save_json(folder / STATE, {"runs": {name: asdict(outcome) for name, outcome in outcomes.items()}})
+    save_json(folder / STATE, asdict(State(dict(outcomes))))
     rows: list[dict[str, Any]] = []
     for name, outcome in outcomes.items():
-        path = Run(folder / name).folder("evaluate") / "results.json"
+        path = Run(folder / name).folder("evaluate") / RESULTS
         if outcome.state == "finished" and path.exists():
             own = {"run": name, **outcome.settings, "verdict": outcome.verdict}
             rows += [own | {key: value for key, value in row.items() if key not in own} for row in load_json(path)]
@@ -269,8 +289,6 @@ def _ray(processes: int | None, said: Sweep, address: str | None) -> Generator[A
         import ray
     except ImportError:
         raise UserError("sweeps need Ray: pip install 'abc_toolkit[sweep]'") from None
-    import logging
-
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
         if address is None:
@@ -294,8 +312,6 @@ def _ray(processes: int | None, said: Sweep, address: str | None) -> Generator[A
 @contextlib.contextmanager
 def _table(said: Sweep, outcomes: Mapping[str, Outcome], folder: Path) -> Generator[Any, None, None]:
     """A live table on a terminal; elsewhere a line for each run that ends. Gives what to call when one ends."""
-    from rich.console import Console
-
     screen = Console(stderr=True)
     start = time.time()
 

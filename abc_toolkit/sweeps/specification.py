@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from itertools import chain, product
 from pathlib import Path
@@ -12,16 +12,17 @@ from typing import Any
 from abc_toolkit.cli.configuration import find_settings, read_settings
 from abc_toolkit.cli.parser import options
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.measure import Row
 from abc_toolkit.phases.pipeline import DONE_BY_RUN, chosen_phases
 from abc_toolkit.runs.folder import Phase
 
 KEYS = ("config", "phases", "options", "grid", "retries", "cpus", "gpus")
 Given = tuple[str, str]  # an option of the command line, and its value
-# Names in the folder of a sweep, and of the columns of results and summaries.
-STATE, ROWS, LOGS = "sweep.json", "results.csv", "logs"
+STATE, ROWS, LOGS = "sweep.json", "results.csv", "logs"  # in the folder of a sweep
+# Columns of results and summaries, besides the axes. Those that are options of `abc run`, such as `seed`, may be axes.
 COLUMNS = (
-    *("run", "verdict", "weights", "length", "suite", "metric", "tokens", "samples", "value", "low", "high", "decode"),
-    *("shape", "runs", "pairs", "median", "least", "most", "mean"),
+    *(field.name for field in fields(Row)),
+    *("run", "verdict", "runs", "pairs", "median", "least", "most", "mean"),
 )
 _LONGEST_NAME = 150  # characters of a folder's name, which systems limit to 255
 

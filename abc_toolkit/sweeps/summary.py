@@ -16,10 +16,14 @@ from rich.text import Text
 from scipy.stats import t as student
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.evaluate import RESULTS
+from abc_toolkit.phases.measure import read_rows
 from abc_toolkit.report import console
-from abc_toolkit.runs.files import load_json, save_text
+from abc_toolkit.runs.files import save_text
 from abc_toolkit.runs.folder import Run
-from abc_toolkit.sweeps.specification import STATE, label
+from abc_toolkit.sweeps.engine import read_state
+from abc_toolkit.sweeps.specification import label
+from abc_toolkit.tasks.lengths import shape_name
 
 Format = Literal["table", "csv", "latex", "markdown"]
 CONFIDENCE = 0.95
@@ -91,14 +95,8 @@ def _measured(folder: Path) -> tuple[dict[Key, float], int]:
     """What each run measured: values by the run's settings, with the seed among them, and the columns of a row."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}: name one that holds run folders")
-    settings: dict[Path, dict[str, str]] = {}
-    if (folder / STATE).exists():
-        try:
-            for name, outcome in load_json(folder / STATE)["runs"].items():
-                settings[folder / name] = dict(outcome["settings"])
-        except (TypeError, KeyError, AttributeError):
-            raise UserError(f"{folder / STATE} is damaged: remove it, or do the sweep again") from None
-    else:
+    settings = {folder / name: outcome.settings for name, outcome in read_state(folder).items()}
+    if not settings:
         paths = [
             folder,
             *(path for depth in range(1, _DEPTH + 1) for path in sorted(folder.glob("/".join("*" * depth)))),
@@ -112,14 +110,14 @@ def _measured(folder: Path) -> tuple[dict[Key, float], int]:
             console.remark(f"{path} holds no finished 'evaluate': it is left out.")
             continue
         runs += 1
-        own.setdefault(SEED, str(run.record("fit" if run.has("fit") else "retrain")["seed"]))
-        for row in load_json(run.folder("evaluate") / "results.json"):
-            size = "x".join(map(str, row["shape"])) if row.get("shape") else str(row["length"])
-            parts = own | {"weights": row["weights"], "length": size, "suite": row["suite"], "metric": row["metric"]}
+        own.setdefault(SEED, str(_trained(run)["seed"]))
+        for row in read_rows(run.folder("evaluate") / RESULTS):
+            size = shape_name(row.shape or (row.length,))
+            parts = own | {"weights": row.weights, "length": size, "suite": row.suite, "metric": row.metric}
             key = tuple(parts.items())
             if key in found:
                 raise UserError(f"{folder} has two runs with the same settings, {path.name} one of them: move it away")
-            found[key] = float(row["value"])
+            found[key] = row.value
     if not found:
         raise UserError(f"{folder} holds no evaluated run: do 'abc evaluate' first, or name another folder")
     return found, runs
@@ -127,9 +125,19 @@ def _measured(folder: Path) -> tuple[dict[Key, float], int]:
 
 def _own_settings(run: Run) -> dict[str, str]:
     """What distinguishes a run that is of no sweep: its task, its position method, its seed."""
-    record = run.record("fit" if run.has("fit") else "retrain")
+    record = _trained(run)
     described = {"task": record["task"], "position": record["model"].get("position"), "seed": record["seed"]}
     return {name: label(value) for name, value in described.items()}
+
+
+def _trained(run: Run) -> Mapping[str, Any]:
+    """The record of a run's first training: a run that began with maps has no fit."""
+    return run.record("fit" if run.has("fit") else "retrain")
+
+
+def _values_of(values: Mapping[Key, float], name: str) -> str:
+    """Some values of a column, for messages."""
+    return ", ".join(list(dict.fromkeys(dict(key).get(name, "") for key in values))[:12])
 
 
 def _only(values: Mapping[Key, float], only: str | None, names: Sequence[str]) -> Mapping[Key, float]:
@@ -139,18 +147,20 @@ def _only(values: Mapping[Key, float], only: str | None, names: Sequence[str]) -
             raise UserError(f"--only {condition}: write COLUMN=VALUE with a column of {', '.join(names)}")
         kept = {key: value for key, value in values.items() if dict(key).get(name) == wanted}
         if not kept:
-            there = list(dict.fromkeys(dict(key).get(name, "") for key in values))
-            raise UserError(f"--only {condition}: no row is left; {name} is one of {', '.join(there[:12])}")
+            raise UserError(f"--only {condition}: no row is left; {name} is one of {_values_of(values, name)}")
         values = kept
     return values
 
 
+def half_width(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of a mean, by Student's t, of at least two values."""
+    quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * stdev(values) / math.sqrt(len(values))
+
+
 def interval(values: Sequence[float]) -> str:
-    """The mean with half the width of its 95 % interval by Student's t; of one value, the value."""
-    if len(values) < 2:
-        return _shown(values[0])
-    half = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-    return f"{_shown(mean(values))} ± {half:.2g}"
+    """The mean with half the width of its 95 % interval; of one value, the value."""
+    return _shown(mean(values)) + (f" ± {half_width(values):.2g}" if len(values) > 1 else "")
 
 
 def _shown(value: float) -> str:
@@ -188,9 +198,8 @@ def _compared(
         raise UserError(f"--compare {compare}: write COLUMN=A,B with a column of {', '.join(names)}")
     pairs = {key: own for key, own in _grouped(values, name).items() if {first, second} <= own.keys()}
     if not pairs:
-        there = list(dict.fromkeys(dict(key).get(name, "") for key in values))
         raise UserError(
-            f"--compare {compare}: no two runs differ in this alone; {name} is one of {', '.join(there[:12])}"
+            f"--compare {compare}: no two runs differ in this alone; {name} is one of {_values_of(values, name)}"
         )
     differences = {key: own[first] - own[second] for key, own in pairs.items()}
     others = [column for column in columns if column != name]

@@ -5,17 +5,15 @@ python experiments/images/show.py
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from abc_toolkit.runs.files import save_text
+from abc_toolkit.sweeps.summary import half_width
 
 HERE = Path(__file__).parent
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 # Kogkalidis et al. 2024 (arXiv 2312.16045): top-1 accuracy on CIFAR-10, in the two columns of its table.
 PAPER = {
     "AlgebraicPE (grid)": (93.13, 94.67),
@@ -31,7 +29,7 @@ def interval(numbers: Sequence[float]) -> str:
     shown = f"{100 * mean(numbers):.2f}"
     if len(numbers) < 2:
         return shown
-    return f"{shown} ± {100 * STUDENT[len(numbers) - 1] * stdev(numbers) / math.sqrt(len(numbers)):.2f}"
+    return f"{shown} ± {100 * half_width(numbers):.2f}"
 
 
 def report(results: Sequence[Mapping[str, Any]]) -> str:

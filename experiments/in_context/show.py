@@ -7,14 +7,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from abc_toolkit.runs.files import save_text
+from abc_toolkit.sweeps.summary import half_width
 
 HERE = Path(__file__).parent
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 ATTACKS = (
     "duplicates/all",
     "duplicates/gap_near",
@@ -46,7 +45,7 @@ def interval(numbers: Sequence[float]) -> tuple[float, float]:
     """Mean over seeds and half the width of its 95 % interval, by Student's t."""
     if len(numbers) < 2:
         return mean(numbers), math.nan
-    return mean(numbers), STUDENT[len(numbers) - 1] * stdev(numbers) / math.sqrt(len(numbers))
+    return mean(numbers), half_width(numbers)
 
 
 def shown(name: str, numbers: Sequence[float]) -> str:

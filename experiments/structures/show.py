@@ -5,17 +5,15 @@ python experiments/structures/show.py
 
 import argparse
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from abc_toolkit.runs.files import save_text
+from abc_toolkit.sweeps.summary import half_width
 
 HERE = Path(__file__).parent
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
 SEQUENCES = ("copy", "repeat", "reverse")
 TREES = tuple((name, order) for name in ("copy", "rotate", "c3", "operations") for order in ("breadth", "depth"))
 METHODS = ("Sinusoidal", "TreePE", "Learned", "ShawRelative", "RoPE", "AlgebraicPE", "AlgebraicPE (tree)")
@@ -44,7 +42,7 @@ def interval(numbers: Sequence[float]) -> str:
     shown = f"{mean(numbers):.3g}"
     if len(numbers) < 2:
         return shown
-    return f"{shown} ± {STUDENT[len(numbers) - 1] * stdev(numbers) / math.sqrt(len(numbers)):.1g}"
+    return f"{shown} ± {half_width(numbers):.1g}"
 
 
 def cell(results: Results, metric: str, length: int, **wanted: Any) -> str:

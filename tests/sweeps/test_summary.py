@@ -3,12 +3,15 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.measure import Row
 from abc_toolkit.runs.folder import PIPELINE, Run
+from abc_toolkit.sweeps.engine import Outcome, State
 from abc_toolkit.sweeps.specification import STATE
 from abc_toolkit.sweeps.summary import interval, latex, summarize
 from tests.small_runs import finish
@@ -22,11 +25,11 @@ def sweep(tmp_path: Path) -> Path:
     for (which, seed), value in VALUES.items():
         name = f"{which}-{seed}"
         run = Run(tmp_path / name)
-        row = {"weights": "fit", "length": 6, "shape": None, "suite": "uniform", "metric": "exact_match"}
+        row = Row("parity", "uniform", 6, 13, 4, "exact_match", value, 0, 1, "fit", seed, "parallel")
         for phase in PIPELINE:
-            finish(run, phase, json.dumps([row | {"value": value}]))
-        runs[name] = {"settings": {"which_one": which, "seed": str(seed)}}
-    (tmp_path / STATE).write_text(json.dumps({"runs": runs}))
+            finish(run, phase, json.dumps([row.plain()]))
+        runs[name] = Outcome({"which_one": which, "seed": str(seed)}, [], "finished")
+    (tmp_path / STATE).write_text(json.dumps(asdict(State(runs))))
     return tmp_path
 
 
@@ -103,5 +106,20 @@ def test_a_folder_without_runs_is_told(tmp_path: Path, abc: Callable[..., tuple[
     for folder in (tmp_path, tmp_path / "nowhere"):
         status, _, error = abc("summarize", str(folder))
         assert (status, error.count("\n")) == (2, 1)
-    (tmp_path / STATE).write_text('{"runs": 3}')
-    assert "is damaged" in abc("summarize", str(tmp_path))[2]
+    entry = {"settings": {"seed": "0"}, "words": [], "state": "finished"}
+    for damaged in (
+        3,
+        {"runs": 3},
+        {"runs": {"a": 3}},
+        {"runs": {"a": entry}},
+        {"runs": {"a": entry | {"settings": 3}}},
+    ):
+        (tmp_path / STATE).write_text(json.dumps(damaged))
+        status, _, error = abc("summarize", str(tmp_path))
+        assert (status, error.count("\n"), "is damaged" in error) == (2, 1, True)
+
+
+def test_results_of_another_kind_are_told(sweep: Path, abc: Callable[..., tuple[int, str, str]]) -> None:
+    (sweep / "a-0" / "evaluate" / "results.json").write_text('[{"value": 1}]')
+    status, _, error = abc("summarize", str(sweep))
+    assert (status, error.count("\n"), "results.json" in error) == (2, 1, True)
