@@ -140,8 +140,27 @@ def _values_of(values: Mapping[Key, float], name: str) -> str:
     return ", ".join(list(dict.fromkeys(dict(key).get(name, "") for key in values))[:12])
 
 
+def _conditions(only: str, names: Sequence[str]) -> list[str]:
+    """The conditions of a list; a part that begins with no column belongs to the label before it, which has commas."""
+    found: list[str] = []
+    for part in only.split(","):
+        if found and part.partition("=")[0] not in names:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _pair(both: str, values: Mapping[Key, float], name: str) -> tuple[str, str]:
+    """Two labels of a column, which may have commas."""
+    there = {dict(key).get(name, "") for key in values}
+    parts = both.split(",")
+    pairs = [(",".join(parts[:count]), ",".join(parts[count:])) for count in range(1, len(parts) + 1)]
+    return next((pair for pair in pairs if there.issuperset(pair)), pairs[0])
+
+
 def _only(values: Mapping[Key, float], only: str | None, names: Sequence[str]) -> Mapping[Key, float]:
-    for condition in only.split(",") if only else ():
+    for condition in _conditions(only, names) if only else ():
         name, equals, wanted = condition.partition("=")
         if name not in names or not equals:
             raise UserError(f"--only {condition}: write COLUMN=VALUE with a column of {', '.join(names)}")
@@ -193,7 +212,7 @@ def _compared(
 ) -> Summary:
     """The differences of two settings, over the pairs that differ in nothing else."""
     name, _, both = compare.partition("=")
-    first, _, second = both.partition(",")
+    first, second = _pair(both, values, name)
     if name not in names or not first or not second:
         raise UserError(f"--compare {compare}: write COLUMN=A,B with a column of {', '.join(names)}")
     pairs = {key: own for key, own in _grouped(values, name).items() if {first, second} <= own.keys()}

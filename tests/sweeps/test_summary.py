@@ -52,6 +52,19 @@ def test_pairs_differ_in_one_setting_alone(sweep: Path) -> None:
     assert made.rows == (("fit", "6", "uniform", "exact_match", "2", "0.125", "0.125 ± 1.6", "1", "0"),)
 
 
+def test_labels_may_have_commas(sweep: Path) -> None:
+    labels = {"a": "X(one=1, two=2)", "b": "X(one=1,length=3)"}
+    plain = json.loads((sweep / STATE).read_text())
+    for run in plain["runs"].values():
+        run["settings"]["which_one"] = labels[run["settings"]["which_one"]]
+    (sweep / STATE).write_text(json.dumps(plain))
+    for first, second, sign in (("a", "b", ""), ("b", "a", "-")):
+        rows = summarize(sweep, compare=f"which_one={labels[first]},{labels[second]}").rows
+        assert rows[0][5] == f"{sign}0.125"
+    rows = summarize(sweep, only=f"which_one={labels['a']},length=6").rows
+    assert [row[0] for row in rows] == [labels["a"]]
+
+
 def test_rows_are_chosen(sweep: Path) -> None:
     assert [row[0] for row in summarize(sweep, only="which_one=b,length=6").rows] == ["b"]
 
