@@ -132,7 +132,7 @@ def find_window(
 
 def _completed(
     window: Window, spare: Sequence[Line], heads: Mapping[tuple[Site, int], int], evidence: Evidence
-) -> tuple[Window, list[Rule], list[Clash]]:
+) -> tuple[Window, list[Rule], Sequence[Clash]]:
     """Adds lines until a window is sufficient or no line helps.
 
     Returns:

@@ -10,7 +10,11 @@ not on the order or the number of the keys but on their proportions, and not on 
 """
 
 import math
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -23,11 +27,13 @@ from abc_toolkit.tasks import Calibratable, ProblemError, Problems, Shape, Solva
 from abc_toolkit.vocabulary import EOS
 from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.lowering import dense_bias, site_positions
-from abc_toolkit.windows.rules import Window
+from abc_toolkit.windows.rules import Rule, Window
 
 _MOST_KEYS = 4096
 # The share 1/n as an integer: a common multiple of all n, divided by n, modulo 2^64.
 _COMMON = math.lcm(*range(1, _MOST_KEYS + 1))
+_MOST_HEADS = 64  # of which a viewer keeps what they show
+_MOST_FIELDS = 256  # of which problems that differ outside of them are kept
 MOST_PREDICTIONS = 2**17  # compared by one check of a window, of which a search needs many
 _SHARES = torch.tensor([0, *((_COMMON // n + 2**63) % 2**64 - 2**63 for n in range(1, _MOST_KEYS + 1))])
 
@@ -36,36 +42,83 @@ Clash = tuple[tuple[Problems, int, int], ...]  # a conflict as indices: problems
 
 def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
     """The view of every prediction, given the true tokens before it, int64 `[batch, target_length]`."""
-    layout, held = window.read(layout), prefix_of(problems.target)
-    if window.reads_one_string:
-        held = torch.cat([problems.source, held], dim=1)
-    memory = scatter(problems.source + 1)
-    for layer in range(window.layers("encoder")):
-        memory = _attended(window, "encoder", layer, layout, memory, memory)
-    stream = scatter(held + 1)
-    for layer in range(window.num_decoder_layers):
-        stream = _attended(window, "decoder", layer, layout, stream, stream)
-        if window.layers("cross"):
-            stream = _attended(window, "cross", layer, layout, stream, memory)
-    return stream[:, -problems.target.shape[1] :]
+    return _Viewer(problems, layout).views(window)
 
 
-def _attended(window: Window, site: Site, layer: int, layout: Layout, stream: Tensor, keys: Tensor) -> Tensor:
-    """Views `[batch, query]` of a stream after one attention to keys with views `[batch, key]`."""
-    bias = dense_bias(window, site, layer, *site_positions(site, layout))
+class _Viewer:
+    """Computes the views of some problems inside one window after another.
+
+    A search for a window changes a head at a time. So what a head shows is kept, by its rules and by those that its
+    keys' views follow from, and is computed once for many windows.
+
+    Args:
+        problems: The problems.
+        layout: Their layout.
+    """
+
+    def __init__(self, problems: Problems, layout: Layout) -> None:
+        self.problems = problems
+        self._layout = layout
+        self._shown: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def views(self, window: Window) -> Tensor:
+        """The view of every prediction, given the true tokens before it, int64 `[batch, target_length]`."""
+        problems, held = self.problems, prefix_of(self.problems.target)
+        layout = window.read(self._layout)
+        if window.reads_one_string:
+            held = torch.cat([problems.source, held], dim=1)
+        memory, stream = scatter(problems.source + 1), scatter(held + 1)
+        encoder: tuple[Rule, ...] = ()  # the rules that the views of the memory follow from, and those of the stream
+        for layer in range(window.layers("encoder")):
+            memory = self._attended(window, "encoder", layer, layout, memory, memory, encoder)
+            encoder += window.rules_at("encoder", layer)
+        below = encoder
+        for layer in range(window.num_decoder_layers):
+            stream = self._attended(window, "decoder", layer, layout, stream, stream, below)
+            below += window.rules_at("decoder", layer)
+            if window.layers("cross"):
+                stream = self._attended(window, "cross", layer, layout, stream, memory, encoder)
+                below += window.rules_at("cross", layer)
+        return stream[:, -problems.target.shape[1] :]
+
+    def _attended(
+        self,
+        window: Window,
+        site: Site,
+        layer: int,
+        layout: Layout,
+        stream: Tensor,
+        keys: Tensor,
+        below: tuple[Rule, ...],
+    ) -> Tensor:
+        """Views `[batch, query]` of a stream after one attention to keys with views `[batch, key]`."""
+        result, rules = scatter(stream), window.rules_at(site, layer)
+        for head in range(window.num_heads):
+            own = tuple(replace(rule, head=0) for rule in rules if rule.head == head)
+            model = (window.num_heads, window.num_encoder_layers, window.reads_one_string)
+            what = (site, layer, head, own, below, model)
+            shown = self._shown.pop(what, None)
+            if shown is None:
+                alone = replace(window, num_heads=1, rules=own)
+                bias = dense_bias(alone, site, layer, *site_positions(site, layout))[0]
+                shown = scatter(_shown(bias, keys, site) + 104729 * (head + 1))
+            self._shown[what] = shown  # the last one that was used
+            if len(self._shown) > _MOST_HEADS:
+                self._shown.popitem(last=False)
+            result = result + shown
+        return scatter(result)
+
+
+def _shown(bias: Tensor, keys: Tensor, site: Site) -> Tensor:
+    """What a head with biases `[query, key]` shows of keys with views `[batch, key]`, before any hash."""
     if site == "decoder":
-        bias = bias.masked_fill(~torch.ones_like(bias[0], dtype=torch.bool).tril(), -torch.inf)
+        bias = bias.masked_fill(~torch.ones_like(bias, dtype=torch.bool).tril(), -torch.inf)
     is_open = bias > -torch.inf
-    shares = _SHARES[is_open.sum(dim=-1)]
     bias = (bias - bias.amax(dim=-1, keepdim=True)).double()
-    result = scatter(stream)
-    for head, head_bias in enumerate(bias):
-        seen = torch.zeros_like(stream)
-        for value in head_bias[is_open[head]].unique():
-            open_cells = (head_bias == value).long()
-            seen = seen + scatter(keys + value.view(torch.int64)) @ open_cells.T
-        result = result + scatter(seen * shares[head] + 104729 * (head + 1))
-    return scatter(result)
+    seen = keys.new_zeros(len(keys), len(bias))
+    for value in bias[is_open].unique():
+        seen = seen + scatter(keys + value.view(torch.int64)) @ (bias == value).long().T
+    return seen * _SHARES[is_open.sum(dim=-1)]
 
 
 def receptive_fields(window: Window, layout: Layout) -> tuple[Tensor, Tensor]:
@@ -107,6 +160,33 @@ def _reach(window: Window, site: Site, layer: int, layout: Layout, keys: Tensor)
     return is_open.float() @ keys.float() > 0
 
 
+class _Clashes(Sequence[Clash]):
+    """Conflicts, of which a search reads the number and one.
+
+    Args:
+        problems: Batches of problems.
+        pairs: Numbers of predictions, among those of all batches one after another, `[conflict, 2]`.
+    """
+
+    def __init__(self, problems: Sequence[Problems], pairs: Tensor) -> None:
+        self._problems, self._pairs = problems, pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Clashes(self._problems, self._pairs[index])
+        return tuple(self._located(number) for number in self._pairs[index].tolist())
+
+    def _located(self, number: int) -> tuple[Problems, int, int]:
+        for problems in self._problems:
+            if number < problems.target.numel():
+                return problems, *divmod(number, problems.target.shape[1])
+            number -= problems.target.numel()
+        raise IndexError
+
+
 class Evidence:
     """Training problems on which windows are compared.
 
@@ -124,29 +204,25 @@ class Evidence:
         tokens = [task.num_tokens(shape)[1] for shape in shapes]
         num_problems = min(num_problems, MOST_PREDICTIONS // sum(tokens))
         num_pairs = min(num_pairs, MOST_PREDICTIONS // tokens[-1] ** 2)
-        self.batches = [task.sample(generator, num_problems, shape) for shape in shapes]
+        self._batches = [self._viewer(task.sample(generator, num_problems, shape)) for shape in shapes]
         longest = shapes[-1]
-        self.bases = task.sample(generator, num_pairs, longest)
-        self.others = task.sample(generator, num_pairs, longest)
+        self._bases = task.sample(generator, num_pairs, longest)
+        self._others = task.sample(generator, num_pairs, longest)
+        self._base = self._viewer(self._bases)
+        self._by_field: OrderedDict[bytes, _Viewer] = OrderedDict()
 
-    def conflicts(self, window: Window) -> list[Clash]:
+    def conflicts(self, window: Window) -> Sequence[Clash]:
         """Pairs of predictions with equal views and different tokens.
 
         Any pair proves that the window lacks a line. If there is none, other problems may still have one.
         """
-        batches = [*self.batches, *self._altered(window)]
-        seen, tokens, where = [], [], []
-        for number, batch in enumerate(batches):
-            seen.append(views(window, batch, self.task.layout(batch.shape)).flatten())
-            tokens.append(batch.target.flatten())
-            rows, columns = torch.meshgrid(*(torch.arange(size) for size in batch.target.shape), indexing="ij")
-            where.append(torch.stack([torch.full_like(rows, number), rows, columns], dim=-1).flatten(0, 1))
-        view, token, location = torch.cat(seen), torch.cat(tokens), torch.cat(where)
+        viewers = [*self._batches, *self._altered(window)]
+        view = torch.cat([viewer.views(window).flatten() for viewer in viewers])
+        token = torch.cat([viewer.problems.target.flatten() for viewer in viewers])
         order = view.argsort(stable=True)
-        view, token, location = view[order], token[order], location[order]
+        view, token = view[order], token[order]
         differs = ((view[1:] == view[:-1]) & (token[1:] != token[:-1])).nonzero()[:, 0]
-        pairs = torch.stack([location[differs], location[differs + 1]], dim=1).tolist()
-        return [tuple((batches[batch], row, column) for batch, row, column in pair) for pair in pairs]
+        return _Clashes([viewer.problems for viewer in viewers], torch.stack([order[differs], order[differs + 1]], 1))
 
     def describe(self, clash: Clash) -> Conflict:
         """A pair of predictions in words."""
@@ -158,17 +234,27 @@ class Evidence:
             tokens.append("the end" if int(token) == EOS else vocabulary.decode(token))
         return Conflict((sources[0], sources[1]), (clash[0][2], clash[1][2]), (tokens[0], tokens[1]))
 
-    def _altered(self, window: Window) -> list[Problems]:
+    def _altered(self, window: Window) -> list[_Viewer]:
         """For each prediction of the longest shape, problems that differ outside its receptive field."""
-        task, base = self.task, self.bases
+        task, base = self.task, self._bases
         if not isinstance(task, Solvable):  # the targets of altered sources are not known
-            return [base]
+            return [self._base]
         field, _ = receptive_fields(window, task.layout(base.shape))
-        altered = [base]
+        altered = [self._base]
         for visible in field.unique(dim=0):
-            source = torch.where(visible, base.source, self.others.source)
-            altered.append(solved(task, base.shape, source))
+            name = visible.numpy().tobytes()
+            viewer = self._by_field.pop(name, None)
+            if viewer is None:
+                source = torch.where(visible, base.source, self._others.source)
+                viewer = self._viewer(solved(task, base.shape, source))
+            self._by_field[name] = viewer  # the last one that was used
+            if len(self._by_field) > _MOST_FIELDS:
+                self._by_field.popitem(last=False)
+            altered.append(viewer)
         return altered
+
+    def _viewer(self, problems: Problems) -> _Viewer:
+        return _Viewer(problems, self.task.layout(problems.shape))
 
 
 def solved(task: Solvable, shape: Shape, source: Tensor) -> Problems:

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from abc_toolkit.calibration.sufficiency import Evidence, receptive_fields, solved, views
+from abc_toolkit.calibration import sufficiency
+from abc_toolkit.calibration.sufficiency import Evidence, _Viewer, receptive_fields, solved, views
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.models.transformer import EncoderDecoder
@@ -161,6 +162,17 @@ def test_views_are_equal_where_all_that_is_shown_is(own: Window) -> None:
     assert len(set(found)) == len(set(expected)) == len(set(zip(found, expected, strict=True)))
 
 
+@settings(max_examples=30)
+@given(st.lists(windows(), min_size=2, max_size=8), st.sampled_from([1, 3, 64]))
+def test_what_a_viewer_keeps_changes_no_view(several: list[Window], kept: int) -> None:
+    batch = BATCHES[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sufficiency, "_MOST_HEADS", kept)
+        viewer = _Viewer(batch, TASK.layout(batch.shape))
+        for own in [*several, *reversed(several)]:
+            assert torch.equal(viewer.views(own), views(own, batch, TASK.layout(batch.shape)))
+
+
 @settings(max_examples=60)
 @given(windows())
 @torch.no_grad()
@@ -268,11 +280,11 @@ def check(task: Task, own: Window, conflict: Conflict) -> None:
 @ALL
 def test_sufficient_windows_have_no_conflict(name: str) -> None:
     task, rules = ENOUGH[name]
-    assert evidence(task).conflicts(window(*rules)) == []
+    assert not evidence(task).conflicts(window(*rules))
     # Nor with all of it in a second layer, or with lines to spare.
     second = [Rule(r.site, 1, r.head, r.key_segment, r.conditions) for r in rules]
-    assert evidence(task).conflicts(window(*second, decoder=2)) == []
-    assert evidence(task).conflicts(window(*rules, WRITTEN, cross(4, "operand 1", FIRST), heads=5)) == []
+    assert not evidence(task).conflicts(window(*second, decoder=2))
+    assert not evidence(task).conflicts(window(*rules, WRITTEN, cross(4, "operand 1", FIRST), heads=5))
 
 
 @ALL
@@ -311,8 +323,8 @@ def test_known_conflicts(task: Task, rules: list[Rule], ends: bool) -> None:
 def test_evidence_is_the_training_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Addition(max_length=3, padding="none")
     own = evidence(task)
-    assert [batch.shape for batch in own.batches] == list(task.training_shapes())
-    assert {len(batch) for batch in own.batches} == {256}
+    assert [viewer.problems.shape for viewer in own._batches] == list(task.training_shapes())
+    assert {len(viewer.problems) for viewer in own._batches} == {256}
     again = evidence(task)
     rules = window(cross(0, "operand 1"))
     assert len(own.conflicts(rules)) == len(again.conflicts(rules)) > 0
@@ -320,7 +332,7 @@ def test_evidence_is_the_training_problems(monkeypatch: pytest.MonkeyPatch) -> N
     few = Evidence(Successor(max_length=12), torch.Generator().manual_seed(0), num_problems=2, num_pairs=128)
     rules = window(*(cross(n, "operand 1", (Condition("place", 2 * n, "place"),)) for n in range(4)))
     found = len(few.conflicts(rules))
-    monkeypatch.setattr(few, "_altered", lambda _: [few.bases, few.others])
+    monkeypatch.setattr(few, "_altered", lambda _: [few._viewer(few._bases), few._viewer(few._others)])
     assert found > 2 * len(few.conflicts(rules))
 
 
