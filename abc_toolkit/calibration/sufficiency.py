@@ -96,7 +96,7 @@ class _Viewer:
         for head in range(window.num_heads):
             own = tuple(replace(rule, head=0) for rule in rules if rule.head == head)
             model = (window.num_heads, window.num_encoder_layers, window.reads_one_string)
-            what = (site, layer, head, own, below, model)
+            what = (site, head, own, below, model)  # a rule names its layer
             shown = self._shown.pop(what, None)
             if shown is None:
                 alone = replace(window, num_heads=1, rules=own)
