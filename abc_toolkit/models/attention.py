@@ -15,11 +15,13 @@ from torch.nn import functional
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.layout import Positions
+from abc_toolkit.models.dropout import dropout
 from abc_toolkit.positions import AttentionPosition, OpenKeys, by_problem
 
 AttentionPath = Literal["auto", "dense", "gathered"]
 # Gathering is faster from this many keys a slot on, as measured with `experiments/benchmarks/any_length.py`.
 KEYS_A_SLOT = 40
+_CACHED_CELLS = 2**22  # numbers of attention that training with dropout goes through at once on a processor
 _CELLS = 2**25  # numbers that attention may hold at once for the query-key pairs of a batch
 
 
@@ -235,11 +237,12 @@ class Attention(nn.Module):
         k, v = (part.transpose(1, 2) for part in keys_values.unbind(2))
         q, k = by_problem.rotate(self.position, q, k, q_positions, scope.k_positions)
         bias = by_problem.bias(self.position, q_positions, scope.k_positions)
-        dropout = self.dropout if self.training else 0.0
+        dropped = self.dropout if self.training else 0.0
         scale = q.shape[-1] ** -0.5
-        if scope.causal and bias is None and not need_weights and not self.position.transforms:
+        in_parts = dropped and q.device.type == "cpu"  # where PyTorch has no fused kernel with dropout
+        if scope.causal and bias is None and not (need_weights or in_parts or self.position.transforms):
             # Without a mask in memory there is less to read, and on a GPU a faster kernel.
-            attended = functional.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale)
+            attended = functional.scaled_dot_product_attention(q, k, v, None, dropped, is_causal=True, scale=scale)
             return attended.transpose(1, 2), None
         may_attend = _may_attend(bias, scope.mask) if self.position.transforms else None
         bias, open_rows = _masked(bias, scope.mask, q)
@@ -250,10 +253,14 @@ class Attention(nn.Module):
             weights = functional.softmax(scores if bias is None else scores + bias, dim=-1)
             if open_rows is not None:
                 weights = weights * open_rows
-            attended = functional.dropout(weights, dropout) @ v
+            attended = dropout(weights, dropped) @ v
+        elif in_parts:
+            attended = _with_dropout(q * scale, k, v, bias, dropped)
+            if open_rows is not None:
+                attended = attended * open_rows
         else:
             added = bias[None] if bias is not None and bias.dim() == 3 else bias  # the fused path takes two or four
-            attended = functional.scaled_dot_product_attention(q, k, v, added, dropout_p=dropout, scale=scale)
+            attended = functional.scaled_dot_product_attention(q, k, v, added, dropout_p=dropped, scale=scale)
             if open_rows is not None:
                 attended = attended * open_rows
         return attended.transpose(1, 2), weights
@@ -282,8 +289,21 @@ class Attention(nn.Module):
         weights = functional.softmax(scores + bias.to(scores.dtype), dim=-1)
         if open_rows is not None:
             weights = weights * open_rows.to(scores.dtype)
-        kept = functional.dropout(weights, self.dropout) if self.dropout and self.training else weights
+        kept = dropout(weights, self.dropout) if self.training else weights
         return (kept.unsqueeze(-1) * v).sum(-2), weights.transpose(1, 2)
+
+
+def _with_dropout(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, probability: float) -> Tensor:
+    """Attention with dropout, `[batch, head, query, dim]`, for a few problems at a time, as many as a cache holds."""
+    batch, heads, queries, _ = q.shape
+    rows = max(1, _CACHED_CELLS // (heads * queries * k.shape[2]))
+    attended = []
+    for part in (slice(start, start + rows) for start in range(0, batch, rows)):
+        scores = q[part] @ k[part].transpose(-1, -2)
+        if bias is not None:
+            scores = scores + (bias[part] if bias.dim() == 4 and len(bias) > 1 else bias)
+        attended.append(dropout(functional.softmax(scores, dim=-1), probability) @ v[part])
+    return torch.cat(attended)
 
 
 def dense_scope(q_positions: Positions, k_positions: Positions, causal: bool) -> Scope:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout, Positions
 from abc_toolkit.models.attention import linear
+from abc_toolkit.models.dropout import Dropout
 from abc_toolkit.models.patches import PatchConvolution
 from abc_toolkit.models.savings import SAVINGS, ArcEmbedding, Saving, TiedOutput
 from abc_toolkit.positions import ModelSizes, NoPE, PositionMethod, Sinusoidal, by_problem
@@ -202,7 +203,7 @@ class Model(nn.Module, abc.ABC):
             if not self.interface.num_tokens:
                 raise UserError("--model.savings arc: the task's inputs are no tokens: leave it out")
             self.embedding = ArcEmbedding(self.interface.num_tokens, dim)
-        self.dropout = nn.Dropout(architecture.dropout)
+        self.dropout = Dropout(architecture.dropout)
         self.add_layers()
         self.output = self._output_adapter(bias)
         if isinstance(self.embedding, nn.Embedding):

@@ -17,6 +17,7 @@ from torch.nn import functional
 from abc_toolkit.errors import UserError, check_numbers
 from abc_toolkit.layout import Layout
 from abc_toolkit.models.base import DecoderState, DecodingModel, DecodingPlan, Maps, answering
+from abc_toolkit.models.dropout import Dropout
 
 _CELLS = 2**19  # hidden numbers of a batch that a scan holds at once: with many more it leaves a processor's cache
 _TOKENS = 2**15  # of a batch that go through the stack at once, where a string is read before decoding
@@ -206,7 +207,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.RMSNorm(model_dim, eps=1e-5)
         self.mixer = mixer
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, state: LayerState) -> Tensor:
         return x + self.dropout(self.mixer(self.norm(x), state))

@@ -27,6 +27,7 @@ from abc_toolkit.models.base import (
     Model,
     answering,
 )
+from abc_toolkit.models.dropout import Dropout
 from abc_toolkit.models.savings import TiedLinear
 from abc_toolkit.positions import ModelPosition, ModelSizes, OpenKeys, PositionMethod, Sinusoidal, Site
 
@@ -42,7 +43,7 @@ class FeedForward(nn.Sequential):
         first = linear(dim, hidden, bias="thresholds" not in savings)
         bias = "biases" not in savings
         last = TiedLinear(first, bias) if "feedforward" in savings else linear(hidden, dim, bias=bias)
-        super().__init__(first, nn.ReLU(), nn.Dropout(architecture.dropout), last)
+        super().__init__(first, nn.ReLU(), Dropout(architecture.dropout), last)
 
     @property
     def first(self) -> nn.Linear:
@@ -65,7 +66,7 @@ class SwiGLU(nn.Module):
         super().__init__()
         dim, hidden = architecture.model_dim, architecture.feedforward_dim
         self.gate_up = linear(dim, hidden, parts=2, bias=False)
-        self.dropout = nn.Dropout(architecture.dropout)
+        self.dropout = Dropout(architecture.dropout)
         self.down = linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +179,7 @@ class Block(nn.Module):
             self.cross_norm = normalisation(architecture)
         self.feedforward = SwiGLU(architecture) if llama else FeedForward(architecture)
         self.feedforward_norm = normalisation(architecture)
-        self.dropout = nn.Dropout(architecture.dropout)
+        self.dropout = Dropout(architecture.dropout)
 
     def add(self, x: Tensor, norm: nn.Module, update: Tensor) -> Tensor:
         """The residual connection: normalised afterwards in post-norm."""
