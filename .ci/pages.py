@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -43,8 +42,8 @@ def executed(path: Path) -> NotebookNode:
     strict, lenient = (f"import warnings\nwarnings.simplefilter({action!r})" for action in ("error", "default"))
     notebook.cells = [nbformat.v4.new_code_cell(strict), *cells, nbformat.v4.new_code_cell(lenient)]
     with TemporaryDirectory() as folder, TemporaryDirectory() as sockets:
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
-        NotebookClient(notebook, km=kernel, timeout=600, resources={"metadata": {"path": folder}}).execute()
+        local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        NotebookClient(notebook, config=local, timeout=600, resources={"metadata": {"path": folder}}).execute()
     notebook.cells = cells
     return notebook
 
