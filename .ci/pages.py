@@ -5,6 +5,7 @@ become part of the site: Markdown as pages, the README as the front page, everyt
 """
 
 import logging
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from nbclient import NotebookClient
 from nbconvert import MarkdownExporter
+from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 from traitlets.config import Config
 
@@ -27,7 +29,10 @@ TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 _NAMES = {"README.md": "index.md", "docs/tutorial.ipynb": "tutorial.md"}
 # Code, which is left alone, or the target of a link or an image.
 _LINK = re.compile(r"(?s)```.*?```|`[^`]*`|(?<=\]\()(?P<link>[^)\s]+)(?=\))")
-_FETCHED = re.compile(r"""<(?:script|img|iframe|link(?=[^>]*rel="(?:stylesheet|icon)"))\b[^>]*?="(?:https?:)?//[^"]*""")
+# A tag that the browser follows by itself, with the address of another host.
+_FETCHED = re.compile(
+    r"""<(?:script|img|iframe|link(?=[^>]*rel="(?:stylesheet|icon|preload)"))\b[^>]*?(?:src|href)="(?:https?:)?//[^"]*"""
+)
 _log = logging.getLogger("mkdocs.hooks.pages")
 
 
@@ -43,20 +48,29 @@ def executed(path: Path) -> NotebookNode:
     notebook.cells = [nbformat.v4.new_code_cell(strict), *cells, nbformat.v4.new_code_cell(lenient)]
     with TemporaryDirectory() as folder, TemporaryDirectory() as sockets:
         local = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
-        NotebookClient(notebook, config=local, timeout=600, resources={"metadata": {"path": folder}}).execute()
+        client = NotebookClient(notebook, config=local, timeout=600, resources={"metadata": {"path": folder}})
+        client.execute(env=os.environ | {"JUPYTER_COLUMNS": "80"})  # as wide as the site shows without scrolling
     notebook.cells = cells
     return notebook
 
 
-@lru_cache(maxsize=1)
-def _shown(_: bytes) -> tuple[str, Mapping[str, bytes]]:
-    """The tutorial as Markdown, and its pictures by name; made once for each content of the file."""
+def tutorial(notebook: NotebookNode) -> tuple[str, Mapping[str, bytes]]:
+    """An executed notebook as Markdown, and its pictures by name."""
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        if text := output.get("data", {}).get("text/plain"):
+            output.data["text/plain"] = strip_ansi(text).rstrip()
     # Tables come as text too, which follows the palette of the site.
-    order = {"NbConvertBase": {"display_data_priority": ["image/png", "text/markdown", "text/plain"]}}
+    order = {"NbConvertBase": {"display_data_priority": ["image/png", "text/plain"]}}
     body, resources = MarkdownExporter(config=Config(order)).from_notebook_node(
-        executed(TUTORIAL), {"unique_key": "tutorial", "output_files_dir": "tutorial"}
+        notebook, {"unique_key": "tutorial", "output_files_dir": "tutorial"}
     )
     return body, resources["outputs"]
+
+
+@lru_cache(maxsize=1)
+def _tutorial(_: bytes) -> tuple[str, Mapping[str, bytes]]:
+    """The tutorial; `mkdocs serve` asks for it at every change of any page."""
+    return tutorial(executed(TUTORIAL))
 
 
 def links(text: str) -> Iterator[str]:
@@ -84,7 +98,7 @@ def in_site(path: str) -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the front page, the tutorial, and every file outside docs/ that a page links to."""
-    body, pictures = _shown(TUTORIAL.read_bytes())
+    body, pictures = _tutorial(TUTORIAL.read_bytes())
     files.append(File.generated(config, "tutorial.md", content=body))
     for name, content in pictures.items():
         files.append(File.generated(config, name, content=content))
