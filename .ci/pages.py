@@ -64,7 +64,7 @@ def tutorial(notebook: NotebookNode) -> tuple[str, Mapping[str, bytes]]:
     body, resources = MarkdownExporter(config=Config(order)).from_notebook_node(
         notebook, {"unique_key": "tutorial", "output_files_dir": "tutorial"}
     )
-    return body, resources["outputs"]
+    return re.sub(r"\n(?: *\n){3,}", "\n\n", body), resources["outputs"]
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import abc_toolkit
+import abc_toolkit.testing
 from abc_toolkit.cli.commands import COMMANDS
 from abc_toolkit.cli.parser import options
 from abc_toolkit.sweeps.specification import read_sweep
@@ -148,6 +149,8 @@ def test_the_api_has_every_public_name() -> None:
     for name in abc_toolkit._PUBLIC:
         assert f"heading: abc_toolkit.{name}," in pages
         assert f"| `{name}(" in functions
+    for name in abc_toolkit.testing._PUBLIC:
+        assert f"heading: abc_toolkit.testing.{name}," in pages
     for path in (ROOT / "abc_toolkit").rglob("__init__.py"):
         module = ".".join(path.relative_to(ROOT).parts[:-1])
         if hasattr(importlib.import_module(module), "__all__"):
