@@ -20,7 +20,7 @@ from abc_toolkit.tasks import Parity
 Abc = Callable[..., tuple[int, str, str]]
 
 OWN_POSITION = Path(__file__).parent.parent / "experiments" / "own_position"
-# The most lines of code, without imports, that docs/position_methods.md gives for a method.
+# The most lines of code, without imports, that docs/own_position.md gives for a method.
 LINES = {"Fading": 8, "Scaled": 12}
 SOURCES = {name: (OWN_POSITION / f"{name.lower()}.py").read_text() for name in LINES}
 SETTINGS = {"Fading": {"capacity": 8}, "Scaled": {"start": 0.5}}
