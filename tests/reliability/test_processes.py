@@ -74,11 +74,9 @@ def run_settings(devices: int) -> dict[str, Any]:
     if devices > 1:
         trainer |= {"devices": devices, "strategy": "ddp"}
     own = {f"{phase}.trainer.{name}": value for phase in STEPS for name, value in trainer.items()}
-    return (
-        SMALL
-        | own
-        | {"fit.trainer.max_steps": 200, "retrain.trainer.max_steps": 40, "run": str(devices), "certify": "false"}
-    )
+    phases = "fit,calibrate,retrain,evaluate"
+    steps = {"fit.trainer.max_steps": 200, "retrain.trainer.max_steps": 40}
+    return SMALL | own | steps | {"run": str(devices), "phases": phases}
 
 
 @pytest.mark.slow
