@@ -88,9 +88,9 @@ def main() -> None:
     text = f"""# The paper's tables
 
 Made by `show.py` from `results.csv`. Whole answers that are right, per cent, of {samples} problems of each length: the
-median over seeds and, in brackets, the worst seed. Ours are trained on up to 6 digits with the toolkit's own settings, a
-layer of encoder and one of decoder, 8,000 steps at most (`methods.yaml`, `calibrated.yaml`). The paper's have one layer
-of encoder and six of decoder, are trained far longer, and are of one seed each: theirs are no reproduction.
+median over seeds and, in brackets, the worst seed. Ours are trained on up to 6 digits with the toolkit's own settings,
+a layer of encoder and one of decoder, 8,000 steps at most (`methods.yaml`, `calibrated.yaml`). The paper's have one
+layer of encoder and six of decoder, and are trained far longer. Ours do not reproduce them.
 
 """
     save_text(HERE / "results.md", text + "\n".join(lines(rows)) + "\n")
