@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from abc_toolkit.calibration.capture import AttentionMaps
 from abc_toolkit.errors import UserError
-from abc_toolkit.layout import END, Layout, Positions
+from abc_toolkit.layout import END, Positions
 from abc_toolkit.models.base import DecodingModel, Model
 from abc_toolkit.phases.base import next_command
 from abc_toolkit.phases.calibrate import MAPS
@@ -65,6 +65,9 @@ _MOST_KEYS = 72  # of a part
 _MULTIPLES = (1, 2, 10)  # of the longest training length, at which a window is shown
 _MOST_STEPS = 60  # of a transducer in a table
 _MOST_SHOWN = 24  # rows of a table of results that is not folded
+_ABOUT_CHARTS = (
+    "The shaded lengths were trained. A click on a name in a legend lets it stand out, a second click ends that."
+)
 _NOT_TOLD = "The records do not name the machines of the trainings."
 _VERDICTS = {
     "correct": "The retrained model is proved correct at every length.",
@@ -112,7 +115,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _page_of_one(told: "_Told") -> Page:
-    return Page(f"{told.task_name}: {told.label}", told.lead(), told.sections())
+    return Page(f"{told.task_name}: {told.run.path}", told.lead(), told.sections())
 
 
 def _page_of_several(several: Sequence["_Told"]) -> Page:
@@ -144,7 +147,9 @@ def _compared(several: Sequence["_Told"]) -> list[Block]:
     blocks: list[Block] = []
     metrics = {row["metric"]: told.metric(row["metric"]) for told in several for row in told.rows}
     for name, metric in metrics.items():
-        rows = [row | {"run": told.label} for told in several for row in told.rows if row["metric"] == name]
+        rows: list[dict[str, Any]] = [
+            row | {"run": told.label} for told in several for row in told.rows if row["metric"] == name
+        ]
         trained = {told.task.max_length for told in several if told.task is not None}
         blocks.append(_metric_chart(rows, metric, "run", "model", trained.pop() if len(trained) == 1 else None))
         suite = rows[0]["suite"]
@@ -377,7 +382,7 @@ class _Told:
                 blocks.append(_metric_chart(by_length, metric, "model", "suite", trained))
             blocks.append(_table_of_results(rows, metric))
         if self.rows:
-            blocks.insert(0, Text("A click on a name in a legend lets it stand out; a second click ends that.", "note"))
+            blocks.insert(0, Text(_ABOUT_CHARTS, "note"))
         files = self.records["evaluate"]["files"]
         if CURVES in files:
             curves = json.loads(self.run.read("evaluate", CURVES))
@@ -490,7 +495,7 @@ class _Told:
         head = ["problem", "length", "right", *(f"{name}, as it wrote it" for name in names.values())]
         rows: list[list[str | Marked]] = [
             [
-                sample.source,
+                Marked([(character, True) for character in sample.source]),
                 "beyond training" if sample.beyond else "trained",
                 sample.right.text,
                 *(_marked(sample.right, sample.answers[phase]) for phase in models),
@@ -571,7 +576,9 @@ class _Told:
         ]
         here = f"{platform.platform()}, {os.cpu_count()} processors, Python {platform.python_version()}"
         hashes = [
-            [f"{phase}/{name}", value] for phase, record in self.records.items() for name, value in record["files"].items()
+            [f"{phase}/{name}", value]
+            for phase, record in self.records.items()
+            for name, value in record["files"].items()
         ]
         return [
             Table(["phase", *names, "commit of abc_toolkit"], rows),
@@ -750,7 +757,7 @@ def _figures(stated: Mapping[str, Any]) -> list[list[str]]:
         ["layouts gone through", f"{stated['layouts']:,}, of sizes up to {sizes}; longer ones bring nothing new"],
         ["assignments, each one run", f"{stated['assignments']:,} of {stated['kinds']} kinds"],
         ["smallest margin", f"{stated['smallest_margin']:.3g}, {stated['narrowest']}"],
-        ["bound on rounding", f"{stated['largest_rounding']:.2g} in {stated['precision']}, in any order of summation"],
+        ["bound on rounding", f"{stated['largest_rounding']:.2g}; {stated['precision']}"],
         ["margin less rounding", f"at least {stated['smallest_slack']:.2g}"],
         ["meaning, proved by induction", "; ".join(meaning.get("proved", ())) or "nothing: there is no identity"],
         ["held to", f"{meaning.get('held_to', 0):,} problems of up to {meaning.get('longest', 0)} digits"],
@@ -787,8 +794,9 @@ def _in_words(described: Any) -> str:
     if described is None:
         return "by default"
     if not isinstance(described, Mapping) or "class_path" not in described:
-        return str(described)
-    own = ", ".join(f"{name} {_in_words(value)}" for name, value in described.get("init_args", {}).items())
+        return str(described).lower() if isinstance(described, bool) else str(described)
+    given = {name: value for name, value in described.get("init_args", {}).items() if value is not None}
+    own = ", ".join(f"{name} {_in_words(value)}" for name, value in given.items())
     return _class_name(described) + (f" ({own})" if own else "")
 
 

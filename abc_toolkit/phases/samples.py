@@ -14,7 +14,7 @@ from abc_toolkit.models.transformer import AttentionModel
 from abc_toolkit.phases.measure import evaluation_problems
 from abc_toolkit.seeds import Stream, drawing
 from abc_toolkit.tasks import Problems, Solvable
-from abc_toolkit.vocabulary import BOS, EOS
+from abc_toolkit.vocabulary import BOS, EOS, NUM_SPECIAL
 
 _EACH = 2  # problems within the training lengths, and as many beyond
 _BEYOND = 2  # times the longest training length
@@ -118,8 +118,9 @@ def _sample(task: Solvable, models: Mapping[str, Model], problems: Problems, bey
 
 
 def _answer(task: Solvable, tokens: Tensor) -> Answer:
-    texts = [_SIGNS.get(token) or task.vocabulary.symbols[token - len(_SIGNS)] for token in tokens.tolist()]
-    return Answer(task.answer(task.vocabulary.decode(tokens)), tuple(texts))
+    numbers: list[int] = tokens.tolist()
+    texts = tuple(_SIGNS.get(token) or task.vocabulary.symbols[token - NUM_SPECIAL] for token in numbers)
+    return Answer(task.answer(task.vocabulary.decode(tokens)), texts)
 
 
 def _by_head(maps: Maps, source: int) -> dict[tuple[int, int], Tensor]:
@@ -129,9 +130,7 @@ def _by_head(maps: Maps, source: int) -> dict[tuple[int, int], Tensor]:
         if site != "decoder":
             continue
         rows = weights[0]
-        if ("cross", layer) in maps:
-            rows = torch.cat([maps["cross", layer][0], rows], dim=-1)
-        else:  # source and target are one string
-            rows = rows[:, source:]
+        is_one_string = ("cross", layer) not in maps
+        rows = rows[:, source:] if is_one_string else torch.cat([maps["cross", layer][0], rows], dim=-1)
         found |= {(layer, head): own for head, own in enumerate(rows)}
     return found

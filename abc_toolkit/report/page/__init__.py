@@ -5,10 +5,13 @@ drawn by Vega-Lite, which the page holds.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.report.console import escaped
@@ -185,6 +188,7 @@ def render(page: Page) -> str:
         finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else escaped(value),
     )
     environment.tests["block"] = lambda value, name: type(value).__name__ == name
+    environment.globals["compiled"] = _compiled
     template = environment.get_template("page.html")
     has_charts = any(_has_chart(section.blocks) for section in _sections(page))
     return template.render(page=page, library=Markup(_library()) if has_charts else None)
@@ -195,9 +199,15 @@ def _sections(page: Page) -> list[Section]:
 
 
 def _has_chart(blocks: Sequence[Block]) -> bool:
-    return any(
-        isinstance(block, Chart) or (isinstance(block, Folded) and _has_chart(block.blocks)) for block in blocks
-    )
+    return any(isinstance(block, Chart) or (isinstance(block, Folded) and _has_chart(block.blocks)) for block in blocks)
+
+
+def _compiled(spec: Mapping[str, Any]) -> "Markup":
+    """A chart's specification in Vega, to which Vega-Lite compiles it, as JSON in which no tag can begin."""
+    from jinja2.utils import htmlsafe_json_dumps
+    from vl_convert import vegalite_to_vega
+
+    return htmlsafe_json_dumps(vegalite_to_vega(dict(spec)), separators=(",", ":"))
 
 
 @lru_cache
@@ -206,4 +216,5 @@ def _library() -> str:
     from vl_convert import javascript_bundle
 
     # A script ends at this tag wherever it stands in it; in a text of JavaScript `\/` is `/`.
-    return javascript_bundle().replace("</script", r"<\/script").replace("<!--", r"<\!--")
+    whole = javascript_bundle()  # pyright: ignore[reportCallIssue] - its stub lacks the default
+    return whole.replace("</script", r"<\/script").replace("<!--", r"<\!--")

@@ -6,7 +6,7 @@ transforms unfold what is chosen alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 PALETTE = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _COLORS = [f"var(--{name})" for name in PALETTE]
+_DARKEST = 0.55  # opacity of a shade behind a text
 _FADED = 0.08  # opacity of what was not chosen in a legend
 _CONFIG: Spec = {
     "background": None,
@@ -28,6 +29,9 @@ _CONFIG: Spec = {
         "domainColor": "var(--line)",
         "gridColor": "var(--line)",
         "titleFontWeight": "normal",
+        "labelFontSize": 11.5,
+        "titleFontSize": 12.5,
+        "titlePadding": 8,
     },
     "legend": {
         "labelColor": "currentColor",
@@ -36,8 +40,10 @@ _CONFIG: Spec = {
         "symbolStrokeColor": "currentColor",
         "orient": "top",
         "direction": "horizontal",
-        "columns": 3,
+        "columns": {"expr": "width < 420 ? 2 : 4"},
         "labelLimit": 220,
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
     },
     "view": {"stroke": "var(--line)"},
 }
@@ -148,14 +154,13 @@ def metric_by_length(
     chosen: Spec = {"and": [{"param": param["name"]} for param in params]}
     opacity: Spec = {"condition": {"test": chosen, "value": 1}, "value": _FADED}
     spec = _chart(f"{title} against length")
-    spec["transform"] = []
     if dash != "suite":
         spec["params"] = [_list("suite_shown", "suite", suites)]
-        spec["transform"].append({"filter": "datum.suite === suite_shown"})
+        spec["transform"] = [{"filter": "datum.suite === suite_shown"}]
     x: Spec = {
         "field": "length",
         "type": "quantitative",
-        "scale": {"type": "log" if wide else "linear", "nice": False, "zero": False, "padding": 12},
+        "scale": {"nice": False, "padding": 12} | ({"type": "log"} if wide else {"zero": False}),
         "axis": {"title": "length", "values": lengths, "grid": False, "labelOverlap": True},
     }
     y: Spec = {"field": "value", "type": "quantitative", "title": title}
@@ -164,9 +169,7 @@ def metric_by_length(
     elif log:
         y |= {"scale": {"type": "log"}}
     told = ".1%" if percent else ".4g"
-    tooltip = [
-        {"field": field, "type": "nominal"} for field in dict.fromkeys(("run", "model", "suite", color, dash))
-    ]
+    tooltip = [{"field": field, "type": "nominal"} for field in dict.fromkeys(("run", "model", "suite", color, dash))]
     tooltip = [item for item in tooltip if values and item["field"] in values[0]]
     tooltip += [{"field": "length", "type": "quantitative"}]
     tooltip += [
@@ -202,6 +205,7 @@ def metric_by_length(
                 "transform": [],
                 "mark": {"type": "rect", "color": "var(--band)"},
                 "encoding": {
+                    "tooltip": {"value": f"trained lengths, up to {trained}"},
                     "x": {"field": "from", "type": "quantitative", "scale": x["scale"]},
                     "x2": {"field": "to"},
                 },
@@ -310,9 +314,8 @@ def attention_maps(
         "legend": None,
     }
     cells = _cell_axes("the token that is predicted", "the token looked at")
-    most = max(len(own.names) for own in queries.values())
     return spec | {
-        "height": _height(most),
+        "height": _height(queries.values()),
         "data": {"values": values},
         "encoding": cells,
         "layer": [
@@ -363,11 +366,6 @@ def window(
         if (size, head) in queries
     ]
     shown: Spec = {"filter": "datum.at === size_shown + '/' + head_shown"}
-    rows: Rows = [
-        shown,
-        {"flatten": ["queries"], "as": ["query"]},
-        {"window": [{"op": "row_number", "as": "q"}]},
-    ]
     unfolded: Rows = [
         shown,
         {"flatten": ["q", "k", "r"]},
@@ -383,8 +381,7 @@ def window(
         _list("size_shown", "size", sizes),
         {"name": "lines_told", "value": ["", *lines]},
     ]
-    axes = _cell_axes("the token that is predicted", "keys that a query here may look at")
-    y: Spec = dict(axes["y"]) | {"sort": {"field": "q", "op": "min"}}
+    axes = _cell_axes("the token that is predicted", "the token that may be looked at")
     color: Spec = {
         "field": "segment",
         "type": "nominal",
@@ -392,21 +389,29 @@ def window(
         "scale": {"domain": segments, "range": [_COLORS[i % len(_COLORS)] for i in range(len(segments))]},
     }
     tooltip: Rows = [{"field": name, "type": "nominal"} for name in ("query", "key", "line")]
-    most = max(len(own.names) for own in queries.values())
+    # Tokens without an open cell have their place too.
     return spec | {
-        "height": _height(most),
+        "height": _height(queries.values()),
         "layer": [
-            {
-                "data": {"values": named},
-                "transform": rows,
-                "mark": {"type": "point", "opacity": 0},
-                "encoding": {"y": y},
-            },
+            *(
+                {
+                    "data": {"values": named},
+                    "transform": [
+                        shown,
+                        {"flatten": [field], "as": [name]},
+                        {"window": [{"op": "row_number", "as": "i"}]},
+                        {"calculate": "datum.i - 1", "as": number},
+                    ],
+                    "mark": {"type": "point", "opacity": 0, "tooltip": None},
+                    "encoding": {channel: axes[channel]},
+                }
+                for channel, field, name, number in (("y", "queries", "query", "q"), ("x", "keys", "key", "k"))
+            ),
             {
                 "data": {"values": values},
                 "transform": unfolded,
                 "mark": {"type": "rect"},
-                "encoding": {"x": axes["x"], "y": y, "color": color, "tooltip": tooltip},
+                "encoding": axes | {"color": color, "tooltip": tooltip},
             },
         ],
     }
@@ -427,15 +432,13 @@ def attended_tokens(attended: Sequence[Attended], strips: Sequence[Strip]) -> Sp
     sizes: Rows = [{"problem": s.problem, "s": len(s.source), "n": len(s.source) + len(s.written)} for s in strips]
     tokens: Rows = []
     for strip in strips:
-        for i, text in enumerate(strip.source):
-            tokens.append({"problem": strip.problem, "row": "problem", "x": i, "text": text, "state": "given"})
-        tokens.append({"problem": strip.problem, "row": "answer", "x": 0, "text": "▸", "state": "start"})
-        for i, (text, right) in enumerate(zip(strip.written, strip.right, strict=True)):
-            state = "right" if text == right else "wrong"
-            tokens.append(
-                {"problem": strip.problem, "row": "answer", "x": i + 1, "text": text, "state": state, "q": i}
-                | ({"right": right} if state == "wrong" else {})
-            )
+        given, written = {"problem": strip.problem, "row": "problem"}, {"problem": strip.problem, "row": "answer"}
+        tokens += [given | {"x": i, "text": token, "state": "given"} for i, token in enumerate(strip.source)]
+        tokens.append(written | {"x": 0, "text": "▸", "state": "start"})
+        tokens += [
+            written | {"x": i + 1, "text": token, "q": i, "state": "right" if token == right else f"wrong, not {right}"}
+            for i, (token, right) in enumerate(zip(strip.written, strip.right, strict=True))
+        ]
     spec = _chart("Where the model looked when it wrote the chosen token")
     spec["params"] = [
         _list("problem_shown", "problem", problems),
@@ -481,7 +484,7 @@ def attended_tokens(attended: Sequence[Attended], strips: Sequence[Strip]) -> Sp
             "fillOpacity": {
                 "field": "weight",
                 "type": "quantitative",
-                "scale": {"domain": [0, 1], "range": [0, 1]},
+                "scale": {"domain": [0, 1], "range": [0, _DARKEST]},
                 "legend": None,
             },
             "tooltip": {"field": "weight", "type": "quantitative", "title": "attention", "format": ".0%"},
@@ -496,7 +499,7 @@ def attended_tokens(attended: Sequence[Attended], strips: Sequence[Strip]) -> Sp
             "y": y,
             "text": {"field": "text", "type": "nominal"},
             "color": {
-                "condition": {"test": "datum.state === 'wrong'", "value": "var(--wrong)"},
+                "condition": {"test": "slice(datum.state, 0, 5) === 'wrong'", "value": "var(--wrong)"},
                 "value": "currentColor",
             },
         },
@@ -511,7 +514,7 @@ def attended_tokens(attended: Sequence[Attended], strips: Sequence[Strip]) -> Sp
             "y": y,
             "stroke": {"condition": {"param": "token", "value": "var(--second)"}, "value": "var(--line)"},
             "strokeWidth": {"condition": {"param": "token", "value": 2.5}, "value": 0.6},
-            "tooltip": [{"field": name, "type": "nominal"} for name in ("text", "state", "right")],
+            "tooltip": [{"field": name, "type": "nominal"} for name in ("text", "state")],
         },
     }
     return spec | {"height": 96, "layer": [shade, text, outline]}
@@ -523,7 +526,6 @@ def _chart(description: str) -> Spec:
         "$schema": SCHEMA,
         "description": description,
         "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
         "config": _CONFIG,
     }
 
@@ -536,8 +538,8 @@ def _legend(name: str, field: str) -> Spec:
 def _list(name: str, label: str, options: Sequence[Any], first: Any = None, buttons: bool = False) -> Spec:
     """A choice from a list."""
     kind = "radio" if buttons and len(options) <= 12 else "select"
-    value = options[0] if first is None else first
-    return {"name": name, "value": value, "bind": {"input": kind, "options": list(options), "name": label}}
+    spec: Spec = {"name": name, "value": options[0] if first is None else first}
+    return spec | ({"bind": {"input": kind, "options": list(options), "name": label}} if len(options) > 1 else {})
 
 
 def _lookup(key: str, values: Rows, fields: Sequence[str]) -> Spec:
@@ -546,7 +548,7 @@ def _lookup(key: str, values: Rows, fields: Sequence[str]) -> Spec:
 
 def _cell_axes(queries: str, keys: str) -> Spec:
     """The axes of a map, along which tokens are named in their order."""
-    axis: Spec = {"labelOverlap": True, "domain": False, "ticks": False, "labelFontSize": 10, "labelLimit": 110}
+    axis: Spec = {"labelOverlap": True, "domain": False, "ticks": False, "labelFontSize": 10.5, "labelLimit": 120}
     return {
         "x": {
             "field": "key",
@@ -563,9 +565,9 @@ def _cell_axes(queries: str, keys: str) -> Spec:
     }
 
 
-def _height(queries: int) -> int:
-    """Height of a map: of few tokens with large cells, of many with small ones."""
-    return max(120, min(22 * queries, 640))
+def _height(queries: Iterable[Tokens]) -> Spec:
+    """Height of a map, by the height of a cell."""
+    return {"step": 20 if max(len(own.names) for own in queries) <= 24 else 14}
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
