@@ -65,8 +65,10 @@ _MOST_KEYS = 72  # of a part
 _MULTIPLES = (1, 2, 10)  # of the longest training length, at which a window is shown
 _MOST_STEPS = 60  # of a transducer in a table
 _MOST_SHOWN = 24  # rows of a table of results that is not folded
+_NO_WINDOWS = "There are no windows for this task, or for models of this kind."
 _ABOUT_CHARTS = (
-    "The shaded lengths were trained. A click on a name in a legend lets it stand out, a second click ends that."
+    "The dashed line is at the longest trained length. A click on a name in a legend lets it stand out, a second click "
+    "ends that."
 )
 _NOT_TOLD = "The records do not name the machines of the trainings."
 _VERDICTS = {
@@ -100,7 +102,7 @@ def report(runs: Sequence[Path | str] = (), *, output: Path | None = None, overw
     cells = max(_LEAST_CELLS, _CELLS // len(found))
     told = [_Told(run, label, cells) for run, label in zip(found, _labels(found), strict=True)]
     save_text(target, render(_page_of_one(told[0]) if len(told) == 1 else _page_of_several(told)))
-    terminal.done(f"{target.stat().st_size / 1e6:.1f} MB.", target, None)
+    terminal.done(f"{target.stat().st_size // 1000:,} kB.", target, None)
     return target
 
 
@@ -151,7 +153,8 @@ def _compared(several: Sequence["_Told"]) -> list[Block]:
             row | {"run": told.label} for told in several for row in told.rows if row["metric"] == name
         ]
         trained = {told.task.max_length for told in several if told.task is not None}
-        blocks.append(_metric_chart(rows, metric, "run", "model", trained.pop() if len(trained) == 1 else None))
+        if len({row["length"] for row in rows}) > 1:
+            blocks.append(_metric_chart(rows, metric, "run", "model", trained.pop() if len(trained) == 1 else None))
         suite = rows[0]["suite"]
         lengths = sorted({row["length"] for row in rows if row["suite"] == suite})
         lines: dict[tuple[str, str], dict[int, str]] = {}
@@ -274,10 +277,12 @@ class _Told:
         windows = first == "calibrate" or self.first.get("model", {}).get("backbone") in get_args(WindowBackbone)
         if not isinstance(self.task, Calibratable) or not windows:
             return tuple(phase for phase in PHASES if phase in ("fit", "evaluate") or phase in self.records)
-        last = [] if isinstance(self.task, Certifiable) else ["certify", "explain"]
-        return tuple(
-            phase for phase in PHASES if phase in self.records or not (phase in last or (phase == "fit" != first))
-        )
+        never: set[Phase] = set() if first == "fit" else {"fit"}
+        if not isinstance(self.task, Certifiable) or self.task.local_rule() is None:
+            never |= {"certify", "explain"}
+        elif self.run.verdict in ("wrong", "undecided"):
+            never.add("explain")
+        return tuple(phase for phase in PHASES if phase in self.records or phase not in never)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -314,16 +319,20 @@ class _Told:
 
     def sections(self) -> list[Section]:
         """All that there is to tell."""
-        return [
-            Section("The run", self._the_run()),
-            Section("Accuracy", self._accuracy()),
-            Section("Attention", self._attention()),
-            Section("Window", self._window()),
-            Section("Sample problems", self._samples()),
-            Section("Certificate", self._certificate()),
-            Section("What the model computes", self._explanation()),
-            Section("Environment", self._environment()),
-        ]
+        judged = self.metric(self.rows[0]["metric"]) if self.rows else EXACT_MATCH
+        parts = {
+            "The run": self._the_run(),
+            "Accuracy" if judged.in_percent else judged.title.capitalize(): self._accuracy(),
+            "Attention": self._attention(),
+            "Window": self._window(),
+            "Sample problems": self._samples(),
+            "Certificate": self._certificate(),
+            "What the model computes": self._explanation(),
+            "Environment": self._environment(),
+        }
+        left_out = [[title, part] for title, part in parts.items() if isinstance(part, str)]
+        sections = [Section(title, part) for title, part in parts.items() if not isinstance(part, str)]
+        return [*sections, Section("Left out", [Table([], left_out)])] if left_out else sections
 
     def _the_run(self) -> list[Block]:
         facts = [
@@ -377,11 +386,11 @@ class _Told:
             metric = self.metric(name)
             rows = [row for row in self.rows if row["metric"] == name]
             by_length = [row for row in rows if row["shape"] is None]
-            if by_length:
+            if len({row["length"] for row in by_length}) > 1:
                 trained = None if self.task is None else self.task.max_length
                 blocks.append(_metric_chart(by_length, metric, "model", "suite", trained))
             blocks.append(_table_of_results(rows, metric))
-        if self.rows:
+        if any(isinstance(block, Chart) for block in blocks):
             blocks.insert(0, Text(_ABOUT_CHARTS, "note"))
         files = self.records["evaluate"]["files"]
         if CURVES in files:
@@ -396,11 +405,11 @@ class _Told:
                 blocks.append(Folded(words, [Picture(self.run.read("evaluate", name), words)]))
         return blocks
 
-    def _attention(self) -> list[Block]:
+    def _attention(self) -> list[Block] | str:
         if "calibrate" not in self.records:
-            return [self._not_there("calibrate", "There are no averaged attention maps")]
+            return self._not_yet("calibrate", "The attention was not averaged yet.", _NO_WINDOWS)
         if not isinstance(self.task, Calibratable):
-            return [Text("The attention maps cannot be named without the task.")]
+            return "The tokens of the attention maps have no names without the task."
         maps = AttentionMaps.load(self.run.folder("calibrate") / MAPS)
         window = self.run.window()
         sizes = {shape: sum(weights.numel() for weights in own.values()) for shape, own in maps.maps.items()}
@@ -431,15 +440,13 @@ class _Told:
         chart = Chart(charts.attention_maps(shown, queries, keys, lines.words), min(900, 260 + 24 * widest))
         return [Text(words), chart]
 
-    def _not_there(self, phase: Phase, what: str) -> Text:
-        """Why a part of the page has nothing to show."""
-        if phase in self.phases:
-            return Text(f"{what} yet: '{self._command(phase)}' is to come.")
-        return Text(f"{what}, as there are no windows for this task or this model.")
+    def _not_yet(self, phase: Phase, yet: str, never: str) -> list[Block] | str:
+        """What is told in place of a phase that is not finished: that it is to come, or why it never does."""
+        return [Text(yet), Code([self._command(phase)])] if phase in self.phases else never
 
-    def _window(self) -> list[Block]:
+    def _window(self) -> list[Block] | str:
         if "calibrate" not in self.records:
-            return [self._not_there("calibrate", "There is no window")]
+            return self._not_yet("calibrate", "There is no window yet.", _NO_WINDOWS)
         window = self.run.window()
         rows = [
             [_site_name(site, layer), str(head), "; ".join(map(_line_in_words, rules))]
@@ -482,15 +489,15 @@ class _Told:
         widest = max(len(own.names) for own in keys.values())
         return [Text(words), Chart(charts.window(cells, queries, keys, lines.words), min(900, 280 + 22 * widest))]
 
-    def _samples(self) -> list[Block]:
+    def _samples(self) -> list[Block] | str:
         models = {phase: model for phase, model in self.models.items() if isinstance(model, DecodingModel)}
         if not isinstance(self.task, Solvable):
-            return [Text("The problems of this task cannot be written as text, so that none is shown.")]
+            return "The problems of this task cannot be written as text."
         if not models:
-            return [Text("There is no trained model yet to ask.")]
+            return "There is no trained model that could be asked."
         samples = sample_problems(self.task, models, self.cells)
         if not samples:
-            return [Text("No problem of this task is short enough to be shown.")]
+            return "No problem of this task is short enough to be shown."
         names = {phase: f"{terminal.weights_name(phase)} model" for phase in models}
         head = ["problem", "length", "right", *(f"{name}, as it wrote it" for name in names.values())]
         rows: list[list[str | Marked]] = [
@@ -519,11 +526,9 @@ class _Told:
         named = [f"{i}: {sample.source}" for i, sample in enumerate(seen, 1)]
         return [*blocks, Chart(_attended_chart(seen, named))]
 
-    def _certificate(self) -> list[Block]:
+    def _certificate(self) -> list[Block] | str:
         if "certify" not in self.records:
-            if "certify" not in self.phases:
-                return [Text("Models of this kind cannot be certified.")]
-            return [Text("The model is not certified yet."), Code([self._command("certify")])]
+            return self._not_yet("certify", "The model is not certified yet.", "This task has no rule to prove.")
         blocks: list[Block] = []
         reason = self.run.stale("certify")
         if reason is not None:
@@ -545,11 +550,10 @@ class _Told:
         verify = next_command(self.run, "certify", f" --verify {path}")
         return [*blocks, Code([f"python -m abc_toolkit.checker {path}", verify])]
 
-    def _explanation(self) -> list[Block]:
+    def _explanation(self) -> list[Block] | str:
         if "explain" not in self.records:
-            if "explain" not in self.phases:
-                return [Text("Models of this kind cannot be explained as a transducer.")]
-            return [Text("What the model computes was not read out of it."), Code([self._command("explain")])]
+            never = "Only certified models are explained."
+            return self._not_yet("explain", "What the model computes was not read out of it yet.", never)
         blocks: list[Block] = []
         reason = self.run.stale("explain")
         if reason is not None:

@@ -118,7 +118,7 @@ def _sample(task: Solvable, models: Mapping[str, Model], problems: Problems, bey
 
 
 def _answer(task: Solvable, tokens: Tensor) -> Answer:
-    numbers: list[int] = tokens.tolist()
+    numbers = tokens.tolist()
     texts = tuple(_SIGNS.get(token) or task.vocabulary.symbols[token - NUM_SPECIAL] for token in numbers)
     return Answer(task.answer(task.vocabulary.decode(tokens)), texts)
 

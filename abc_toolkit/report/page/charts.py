@@ -37,11 +37,13 @@ _CONFIG: Spec = {
         "labelColor": "currentColor",
         "titleColor": "currentColor",
         "titleFontWeight": "normal",
-        "symbolStrokeColor": "currentColor",
+        "symbolBaseFillColor": "currentColor",
+        "symbolBaseStrokeColor": "currentColor",
         "orient": "top",
         "direction": "horizontal",
         "columns": {"expr": "width < 420 ? 2 : 4"},
         "labelLimit": 220,
+        "symbolOpacity": 1,
         "labelFontSize": 12,
         "titleFontSize": 12.5,
     },
@@ -197,20 +199,12 @@ def metric_by_length(
     }
     shaped: Spec = {"shape": {"field": dash, "type": "nominal", "scale": {"domain": dashes}}}
     layers: Rows = []
-    if trained is not None and lengths:
-        band: Spec = {"values": [{"from": min(1, *lengths) if not wide else 1, "to": trained}]}
-        layers.append(
-            {
-                "data": band,
-                "transform": [],
-                "mark": {"type": "rect", "color": "var(--band)"},
-                "encoding": {
-                    "tooltip": {"value": f"trained lengths, up to {trained}"},
-                    "x": {"field": "from", "type": "quantitative", "scale": x["scale"]},
-                    "x2": {"field": "to"},
-                },
-            }
-        )
+    if trained is not None:
+        told_trained = {"value": f"the longest trained length, {trained}"}
+        at = {"field": "length", "type": "quantitative", "scale": x["scale"]}
+        rule: Spec = {"type": "rule", "strokeDash": [3, 3], "strokeWidth": 1.5, "color": "var(--quiet)"}
+        data: Spec = {"values": [{"length": trained}]}
+        layers.append({"data": data, "transform": [], "mark": rule, "encoding": {"x": at, "tooltip": told_trained}})
     ends: Spec = {"y": {"field": "low", "type": "quantitative", "title": title}, "y2": {"field": "high"}}
     layers.append({"mark": {"type": "rule", "strokeWidth": 1}, "encoding": shared | ends})
     layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": shared | {"y": y} | dashed})
