@@ -49,6 +49,7 @@ def browser() -> Iterator[Any]:
 def _opened(browser: Any, path: Path, width: int = 1200, scheme: str = "light") -> tuple[Any, list[str]]:
     """A page in a browser once its charts are drawn, and what was said in the console."""
     page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True).new_page()
+    page.set_default_timeout(20_000)
     said: list[str] = []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -146,7 +147,7 @@ def _look_at(browser: Any, path: Path) -> None:
         page.wait_for_timeout(150)
         assert _drawn(chart) != before, number
     assert said == []
-    page.mouse.move(*_middle_of(accuracy.locator(".mark-symbol path").last))
+    page.mouse.move(*_middle_of(accuracy.locator(".mark-symbol.role-mark path").last))
     page.wait_for_selector("#vg-tooltip-element.visible")
     assert "95 % from" in page.inner_text("#vg-tooltip-element")
 
