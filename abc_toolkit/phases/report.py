@@ -715,9 +715,12 @@ def _attended_chart(samples: Sequence[Sample], names: Sequence[str]) -> dict[str
 
 def _marked(right: Answer, answer: Answer) -> Marked:
     """An answer as it was written, up to its end."""
-    pairs = list(zip(answer.tokens, right.tokens, strict=True))
-    end = next((i for i, pair in enumerate(pairs) if pair == ("end", "end")), len(pairs))
-    return Marked([(written, written == wanted) for written, wanted in pairs[:end]])
+    shown: list[tuple[str, bool]] = []
+    for written, wanted in zip(answer.tokens, right.tokens, strict=True):
+        if written == END:
+            return Marked([*shown, (f" {END}", False)] if wanted != END else shown)
+        shown.append((written, written == wanted))
+    return Marked(shown)
 
 
 def _table_of_results(rows: Sequence[Mapping[str, Any]], metric: Metric) -> Block:

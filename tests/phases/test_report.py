@@ -158,6 +158,22 @@ def _middle_of(mark: Any) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("01", [("0", True), ("1", True)]),
+        ("0", [("0", True), (" end", False)]),
+        ("11", [("1", False), ("1", True)]),
+        ("0110", [("0", True), ("1", True), ("1", False), ("0", False)]),
+    ],
+)
+def test_an_answer_is_marked_up_to_its_end(written: str, shown: list[tuple[str, bool]]) -> None:
+    def answer(text: str) -> module.Answer:
+        return module.Answer(text, (*text, *["end"] * (5 - len(text))))
+
+    assert module._marked(answer("01"), answer(written)).tokens == shown
+
+
 def test_several_runs_are_compared(abc: Abc, pipeline: Path, browser: Any) -> None:
     other = Path(shutil.copytree(pipeline, "runs/<script>alert(1)</script>"))
     half = Path(shutil.copytree(pipeline, "runs/half"))

@@ -520,6 +520,8 @@ def _chart(description: str) -> Spec:
         "$schema": SCHEMA,
         "description": description,
         "width": "container",
+        # Names of other tokens need other margins.
+        "autosize": {"type": "fit-x", "contains": "padding", "resize": True},
         "config": _CONFIG,
     }
 
