@@ -8,5 +8,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["abc_toolkit*"]), "abc_toolkit.configs"],
     package_dir={"abc_toolkit.configs": "configs"},
-    package_data={"abc_toolkit": ["py.typed"], "abc_toolkit.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "abc_toolkit": ["py.typed"],
+        "abc_toolkit.configs": ["*.yaml", "*/*.yaml"],
+        "abc_toolkit.report.page": ["page.html"],
+    },
 )

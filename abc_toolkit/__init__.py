@@ -14,6 +14,7 @@ _PUBLIC = {
     "evaluate": "phases.evaluate",
     "certify": "phases.certify",
     "explain": "phases.explain",
+    "report": "phases.report",
     "run_all": "phases.pipeline",
     "solve": "phases.solve",
     "check_answers": "phases.solve",

@@ -84,6 +84,12 @@ COMMANDS: Mapping[str, Command] = {
         "phases.explain",
         "explain",
     ),
+    "report": Command(
+        "Writes a page of HTML about runs: results, attention, window, sample problems, certificate.",
+        "phases.report",
+        "report",
+        operands=Operands("runs", "[RUN ...]"),
+    ),
     "sweep": Command(
         "Does 'abc run' for every combination of a grid, several at a time.",
         "sweeps.engine",

@@ -12,7 +12,8 @@ from rich.text import Text
 from abc_toolkit.proof.explanation import Explained, Explanation, Read, RuleDifference, Value, Written
 from abc_toolkit.proof.transducer import END, Transducer
 from abc_toolkit.report.console import escaped
-from abc_toolkit.vocabulary import NUM_SPECIAL
+from abc_toolkit.tasks.digits.base import DigitTask
+from abc_toolkit.vocabulary import EOS, NUM_SPECIAL
 
 SCHEMA = 1
 _MOST_ROWS = 40  # of steps on the terminal; the files hold all
@@ -318,6 +319,42 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
             "held_to_the_model": explanation.held,
         },
     }
+
+
+def read_explanation(data: Mapping[str, Any], task: DigitTask) -> Explanation:
+    """The explanation that `as_json` made a file of; where it differs from the rule is known in words alone.
+
+    Args:
+        data: The content of `transducer.json`.
+        task: The task, whose tokens are read and written.
+    """
+    tape, checks = data["tape"], data["checks"]
+
+    def value(text: str | None) -> Value:
+        return None if text is None else int(task.vocabulary.encode(text)[0]) if text else EOS
+
+    def machine(own: Mapping[str, Any]) -> Explained:
+        steps: list[dict[Read, tuple[Written, int]]] = [{} for _ in own["states"]]
+        for state, digits, written, following in own["steps"]:
+            read = Read(tuple(map(value, digits)), tuple(token is not None for token in written))
+            steps[state][read] = (tuple(map(value, written)), END if following is None else following)
+        parameters = tuple({name: value(text) for name, text in values.items()} for values in own["parameters"])
+        return Explained(parameters, Transducer(steps, own["start"]), own["least"], tuple(own["states"]))
+
+    difference = None if checks["is_the_rule"] else RuleDifference({}, None, checks["difference"])
+    return Explanation(
+        task,
+        tuple(tape["reads"]),
+        tuple(tape["writes"]),
+        tape["along"],
+        tape["downwards"],
+        tape["once_for_each_row"],
+        tuple(map(machine, data["machines"])),
+        checks["assignments"],
+        checks["of_fixed_tokens"],
+        checks["held_to_the_model"],
+        difference,
+    )
 
 
 Symbol = str | None
