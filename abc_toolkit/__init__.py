@@ -15,6 +15,8 @@ _PUBLIC = {
     "certify": "phases.certify",
     "explain": "phases.explain",
     "run_all": "phases.pipeline",
+    "export": "sharing.export",
+    "from_pretrained": "sharing.pretrained",
     "solve": "phases.solve",
     "check_answers": "phases.solve",
     "sweep": "sweeps.engine",
