@@ -139,19 +139,25 @@ class Solver:
         return cls(require(place.task(weights), Solvable, "abc solve"), load, "this run")
 
     @classmethod
-    def of_export(cls, model: "PretrainedModel", attention: AttentionPath) -> "Solver":
+    def of_export(cls, model: "PretrainedModel", attention: AttentionPath, told: Sequence[str] = ()) -> "Solver":
         """What answers with an exported model.
 
         Args:
             model: The model.
             attention: How it attends.
+            told: Lines that are told once a problem can be asked.
 
         Raises:
             UserError: If its task has no problems that can be written.
         """
         task = require(model.task, Solvable, "abc solve")
-        path = model.export.path
-        return cls(task, lambda: on_path(model.model, attention, f"the model in {path}"), "this model")
+
+        def load() -> Model:
+            for line in told:
+                console.remark(line)
+            return on_path(model.model, attention, f"the model in {model.export.path}")
+
+        return cls(task, load, "this model")
 
     @cached_property
     def _model(self) -> DecodingModel:
@@ -233,12 +239,13 @@ def asked_of(
         return Solver.of_run(run, weights or "retrain", attention)
     if run is not None:
         raise UserError(f"--model {model} and --run {run} exclude each other: give one")
-    from abc_toolkit.sharing.pretrained import from_pretrained  # which solves problems by what is above
+    from abc_toolkit.sharing.format import read
+    from abc_toolkit.sharing.pretrained import PretrainedModel  # which solves problems by what is above
 
-    found = from_pretrained(model)
+    found = PretrainedModel(read(model))
     if weights not in (None, found.phase):
         raise UserError(f"--weights {weights}: {model} holds the model of '{found.phase}' alone: leave it out")
-    return Solver.of_export(found, attention)
+    return Solver.of_export(found, attention, found.warnings)
 
 
 def solve(

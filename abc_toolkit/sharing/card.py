@@ -1,17 +1,20 @@
 """The card of an exported model: what it does, how it came about, what was measured and what is proved."""
 
 import inspect
+import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import yaml
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.phases.measure import reported_metrics
 from abc_toolkit.runs.folder import CERTIFICATE, WINDOW
 from abc_toolkit.sharing.format import LIBRARY, WEIGHTS
-from abc_toolkit.tasks import Solvable, Task
+from abc_toolkit.tasks import ProblemError, Solvable, Task
 from abc_toolkit.tasks.base import Calibratable
 
 Rows = Sequence[Mapping[str, Any]]
@@ -167,12 +170,23 @@ def _use(task: Task) -> str:
     lines = ["```python", "import abc_toolkit", "", 'model = abc_toolkit.from_pretrained("FOLDER or user/name")']
     command = ""
     if isinstance(task, Solvable):
-        lines.append('print(model.solve(["PROBLEM"]))')
-        command = "\n\nOn the command line, `abc solve --model FOLDER PROBLEM` answers."
+        problem = _problem(task)
+        lines.append(f"print(model.solve([{json.dumps(problem)}]))")
+        command = f"\n\nOn the command line, `abc solve --model FOLDER {shlex.quote(problem)}` answers."
     return "\n".join([*lines, "```"]) + (
         f"{command} `pip install abc_toolkit` is all that a folder needs, and `pip install 'abc_toolkit[hub]'` what a "
         "name on the Hub does. Weights are read as safetensors, and no code of the folder is run."
     )
+
+
+def _problem(task: Solvable) -> str:
+    """A problem as a person writes it, or a word for one where problems are not written as the model reads them."""
+    drawn = task.sample(torch.Generator().manual_seed(0), 1, task.training_shapes()[-1])
+    text = task.vocabulary.decode(drawn.source[0])
+    try:
+        return text if task.parse(text)[1] == text else "PROBLEM"
+    except ProblemError:
+        return "PROBLEM"
 
 
 def _limits(task: Task, config: Mapping[str, Any], certificate: Any) -> str:

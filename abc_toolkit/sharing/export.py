@@ -56,8 +56,6 @@ def export(
     task = source.task(weights)
     if folders.names_files(task) or task.data_files():
         raise UserError(f"{task.name} reads files, which no export holds: share the run folder and these files instead")
-    for warning in source.warnings(weights, *(("evaluate",) if source.has("evaluate") else ())):
-        console.remark(warning)
     source.check(weights)
     source.load_model(weights)  # so that what is written can be loaded
     record = source.record(weights)
@@ -77,8 +75,10 @@ def export(
     certificate, _ = certificate_of(config, files)
     rows = _rows(source, weights)
     files[CARD] = write_card(task, config, rows, certificate, unproved, license).encode()
+    for warning in source.warnings(weights, "evaluate"):
+        console.remark(warning)
     folders.write(folder, folders.sealed(config, files), files, overwrite)
-    without = "" if certificate is not None else f" It is without a certificate: {unproved}."
+    without = "" if certificate is not None or weights == "fit" else f" It is without a certificate: {unproved}."
     terminal.done(f"The model of '{weights}' is exported.{without}", folder, f"abc solve --model {folder} PROBLEM ...")
     return folder
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import psutil
 
 from abc_toolkit.errors import UserError
-from abc_toolkit.runs.files import canonical_hash, cannot_write, flush, load_json, read_bytes, save_json, sha256
+from abc_toolkit.runs.files import cannot_write, canonical_hash, flush, load_json, read_bytes, save_json, sha256
 from abc_toolkit.runs.folder import CERTIFICATE, WINDOW
 from abc_toolkit.tasks import Task
 
@@ -80,6 +80,7 @@ def write(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes], o
         UserError: If something else is there, the folder that is to hold it is missing, or it cannot be written.
     """
     check_free(folder, overwrite)
+    folder = Path(os.path.abspath(folder))  # whose name is its own, where `.` was given
     partial, old = (_beside(folder, end, os.getpid()) for end in ("partial", "old"))
     try:
         _repair(folder)
@@ -97,7 +98,7 @@ def write(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes], o
             if old.exists():
                 os.replace(old, folder)
             raise
-        flush(folder.absolute().parent)
+        flush(folder.parent)
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
@@ -145,7 +146,7 @@ def _beside(folder: Path, end: str, process: int) -> Path:
 
 def _repair(folder: Path) -> None:
     """Removes what killed processes left beside an export; a folder that was being replaced comes back."""
-    for left in sorted(folder.absolute().parent.iterdir()):
+    for left in sorted(folder.parent.iterdir()):
         found = re.fullmatch(rf"\.{re.escape(folder.name)}\.([0-9]{{1,18}})\.(partial|old)", left.name)
         if found is None or psutil.pid_exists(int(found[1])) or left.is_symlink():
             continue

@@ -12,7 +12,9 @@ from abc_toolkit.sharing.format import LIBRARY, NAMES
 from abc_toolkit.sharing.pretrained import PretrainedModel
 
 
-class HubModel(ModelHubMixin, PretrainedModel, library_name=LIBRARY, tags=["attention-bias-calibration"]):
+class HubModel(  # pyright: ignore[reportIncompatibleMethodOverride] - to upload is what the mixin does
+    ModelHubMixin, PretrainedModel, library_name=LIBRARY, tags=["attention-bias-calibration"]
+):
     """An exported model that the hub library can fetch and upload."""
 
     @classmethod

@@ -35,6 +35,7 @@ class PretrainedModel:
         window: The window; `None` for a vanilla model.
         model: The model, in evaluation mode.
         certificate: The certificate that it is right at every length; `None` if there is none that holds.
+        warnings: What whoever loads it should know, each a line.
 
     Args:
         export: The folder's content.
@@ -54,10 +55,11 @@ class PretrainedModel:
         self.window = _window(export)
         self.model = _model(export, self.task, self.architecture, self.window)
         self.certificate, stale = certificate_of(export.config, export.files)
+        self.warnings: list[str] = []
         if stale is not None:
-            console.remark(f"Warning: the certificate in {export.path} does not hold: {stale}.")
+            self.warnings.append(f"Warning: the certificate in {export.path} does not hold: {stale}.")
         if export.edited:
-            console.remark(f"Warning: {export.path / CARD} is not the card that was exported: believe it accordingly.")
+            self.warnings.append(f"Warning: {export.path / CARD} is not the card that was exported.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.export.path)!r}, task={self.task})"
@@ -144,11 +146,15 @@ def from_pretrained(
     """
     with trusting(*([trust] if isinstance(trust, str) else trust)):
         if isinstance(name, Path) or Path(name).is_dir():
-            return PretrainedModel(folders.read(Path(name)))
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in name:
+            found = PretrainedModel(folders.read(Path(name)))
+        elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and ".." not in name:
+            of_hub = {"revision": revision, "cache_dir": cache_dir, "token": token}
+            found: PretrainedModel = hub_class().from_pretrained(name, local_files_only=local_files_only, **of_hub)
+        else:
             raise UserError(f"there is no export at {name}: name a folder, or a repository on the Hub as user/name")
-        options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        return hub_class().from_pretrained(name, **options)
+    for warning in found.warnings:
+        console.remark(warning)
+    return found
 
 
 def hub_class() -> Any:

@@ -141,6 +141,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "solve": (),
     "certify": ("--overwrite",),
     "explain": ("--overwrite",),
+    "export": ("new",),
     "sweep": ("empty.yaml",),
     "summarize": ("runs",),
 }
@@ -265,7 +266,7 @@ def settings_file(draws: random.Random) -> Case:
         spoilt = bytearray(raw or b"x")
         spoilt[draws.randrange(len(spoilt))] ^= 1 << draws.randrange(8)
         raw = bytes(spoilt)
-    operands = {"solve": ("101",), "sweep": ("settings.yaml",), "summarize": ("runs",)}
+    operands = {"solve": ("101",), "export": ("new",), "sweep": ("settings.yaml",), "summarize": ("runs",)}
     words = [command, "--config", "settings.yaml", *operands.get(command, ())]
     return Case(tuple(words), raw)
 
