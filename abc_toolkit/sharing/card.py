@@ -16,6 +16,7 @@ from abc_toolkit.runs.folder import CERTIFICATE, WINDOW
 from abc_toolkit.sharing.format import LIBRARY, WEIGHTS
 from abc_toolkit.tasks import ProblemError, Solvable, Task
 from abc_toolkit.tasks.base import Calibratable
+from abc_toolkit.tasks.lengths import shape_name
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -93,8 +94,8 @@ def _head(task: Task, rows: Rows, certificate: Any, license: str | None) -> dict
 
 
 def _size(row: Mapping[str, Any]) -> str:
-    shape = row.get("shape")
-    return "x".join(map(str, shape)) if isinstance(shape, list) else str(shape or row["length"])
+    shape: Sequence[int] | None = row.get("shape")
+    return shape_name(tuple(shape)) if shape else str(row["length"])
 
 
 def _what(task: Task, config: Mapping[str, Any]) -> str:
