@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.phases.evaluate import RESULTS
-from abc_toolkit.proof.certificate import read_certificate
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import parse_json, sha256
 from abc_toolkit.runs.folder import CERTIFICATE, WINDOW, Phase, Run
@@ -18,6 +17,8 @@ from abc_toolkit.sharing.pretrained import certificate_of
 from abc_toolkit.windows.rules import Window
 
 Weights = Literal["retrain", "fit"]
+# What every row of an evaluation has.
+_KEYS = (("weights", str), ("suite", str), ("metric", str), ("decode", str), ("length", int), ("samples", int))
 # Settings that name places on the machine of the run, or what is shown there.
 _LOCAL = ("logger", "progress_bar", "export", "size", "maps")
 
@@ -69,7 +70,7 @@ def export(
         "architecture": record["model"],
         "window": Window.from_json(files[WINDOW].decode()).calibration if WINDOW in files else None,
         "training": _training(source, weights, record),
-        "versions": record["versions"],
+        "versions": record.get("versions", {}),
     }
     unproved = _add_certificate(source, weights, config, files)
     certificate, _ = certificate_of(config, files)
@@ -91,14 +92,14 @@ def _training(source: Run, weights: Weights, record: Mapping[str, Any]) -> dict[
     settings = {phase: _portable(source.record(phase)["arguments"]) for phase in phases}
     if settings[weights].get("window") is not None:
         settings[weights]["window"] = WINDOW
-    kept = {name: record[name] for name in ("seed", "results", "commit", "finished")}
+    kept = {name: record.get(name) for name in ("seed", "results", "commit", "finished")}
     return kept | {"settings": settings}
 
 
 def _portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a phase without those of one machine."""
     return {
-        name: _portable(value) if name == "trainer" else value
+        name: _portable(cast(dict[str, Any], value)) if isinstance(value, dict) and name == "trainer" else value
         for name, value in settings.items()
         if name not in (*_LOCAL, "task")
     }
@@ -110,30 +111,28 @@ def _add_certificate(source: Run, weights: Weights, config: Mapping[str, Any], f
         return "windows make models certifiable, and the vanilla model has none"
     if not source.has("certify"):
         return "no proof was tried"
-    try:
-        stale = source.stale("certify")
-        content = source.read("certify", CERTIFICATE)
-        stated = read_certificate(content.decode())
-    except ValueError as error:
-        return f"that of the run cannot be used ({' '.join(str(error).split())})"
-    if stale is not None:
-        return f"that of the run is stale: {stale}"
-    if stated["verdict"] != "correct":
-        says = {"wrong": "the model is wrong", "undecided": "it cannot be decided"}[stated["verdict"]]
-        return f"that of the run says that {says} ({stated['reason']})"
+    content = source.read("certify", CERTIFICATE)
     _, reason = certificate_of(config, {**files, CERTIFICATE: content})
-    if reason is None:
-        files[CERTIFICATE] = content
-    return reason or ""
+    if reason is not None:
+        return f"that of the run does not hold, as {reason}"
+    files[CERTIFICATE] = content
+    return ""
 
 
 def _rows(source: Run, weights: Weights) -> list[dict[str, Any]]:
-    """The rows of the run's evaluation that are about the model; none of a stale evaluation."""
-    try:
-        if not source.has("evaluate") or source.stale("evaluate") is not None:
-            return []
-        content = source.read("evaluate", RESULTS)
-        rows: Any = parse_json(content.decode(), str(source.folder("evaluate") / RESULTS))
-        return [row for row in rows if row["weights"] == weights]
-    except (UserError, TypeError, KeyError):
+    """The rows of the run's evaluation that are about the model; none of a stale evaluation.
+
+    Raises:
+        UserError: If the evaluation was changed, or holds something else.
+    """
+    if not source.has("evaluate") or source.stale("evaluate") is not None:
         return []
+    path = source.folder("evaluate") / RESULTS
+    found: Any = parse_json(source.read("evaluate", RESULTS).decode(errors="replace"), str(path))
+    if not isinstance(found, list) or not all(map(_is_row, cast(list[Any], found))):
+        raise UserError(f"{path} holds no rows of an evaluation: do 'abc evaluate --overwrite' again")
+    return [row for row in cast(list[dict[str, Any]], found) if row["weights"] == weights]
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(type(cast(Any, row).get(name)) is kind for name, kind in _KEYS)

@@ -83,7 +83,6 @@ def write(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes], o
     folder = Path(os.path.abspath(folder))  # whose name is its own, where `.` was given
     partial, old = (_beside(folder, end, os.getpid()) for end in ("partial", "old"))
     try:
-        _repair(folder)
         partial.mkdir()
         for name, content in files.items():
             (partial / name).write_bytes(content)
@@ -108,7 +107,7 @@ def write(folder: Path, config: Mapping[str, Any], files: Mapping[str, bytes], o
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Refuses a place where an export cannot be written.
+    """Refuses a place where an export cannot be written; first repairs what a killed process left there.
 
     Raises:
         UserError: If something is there that is not to be replaced, or the folder that is to hold it is missing.
@@ -116,6 +115,10 @@ def check_free(folder: Path, overwrite: bool) -> None:
     parent = folder.absolute().parent
     if not parent.is_dir():
         raise UserError(f"there is no folder {parent} to export into: make it, or name another folder")
+    try:
+        _repair(Path(os.path.abspath(folder)))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
     if not os.path.lexists(folder):
         return
     if not overwrite:

@@ -191,7 +191,8 @@ def certificate_of(config: Mapping[str, Any], files: Mapping[str, bytes]) -> tup
     if stated["argument"] != ARGUMENT:
         return None, f"its argument is version {stated['argument']}, and this is version {ARGUMENT}"
     if stated["verdict"] != "correct":
-        return None, f"its verdict is {stated['verdict']}"
+        says = "the model is wrong" if stated["verdict"] == "wrong" else "nothing can be decided"
+        return None, f"it says that {says} ({stated['reason']})"
     return stated, None
 
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import abc_toolkit
+from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, predict
 from abc_toolkit.positions import FIRE
 from abc_toolkit.proof.certificate import _FACTS
@@ -176,7 +177,7 @@ def test_a_certificate_that_does_not_hold_is_left_out_and_the_card_says_why(abc:
     folder = certified / "certify"
     stated = json.loads((folder / "certificate.json").read_text())
     facts = {name: stated[name] for name in _FACTS}
-    for verdict, words in (("wrong", "the model is wrong (11 makes 0)"), ("undecided", "it cannot be decided (11 m")):
+    for verdict, words in (("wrong", "the model is wrong (11 makes 0)"), ("undecided", "nothing can be decided (11 m")):
         (folder / "certificate.json").write_text(json.dumps(facts | {"verdict": verdict, "reason": "11 makes 0"}))
         resealed(folder)
         status, _, err = abc("export", f"shared {verdict}")
@@ -209,6 +210,22 @@ def test_a_run_that_was_changed_is_refused(damaged: str, abc: Abc, pipeline: Pat
     path.write_bytes(path.read_bytes()[:-9] + b"\0" * 9)
     _refused(abc("export", "shared"), damaged)
     assert os.listdir() == ["runs"]
+
+
+def test_an_evaluation_or_a_certificate_that_was_changed_is_refused(abc: Abc, certified: Path) -> None:
+    for phase, name in (("evaluate", "results.json"), ("certify", "certificate.json")):
+        path = certified / phase / name
+        content = path.read_bytes()
+        path.write_bytes(content + b" ")
+        _refused(abc("export", "shared"), name, "was changed")
+        path.write_bytes(content)
+    results = certified / "evaluate/results.json"
+    rows = json.loads(results.read_text())
+    for other in ({}, [3], [{"weights": "retrain"}], [rows[0] | {"samples": "many"}]):
+        results.write_text(json.dumps(other))
+        resealed(certified / "evaluate")
+        _refused(abc("export", "shared"), "holds no rows of an evaluation")
+    assert not Path("shared").exists()
 
 
 def test_what_is_not_finished_is_refused(abc: Abc, pipeline: Path) -> None:
@@ -311,7 +328,7 @@ for last in range(1, 20):
 def test_a_killed_export_leaves_all_of_it_or_nothing_and_the_next_one_repairs(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", KILLED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    killed = 0
+    killed = between = 0
     for line in done.stdout.splitlines():
         status, path = line.split(" ", 1)
         folder = Path(path)
@@ -322,12 +339,15 @@ def test_a_killed_export_leaves_all_of_it_or_nothing_and_the_next_one_repairs(tm
         old = folder.name.startswith("full") and not found.exists()
         files = {"README.md": b"newer", "model.safetensors": b"newer"}
         config = folders.sealed({"phase": "fit"}, files)
-        if old:  # killed between its two renamings: what was there comes back
-            folders._repair(found)
+        if old:  # killed between its two renamings: what was there comes back, and is not replaced unasked
+            between += 1
+            with pytest.raises(UserError, match="is there already"):
+                folders.write(found, config, files)
             assert (found / "README.md").read_bytes() == b"old"
         folders.write(found, config, files, overwrite=True)
         assert [file.name for file in folder.iterdir()] == ["shared"], path
         assert (found / "README.md").read_bytes() == b"newer"
+    assert between == 1
     assert 20 < killed < len(done.stdout.splitlines())
 
 

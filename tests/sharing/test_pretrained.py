@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,9 @@ from safetensors.torch import load_file, save_file
 import abc_toolkit
 from abc_toolkit.errors import UserError
 from abc_toolkit.runs.files import canonical_hash
+from abc_toolkit.runs.folder import build_model
 from abc_toolkit.sharing import format as folders
+from abc_toolkit.sharing import pretrained
 from abc_toolkit.sharing.pretrained import PretrainedModel
 from abc_toolkit.tasks import Parity
 from tests.sharing.exports import resealed
@@ -222,14 +225,22 @@ def test_weights_of_another_model_are_refused(abc: Abc, shared: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_dim": 2**40, "num_heads": 2}, {"num_decoder_layers": 10**12}, {"feedforward_dim": 10**30}],
+    [{"model_dim": 2**10}, {"model_dim": 2**40}, {"num_decoder_layers": 10**12}, {"feedforward_dim": 10**30}],
     ids=str,
 )
 def test_a_model_larger_than_its_weights_is_refused_before_it_takes_memory(
-    change: dict[str, int], abc: Abc, shared: Path
+    change: dict[str, int], abc: Abc, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def build(*arguments: Any) -> Any:
+        assert torch.empty(0).is_meta, "it takes memory"
+        return build_model(*arguments)
+
+    monkeypatch.setattr(pretrained, "build_model", build)
     resealed(shared, lambda config: config["architecture"].update(change))
-    _refused(abc, "")
+    _refused(abc, "does not hold the weights of the model described")
+    with pytest.raises(UserError) as raised:
+        abc_toolkit.from_pretrained(shared)
+    assert "it takes memory" not in str(raised.value)
 
 
 def test_a_window_of_another_model_is_refused(abc: Abc, shared: Path) -> None:
