@@ -175,8 +175,8 @@ def _use(task: Task) -> str:
         lines.append(f"print(model.solve([{json.dumps(problem)}]))")
         command = f"\n\nOn the command line, `abc solve --model FOLDER {shlex.quote(problem)}` answers."
     return "\n".join([*lines, "```"]) + (
-        f"{command} `pip install abc_toolkit` is all that a folder needs, and `pip install 'abc_toolkit[hub]'` what a "
-        "name on the Hub does. Weights are read as safetensors, and no code of the folder is run."
+        f"{command} A folder needs the package `abc_toolkit` alone, a name on the Hub its extra `abc_toolkit[hub]`. "
+        "Weights are read as safetensors, and no code of the folder is run."
     )
 
 
