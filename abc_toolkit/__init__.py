@@ -16,6 +16,8 @@ _PUBLIC = {
     "explain": "phases.explain",
     "report": "phases.report",
     "run_all": "phases.pipeline",
+    "export": "sharing.export",
+    "from_pretrained": "sharing.pretrained",
     "solve": "phases.solve",
     "check_answers": "phases.solve",
     "sweep": "sweeps.engine",

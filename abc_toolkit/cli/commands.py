@@ -22,11 +22,13 @@ class Operands:
         argument: The function's argument that they are.
         usage: How the usage line shows them.
         alone: Whether there must be exactly one.
+        before: The option whose value may stand before the one.
     """
 
     argument: str
     usage: str
     alone: bool = False
+    before: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ COMMANDS: Mapping[str, Command] = {
         "phases.report",
         "report",
         operands=Operands("runs", "[RUN ...]"),
+    ),
+    "export": Command(
+        "Writes a model of a run into a folder of its own, in the layout of the Hugging Face Hub.",
+        "sharing.export",
+        "export",
+        operands=Operands("folder", "[RUN] DIR", alone=True, before="run"),
     ),
     "sweep": Command(
         "Does 'abc run' for every combination of a grid, several at a time.",

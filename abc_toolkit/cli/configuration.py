@@ -222,7 +222,11 @@ def own_settings(
     if "config" in content:
         raise SettingsError("names other files in 'config': give each of them with --config")
     sections: dict[str, dict[str, Any]] = {}
+    # `export` is a command and an option of `calibrate`: a section, if it has settings.
+    also_options = {name for other, own in options.items() if other != "run" for name in own}
     for name in options.keys() & content.keys() - {"run"}:
+        if name in also_options and not isinstance(content[name], dict):
+            continue
         section = {} if content[name] == NOTHING else content[name]
         if not isinstance(section, dict):
             given = quoted(str(section))

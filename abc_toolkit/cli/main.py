@@ -121,7 +121,8 @@ def _run(command: str, words: list[str]) -> int:
         _on_interrupt(signal.default_int_handler)
         try:
             add_options(parser, command)
-            arguments = parser.instantiate(parse(parser, parser, command, words, [])).as_dict() | parser.operands()
+            arguments = parser.instantiate(parse(parser, parser, command, words, [])).as_dict()
+            arguments |= parser.operands(arguments)
         except UserError:
             raise
         except Exception as error:  # a class of the user's, and a module that is imported for it, may raise anything

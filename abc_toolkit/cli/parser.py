@@ -202,19 +202,28 @@ class Parser(ArgumentParser):
             unk = [word for word in unk if word not in words]
         return super()._positional_optionals(cfg, unk)
 
-    def operands(self) -> dict[str, Any]:
+    def operands(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The operands on the command line, by the argument that they are.
 
+        Args:
+            options: The values of the options.
+
         Raises:
-            UserError: If there is not exactly one where one is needed.
+            UserError: If there is not exactly one where one is needed, or it repeats an option.
         """
         own = COMMANDS[self.command].operands if self.command else None
         if own is None:
             return {}
-        if own.alone and len(self.words) != 1:
+        if not own.alone:
+            return {own.argument: self.words}
+        if len(self.words) == 2 and own.before is not None:
+            if options[own.before] is not None:
+                raise UserError(f"{self.words[0]} and --{own.before} {options[own.before]} name the same: give one")
+            return {own.before: Path(self.words[0]), own.argument: self.words[1]}
+        if len(self.words) != 1:
             given = f", not {len(self.words)}" if self.words else ""
             raise UserError(f"name one {own.usage}{given}: abc {self.command} {own.usage}")
-        return {own.argument: self.words[0] if own.alone else self.words}
+        return {own.argument: self.words[0]}
 
     def format_help(self, *arguments: Any, **keywords: Any) -> str:
         with self._shown_to_users():

@@ -5,12 +5,12 @@ import re
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -25,6 +25,9 @@ from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.folder import Run
 from abc_toolkit.tasks import ProblemError, Shape, Solvable
 from abc_toolkit.tasks.base import quoted, require
+
+if TYPE_CHECKING:
+    from abc_toolkit.sharing.pretrained import PretrainedModel
 
 NOTHING = "there is no problem to solve: give some as arguments, with --file, or on standard input"
 # How numbers are also written: signs that mean what one on the keyboard means, and marks that group digits in threes.
@@ -102,29 +105,63 @@ def _meant(task: Solvable, character: str) -> str:
 
 
 class Solver:
-    """What answers problems with a run's model, which is loaded once there is a problem that can be asked.
+    """What answers problems with a model, which is loaded once there is a problem that can be asked.
 
     Args:
-        run: Run folder; the newest in runs/ if not given.
-        weights: Which model.
-        attention: How it attends.
-
-    Raises:
-        UserError: If there is no such model.
+        task: The task.
+        load: Loads the model, its attention on the path asked for.
+        called: What messages call it.
     """
 
-    def __init__(self, run: Path | None, weights: Literal["retrain", "fit"], attention: AttentionPath) -> None:
-        self._place = run_with(run, weights, Solvable, "abc solve")
-        self._weights: Literal["retrain", "fit"] = weights
-        self._attention: AttentionPath = attention
+    def __init__(self, task: Solvable, load: Callable[[], Model], called: str) -> None:
+        self.task, self._load, self._called = task, load, called
         self._fitting: set[Shape] = set()
-        self.task = require(self._place.task(weights), Solvable, "abc solve")
+
+    @classmethod
+    def of_run(cls, run: Path | None, weights: Literal["retrain", "fit"], attention: AttentionPath) -> "Solver":
+        """What answers with a run's model.
+
+        Args:
+            run: Run folder; the newest in runs/ if not given.
+            weights: Which model.
+            attention: How it attends.
+
+        Raises:
+            UserError: If there is no such model.
+        """
+        place = run_with(run, weights, Solvable, "abc solve")
+
+        def load() -> Model:
+            for warning in place.warnings(weights):
+                console.remark(warning)
+            return attending(place, weights, attention)
+
+        return cls(require(place.task(weights), Solvable, "abc solve"), load, "this run")
+
+    @classmethod
+    def of_export(cls, model: "PretrainedModel", attention: AttentionPath, told: Sequence[str] = ()) -> "Solver":
+        """What answers with an exported model.
+
+        Args:
+            model: The model.
+            attention: How it attends.
+            told: Lines that are told once a problem can be asked.
+
+        Raises:
+            UserError: If its task has no problems that can be written.
+        """
+        task = require(model.task, Solvable, "abc solve")
+
+        def load() -> Model:
+            for line in told:
+                console.remark(line)
+            return on_path(model.model, attention, f"the model in {model.export.path}")
+
+        return cls(task, load, "this model")
 
     @cached_property
     def _model(self) -> DecodingModel:
-        for warning in self._place.warnings(self._weights):
-            console.remark(warning)
-        model = attending(self._place, self._weights, self._attention)
+        model = self._load()
         assert isinstance(model, DecodingModel)  # as that of a task with a target is
         return model
 
@@ -141,7 +178,7 @@ class Solver:
         try:
             return read_problem(self.task, text)
         except ProblemError as error:
-            raise UserError(f"{where} cannot be solved by this run ({self.task.name}): {error}") from None
+            raise UserError(f"{where} cannot be solved by {self._called} ({self.task.name}): {error}") from None
 
     def check_fits(self, problem: Problem, where: str) -> None:
         """Refuses a problem that is too long for memory.
@@ -184,11 +221,39 @@ class Solver:
         return self.task.answer(self.task.solve(problem.source)) == answer
 
 
+def asked_of(
+    run: Path | None, model: Path | None, weights: Literal["retrain", "fit"] | None, attention: AttentionPath
+) -> Solver:
+    """What answers problems with the model of a run or of an export.
+
+    Args:
+        run: Run folder; the newest in runs/ if neither it nor an export is given.
+        model: Exported folder.
+        weights: Which model of a run.
+        attention: How it attends.
+
+    Raises:
+        UserError: If both are given, or there is no such model.
+    """
+    if model is None:
+        return Solver.of_run(run, weights or "retrain", attention)
+    if run is not None:
+        raise UserError(f"--model {model} and --run {run} exclude each other: give one")
+    from abc_toolkit.sharing.format import read
+    from abc_toolkit.sharing.pretrained import PretrainedModel  # which solves problems by what is above
+
+    found = PretrainedModel(read(model))
+    if weights not in (None, found.phase):
+        raise UserError(f"--weights {weights}: {model} holds the model of '{found.phase}' alone: leave it out")
+    return Solver.of_export(found, attention, found.warnings)
+
+
 def solve(
     problems: Sequence[str],
     *,
     run: Path | None = None,
-    weights: Literal["retrain", "fit"] = "retrain",
+    model: Path | None = None,
+    weights: Literal["retrain", "fit"] | None = None,
     attention: AttentionPath = "auto",
 ) -> list[str]:
     """Solves problems with the model's own answers, decoded step by step.
@@ -196,7 +261,8 @@ def solve(
     Args:
         problems: Problems as a person writes them, such as 123+989.
         run: Run folder; the newest in runs/ if not given.
-        weights: retrain, or fit for the vanilla model.
+        model: Folder that abc export wrote, in place of a run.
+        weights: retrain, which is the default, or fit for the vanilla model; an export holds one of them.
         attention: dense compares every query with every key; gathered fetches the keys that the window leaves open,
             at a cost in proportion to the length; auto goes by the size.
 
@@ -204,9 +270,9 @@ def solve(
         An answer each, in natural order, most significant digit first.
 
     Raises:
-        UserError: If a problem is not one of the run's task.
+        UserError: If a problem is not one of the model's task.
     """
-    asked = Solver(run, weights, attention)
+    asked = asked_of(run, model, weights, attention)
     if not problems:
         raise UserError(NOTHING)
     return asked.answers(asked.read_all(problems))
@@ -232,7 +298,8 @@ def answer_all(
     check: bool,
     *,
     run: Path | None = None,
-    weights: Literal["retrain", "fit"] = "retrain",
+    model: Path | None = None,
+    weights: Literal["retrain", "fit"] | None = None,
     attention: AttentionPath = "auto",
 ) -> int:
     """Prints the answers to problems that are given, then, as they come, to those of a file.
@@ -243,6 +310,7 @@ def answer_all(
             that cannot be solved is told of, and has an empty line among the answers.
         check: Whether to add if each answer is right.
         run: Run folder; the newest in runs/ if not given.
+        model: Exported folder, in place of a run.
         weights: Which model.
         attention: How it attends.
 
@@ -254,7 +322,7 @@ def answer_all(
     """
     if sys.stdout is None:
         raise UserError("standard output is closed: there is nowhere to write answers to")
-    asked = Solver(run, weights, attention)
+    asked = asked_of(run, model, weights, attention)
     if file is None and not problems and sys.stdin is not None and not sys.stdin.isatty():
         file = "-"
     if file is None and not problems:
@@ -363,13 +431,27 @@ def _piece(stream: Any, name: str) -> bytes:
 
 def attending(run: Run, phase: Literal["fit", "retrain"], attention: AttentionPath) -> Model:
     """A phase's model, its attention on the path asked for."""
-    model = run.load_model(phase)
+    other = "; take the other with --weights retrain" if phase == "fit" and run.has("retrain") else ""
+    return on_path(run.load_model(phase), attention, f"the model in {run.folder(phase)}", other)
+
+
+def on_path(model: Model, attention: AttentionPath, called: str, remedy: str = "") -> Model:
+    """A model, its attention on the path asked for.
+
+    Args:
+        model: The model.
+        attention: The path.
+        called: What messages call the model.
+        remedy: How messages end.
+
+    Raises:
+        UserError: If the model cannot attend so.
+    """
     try:
         if isinstance(model, AttentionModel):
             model.attend(attention)
         elif attention == "gathered":
             raise UserError("there is no attention in this model whose keys could be gathered")
     except UserError as error:
-        other = "; take the other with --weights retrain" if phase == "fit" and run.has("retrain") else ""
-        raise UserError(f"--attention {attention}: the model in {run.folder(phase)}: {error}{other}") from None
+        raise UserError(f"--attention {attention}: {called}: {error}{remedy}") from None
     return model

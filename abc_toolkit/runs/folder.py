@@ -24,8 +24,6 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, Backbone, Model
@@ -520,8 +518,8 @@ class Run:
         model = build_model(task, architecture, window)
         content = self._read(record, WEIGHTS)
         try:
-            weights.fill(model, load(content))
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            weights.fill(model, weights.parse(content))
+        except (ValueError, RuntimeError) as error:
             phase, reason = record["phase"], " ".join(str(error).split())
             raise UserError(
                 f"{self.folder(phase) / WEIGHTS} does not hold this model's weights ({reason}): do 'abc {phase} "

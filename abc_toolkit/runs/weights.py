@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from abc_toolkit.errors import UserError
@@ -31,6 +33,16 @@ def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If they are of another kind of model; the message names the differences.
     """
+    check_fit(model, tensors)
+    model.load_state_dict({name: tensors[names[0]] for _, names in _named(model) for name in names})
+
+
+def check_fit(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Checks that weights are those of a model, which may be on the device `meta`: by name, shape and type.
+
+    Raises:
+        ValueError: If they are of another kind of model; the message names the differences.
+    """
     named = _named(model)
     own = {names[0]: tensor for tensor, names in named}
     faults: list[str] = []
@@ -44,7 +56,18 @@ def fill(model: Model, tensors: Mapping[str, Tensor]) -> None:
             break  # the others mostly differ in the same way
     if faults:
         raise ValueError("; ".join(faults))
-    model.load_state_dict({name: tensors[names[0]] for _, names in named for name in names})
+
+
+def parse(content: bytes) -> dict[str, Tensor]:
+    """The tensors in the content of a file.
+
+    Raises:
+        ValueError: If it is no such file; the message is one line.
+    """
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _named(model: Model) -> list[tuple[Tensor, list[str]]]:

@@ -144,6 +144,8 @@ class History(Callback):
         values = {metric.name: float(trainer.callback_metrics[metric.name]) for metric in self.objective.metrics}
         loss = float(trainer.callback_metrics["validation_loss"])
         self.validation.append({"step": trainer.global_step, **values, "loss": loss})
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({**values, "validation_loss": loss}, trainer.global_step)
         judged = self.objective.metrics[0]
         self.progress.update(trainer.global_step, judged=judged.told(values[judged.name]))
 

@@ -69,7 +69,7 @@ class TrainerSettings:
         strategy: How several devices share the work, such as `ddp`.
         precision: Precision of the arithmetic; weights are kept in 32 bits.
         gradient_clip: Largest norm of the gradient; 0 sets no limit.
-        logger: A logger of Lightning's by class path, or `false` for none.
+        logger: A logger of Lightning's by class path, with settings such as `logger.save_dir`, or `false` for none.
         log_every: Steps between the losses that are logged and drawn.
         threads: CPU threads; 0 leaves it to PyTorch.
         progress_bar: Show a progress bar.

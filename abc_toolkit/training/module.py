@@ -159,9 +159,9 @@ class TrainingModule(lightning.LightningModule):
         self.validation_loss.update(self.objective.loss(outputs, own), len(own))
 
     def on_validation_epoch_end(self) -> None:
-        for name in self.means:
-            self.log(name, self.mean(name))
-        self.log("validation_loss", self.validation_loss)
+        for name in self.means:  # to loggers, `History` gives them with the step that they are of
+            self.log(name, self.mean(name), logger=False)
+        self.log("validation_loss", self.validation_loss, logger=False)
 
     def rate_factor(self, step: int) -> float:
         """The learning rate of a step over the constant one."""

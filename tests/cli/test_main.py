@@ -29,7 +29,7 @@ from abc_toolkit.training.loop import ProgressFile
 from tests.small_runs import resealed
 
 Abc = Callable[..., tuple[int, str, str]]
-COMMANDS = ("run", *PHASES, "solve")
+COMMANDS = ("run", *PHASES, "solve", "export")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
 PARITY = ("--task", "Parity", "--task.max_length", "3")
 TINY = (
@@ -126,6 +126,7 @@ def test_printed_settings_are_a_configuration(command: str, abc: Abc, tmp_path: 
         "solve": ("--weights", "fit"),
         "certify": ("--run", "somewhere"),
         "explain": ("--run", "somewhere"),
+        "export": ("--weights", "fit", "--license", "mit"),
     }
     status, first, err = abc(command, *changes[command], "--print_config")
     assert status == 0, err
@@ -405,6 +406,17 @@ def test_a_saved_configuration_repeats_every_option_of_a_phase(
         ("solve --weights nosuch 101", "--weights: Expected one of 'retrain', 'fit'"),
         ("solve --attention nosuch 101", "--attention: Expected one of 'auto', 'dense', 'gathered'"),
         ("solve --weights fit --attention gathered 101", "it has no window.* --weights retrain"),
+        ("solve --model nowhere 101", "no export at nowhere"),
+        ("solve --model runs/parity 101", "holds no config.json"),
+        ("export", "name one .RUN. DIR: abc export"),
+        ("export runs/parity", "runs/parity is there already"),
+        ("export runs/parity --overwrite", "runs/parity is not replaced, as it is no export"),
+        ("export nowhere new", "no run at nowhere"),
+        ("export runs/parity new --run runs/parity", "name the same: give one"),
+        ("export nowhere/new", "there is no folder .*nowhere to export into"),
+        ("export a b c", "name one .RUN. DIR, not 3"),
+        ("export new --license MIT!", "--license 'MIT!': give an identifier"),
+        ("export new --weights nosuch", "--weights: Expected one of 'retrain', 'fit'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_changes_nothing(

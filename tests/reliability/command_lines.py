@@ -142,6 +142,7 @@ BASE: dict[str, tuple[str, ...]] = {
     "certify": ("--overwrite",),
     "explain": ("--overwrite",),
     "report": ("runs/parity", "--overwrite"),
+    "export": ("new",),
     "sweep": ("empty.yaml",),
     "summarize": ("runs",),
 }
@@ -266,7 +267,8 @@ def settings_file(draws: random.Random) -> Case:
         spoilt = bytearray(raw or b"x")
         spoilt[draws.randrange(len(spoilt))] ^= 1 << draws.randrange(8)
         raw = bytes(spoilt)
-    operands = {"solve": ("101",), "sweep": ("settings.yaml",), "summarize": ("runs",), "report": ("runs/parity",)}
+    operands = {"solve": ("101",), "report": ("runs/parity",), "export": ("new",)}
+    operands |= {"sweep": ("settings.yaml",), "summarize": ("runs",)}
     words = [command, "--config", "settings.yaml", *operands.get(command, ())]
     return Case(tuple(words), raw)
 

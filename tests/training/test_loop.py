@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -450,6 +451,66 @@ def test_a_logger_and_a_precision_of_choice(precision: Any, tmp_path: Path) -> N
     assert [row["step"] for row in rows if row["loss"]] == ["5", "10", "15", "20"]
     assert all(0 <= float(row["exact_match"]) <= 1 for row in rows if row["exact_match"])
     assert any(row["exact_match"] for row in rows)
+
+
+def _logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What a logger wrote: steps and values by name, in the order of its files."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.rglob("metrics.csv")):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            for name in row.keys() - {"step"}:
+                if row[name]:
+                    found.setdefault(name, []).append((int(row["step"]), float(row[name])))
+    for path in sorted(folder.rglob("events.out.tfevents.*")):
+        from tensorboardX.proto.event_pb2 import Event
+
+        content = path.read_bytes()
+        while content:  # records: length, its check, an event, its check
+            size = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + size])
+            content = content[16 + size :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+def test_a_logger_by_class_path_keeps_its_arguments_and_goes_on_with_a_resumed_training(
+    kind: str, abc: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "TensorBoardLogger":
+        pytest.importorskip("tensorboardX", reason="TensorBoardLogger needs tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    settings = {"task": "Parity", "task.max_length": 3, "model.model_dim": 16, "model.feedforward_dim": 16}
+    settings |= {"data.validation_problems": 8, "trainer.max_steps": 10, "trainer.validate_every": 5}
+    settings |= {"stopping.loss": 0, "trainer.log_every": 2}
+    settings |= {"trainer.logger": f"lightning.pytorch.loggers.{kind}", "trainer.logger.save_dir": "logs"}
+    settings |= {"trainer.logger.name": "mine"}
+
+    def fit(*more: str) -> None:
+        status, _, err = abc("fit", *(f"--{name}={value}" for name, value in settings.items()), *more)
+        assert status == 0, err
+
+    fit("--run", "two")
+    fit("--run", "two", "--resume", "--trainer.max_steps", "20")
+    assert {path.name for path in Path("logs/mine").iterdir()} == {"version_0", "version_1"}
+    for file in ("config.yaml", "record.json"):
+        text = Path("two/fit", file).read_text()
+        assert f"{kind}" in text
+        assert re.search(r"save_dir\W+logs\b", text)
+        assert re.search(r"name\W+mine\b", text)
+    logged = _logged(Path("logs"))
+    shutil.rmtree("logs")
+    fit("--run", "one", "--trainer.max_steps", "20")
+    assert _logged(Path("logs")) == logged
+    assert [step for step, _ in logged["loss"]] == list(range(2, 21, 2))
+    history = json.loads(Path("one/fit/training.json").read_text())["validation"]
+    for name, key in (("validation_loss", "loss"), ("exact_match", "exact_match")):
+        expected = [(point["step"], pytest.approx(point[key], rel=1e-6)) for point in history]
+        assert logged[name] == expected
+    shutil.rmtree("logs")
+    assert abc("fit", "--config", "two/fit/config.yaml", "--run", "again")[0] == 0
+    assert _logged(Path("logs")) == logged
 
 
 def test_two_processes_share_a_training_and_one_writes(tmp_path: Path) -> None:
