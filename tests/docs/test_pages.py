@@ -73,7 +73,7 @@ def test_commands_are_ones_that_abc_takes(
         if name := re.match(r"# (\w+\.yaml)\n", block.text):
             Path(name[1]).write_text(block.text)
     for block in blocks(prose(page), "sh"):
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():
             for words in commands(line):
                 if words[0] == "cd":
                     monkeypatch.chdir(shutil.copytree(ROOT / words[1], tmp_path / words[1], dirs_exist_ok=True))
