@@ -32,13 +32,14 @@ from abc_toolkit.runs.folder import (
 from abc_toolkit.seeds import Stream, drawing, seeded
 from abc_toolkit.tasks import Addition, Calibratable, ProblemError, Task
 from abc_toolkit.tasks.base import UNIFORM, require
-from abc_toolkit.tasks.lengths import shape_name
+from abc_toolkit.tasks.lengths import Shape, shape_name
 from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.data import validation_problems
 from abc_toolkit.windows import Rule, Window
 from abc_toolkit.windows.lowering import matrices
 
 MAPS = "attention_maps.safetensors"
+_MOST_DRAWN = 700  # tokens of a string at which a window is drawn
 # The held-out problems that calibration asks are others than those that ended the training.
 SAMPLING_SLACK = 0.002
 _OTHER_LINES = (
@@ -310,10 +311,24 @@ def _draw_calibration(folder: Path, maps: AttentionMaps, window: Window, task: T
     read = window.read(layout)
     figures.attention_maps(folder / "attention_maps.png", maps.maps[shape], read, window, None, title)
     sizes = [(f"shape {shape_name(shape)}", layout)]
-    longer = task.evaluation_shapes(10 * task.max_length, UNIFORM, torch.Generator())[0]
-    with contextlib.suppress(ProblemError):  # a fixed width has no room for ten times the length
+    longer = _longer_shape(task)
+    if longer is not None:
         sizes.append((f"shape {shape_name(longer)}", task.layout(longer)))
     figures.windows(folder / "window.png", window, sizes)
+
+
+def _longer_shape(task: Task) -> Shape | None:
+    """A shape beyond training at which a window is drawn, up to ten times the length; `None` if all are too large.
+
+    The target of a table grows with the square of the length. A picture of thousands of tokens shows nothing, and takes
+    minutes and gigabytes.
+    """
+    for multiple in range(10, 1, -1):
+        shape = task.evaluation_shapes(multiple * task.max_length, UNIFORM, torch.Generator())[0]
+        with contextlib.suppress(ProblemError):  # a fixed width may have no room for it
+            if max(task.num_tokens(shape)) <= _MOST_DRAWN:
+                return shape
+    return None
 
 
 def _export(path: Path, size: str | None, window: Window, task: Task, maps: AttentionMaps) -> None:
