@@ -110,7 +110,9 @@ def _step(run: _Run, digits: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     order = torch.where(sign > other, _GREATER, torch.where(sign < other, _LESS, run.order))
     place, last = (run.place + 1).clamp(max=3), run.excess % 2 * 2 + mine
     after = (place, run.bit, total // 2, order, last, its, run.ended | end, trial)
+    # The row above has its mark at place 0, and there is one if its bit of the root is 1.
     bad = (low & (its == 1)) | (run.ended == 1) | (marked & (run.place != 0))
+    bad |= (run.place == 0) & ~marked & (run.bit == 1)
     state = _state(_Run(*(torch.where(bad, never, part) for never, part in zip(_NEVER, after, strict=True))))
     shown = torch.where(run.place == 0, _MARKED, 2 * trial) + total % 2
     return state, [shown, _CARRIES + total // 2, total % 2]
