@@ -73,7 +73,7 @@ def report(results: Results) -> str:
         "## Trees: perplexity, breadth-first / depth-first",
         "",
     ]
-    heading = ["method", "seeds", *(f"{name}, {order}" for name, order in TREES)]
+    heading = ["method", "seeds, up to", *(f"{name}, {order}" for name, order in TREES)]
     rows = []
     for method in METHODS:
         seeds = {r["seed"] for r in results if r["study"] == "trees" and r["method"] == method}
@@ -83,7 +83,7 @@ def report(results: Results) -> str:
         ]
         rows.append([method, str(len(seeds)) if any(own) else "", *own])
         rows.append([f"*paper: {method}*", "3", *(f"*{value:.3g}*" for value in PAPER_TREES[method])])
-    lines += [*table(heading, rows), "", "Rotations are one pass, as released. To the fixpoint:", ""]
+    lines += [*table(heading, rows), ""]
     rows = [
         [method]
         + [
@@ -92,10 +92,12 @@ def report(results: Results) -> str:
         ]
         for method in METHODS
     ]
-    lines += [*table(["method", "breadth", "depth"], rows), ""]
+    if any(any(row[1:]) for row in rows):
+        to_fixpoint = table(["method", "breadth", "depth"], rows)
+        lines += ["Rotations are one pass, as released. To the fixpoint:", "", *to_fixpoint, ""]
     for metric, title in (("perplexity", "perplexity"), ("exact_match", "exact match in per cent")):
         lines += [f"## Sequences: {title}", ""]
-        heading = ["method", "seeds", *(f"{name}, {n}x" for name in SEQUENCES for n in (1, 2, 4))]
+        heading = ["method", "seeds, up to", *(f"{name}, {n}x" for name in SEQUENCES for n in (1, 2, 4))]
         heading += [f"paper: {name}" for name in SEQUENCES] if metric == "perplexity" else []
         rows = []
         for method, paper in PAPER_SEQUENCES.items():
