@@ -94,7 +94,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "export": Command(
         "Writes a model of a run into a folder of its own, in the layout of the Hugging Face Hub.",
-        "sharing.export",
+        "phases.sharing.export",
         "export",
         operands=Operands("folder", "[RUN] DIR", alone=True, before="run"),
     ),

@@ -27,7 +27,7 @@ from abc_toolkit.tasks import ProblemError, Shape, Solvable
 from abc_toolkit.tasks.base import quoted, require
 
 if TYPE_CHECKING:
-    from abc_toolkit.sharing.pretrained import PretrainedModel
+    from abc_toolkit.phases.sharing.pretrained import PretrainedModel
 
 NOTHING = "there is no problem to solve: give some as arguments, with --file, or on standard input"
 # How numbers are also written: signs that mean what one on the keyboard means, and marks that group digits in threes.
@@ -239,8 +239,8 @@ def asked_of(
         return Solver.of_run(run, weights or "retrain", attention)
     if run is not None:
         raise UserError(f"--model {model} and --run {run} exclude each other: give one")
-    from abc_toolkit.sharing.format import read
-    from abc_toolkit.sharing.pretrained import PretrainedModel  # which solves problems by what is above
+    from abc_toolkit.phases.sharing.format import read
+    from abc_toolkit.phases.sharing.pretrained import PretrainedModel  # which solves problems by what is above
 
     found = PretrainedModel(read(model))
     if weights not in (None, found.phase):

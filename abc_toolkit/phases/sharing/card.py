@@ -12,8 +12,8 @@ import yaml
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.phases.measure import reported_metrics
+from abc_toolkit.phases.sharing.format import LIBRARY, WEIGHTS
 from abc_toolkit.runs.folder import CERTIFICATE, WINDOW
-from abc_toolkit.sharing.format import LIBRARY, WEIGHTS
 from abc_toolkit.tasks import ProblemError, Solvable, Task
 from abc_toolkit.tasks.base import Calibratable
 from abc_toolkit.tasks.lengths import shape_name

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 import abc_toolkit
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.sharing import format as folders
+from abc_toolkit.phases.sharing import pretrained
+from abc_toolkit.phases.sharing.pretrained import PretrainedModel
 from abc_toolkit.runs.files import canonical_hash
 from abc_toolkit.runs.folder import build_model
-from abc_toolkit.sharing import format as folders
-from abc_toolkit.sharing import pretrained
-from abc_toolkit.sharing.pretrained import PretrainedModel
 from abc_toolkit.tasks import Parity
-from tests.sharing.exports import resealed
+from tests.phases.sharing.exports import resealed
 
 Abc = Callable[..., tuple[int, str, str]]
 OWN = """
@@ -367,7 +367,7 @@ def test_spoilt_bytes_are_refused(cut: int, byte: int, remove: int, certified_on
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
     """The hub library with a cache as it makes one, and no network."""
     huggingface_hub = pytest.importorskip("huggingface_hub", reason="the hub library is not installed")
-    from abc_toolkit.sharing import hub
+    from abc_toolkit.phases.sharing import hub
 
     calls: list[dict[str, Any]] = []
 
@@ -429,7 +429,7 @@ def test_a_model_comes_from_the_hub_and_goes_there(hub: list[dict[str, Any]], sh
 def test_the_mixin_loads_and_saves_a_folder(hub: list[dict[str, Any]], shared: Path) -> None:
     from huggingface_hub import ModelCard, ModelHubMixin
 
-    from abc_toolkit.sharing.hub import HubModel
+    from abc_toolkit.phases.sharing.hub import HubModel
 
     model = HubModel.from_pretrained("shared")
     assert isinstance(model, ModelHubMixin)
@@ -459,7 +459,7 @@ def test_without_the_hub_library_folders_are_loaded_and_names_refused(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    monkeypatch.delitem(sys.modules, "abc_toolkit.sharing.hub", raising=False)
+    monkeypatch.delitem(sys.modules, "abc_toolkit.phases.sharing.hub", raising=False)
     model = abc_toolkit.from_pretrained("shared")
     assert model.solve(["101"]) == ["0"]
     for call in (lambda: abc_toolkit.from_pretrained("user/parity"), lambda: model.push_to_hub("user/parity")):

@@ -6,10 +6,10 @@ from typing import Any
 from huggingface_hub import ModelHubMixin, snapshot_download
 
 from abc_toolkit.errors import UserError
+from abc_toolkit.phases.sharing import format as folders
+from abc_toolkit.phases.sharing.format import LIBRARY, NAMES
+from abc_toolkit.phases.sharing.pretrained import PretrainedModel
 from abc_toolkit.runs.trust import trusting
-from abc_toolkit.sharing import format as folders
-from abc_toolkit.sharing.format import LIBRARY, NAMES
-from abc_toolkit.sharing.pretrained import PretrainedModel
 
 
 class HubModel(  # pyright: ignore[reportIncompatibleMethodOverride] - to upload is what the mixin does

@@ -16,13 +16,13 @@ import yaml
 import abc_toolkit
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.base import Architecture, predict
+from abc_toolkit.phases.sharing import format as folders
+from abc_toolkit.phases.sharing.card import write_card
+from abc_toolkit.phases.sharing.pretrained import from_pretrained
 from abc_toolkit.positions import FIRE
 from abc_toolkit.proof.certificate import _FACTS
 from abc_toolkit.runs.files import sha256
 from abc_toolkit.runs.folder import Run
-from abc_toolkit.sharing import format as folders
-from abc_toolkit.sharing.card import write_card
-from abc_toolkit.sharing.pretrained import from_pretrained
 from abc_toolkit.tasks import Addition, LinearRegression, Parity, Task
 from abc_toolkit.tasks.objective import Stopping
 from abc_toolkit.training.data import Data
@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_what_was_there(abc: Abc, certified: Path, monkeypatc
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from abc_toolkit.sharing import format
+from abc_toolkit.phases.sharing import format
 
 calls = 0
 def killing(own, last):

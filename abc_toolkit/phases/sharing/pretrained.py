@@ -10,6 +10,8 @@ import torch
 from abc_toolkit.errors import UserError
 from abc_toolkit.models.attention import AttentionPath
 from abc_toolkit.models.base import Architecture, Model
+from abc_toolkit.phases.sharing import format as folders
+from abc_toolkit.phases.sharing.format import CARD, CONFIG, WEIGHTS, Export
 from abc_toolkit.phases.solve import Solver
 from abc_toolkit.proof.certificate import ARGUMENT, read_certificate
 from abc_toolkit.report import console
@@ -18,8 +20,6 @@ from abc_toolkit.runs.description import rebuild
 from abc_toolkit.runs.files import canonical_hash, sha256
 from abc_toolkit.runs.folder import CERTIFICATE, WINDOW, build_model
 from abc_toolkit.runs.trust import trusting
-from abc_toolkit.sharing import format as folders
-from abc_toolkit.sharing.format import CARD, CONFIG, WEIGHTS, Export
 from abc_toolkit.tasks import Task
 from abc_toolkit.windows.rules import Window, WindowError
 
@@ -164,7 +164,7 @@ def hub_class() -> Any:
         UserError: If the library is not installed.
     """
     try:
-        from abc_toolkit.sharing.hub import HubModel
+        from abc_toolkit.phases.sharing.hub import HubModel
     except ImportError:
         raise UserError("models on the Hugging Face Hub need its library: pip install 'abc_toolkit[hub]'") from None
     return HubModel

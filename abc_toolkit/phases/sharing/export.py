@@ -6,14 +6,14 @@ from typing import Any, Literal, cast
 
 from abc_toolkit.errors import UserError
 from abc_toolkit.phases.evaluate import RESULTS
+from abc_toolkit.phases.sharing import format as folders
+from abc_toolkit.phases.sharing.card import check_license, write_card
+from abc_toolkit.phases.sharing.format import CARD, WEIGHTS
+from abc_toolkit.phases.sharing.pretrained import certificate_of
 from abc_toolkit.report import console, terminal
 from abc_toolkit.runs.files import parse_json, sha256
 from abc_toolkit.runs.folder import CERTIFICATE, WINDOW, Phase, Run
 from abc_toolkit.runs.folder import WEIGHTS as RUN_WEIGHTS
-from abc_toolkit.sharing import format as folders
-from abc_toolkit.sharing.card import check_license, write_card
-from abc_toolkit.sharing.format import CARD, WEIGHTS
-from abc_toolkit.sharing.pretrained import certificate_of
 from abc_toolkit.windows.rules import Window
 
 Weights = Literal["retrain", "fit"]
