@@ -11,10 +11,10 @@ not on the order or the number of the keys but on their proportions, and not on 
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -28,6 +28,8 @@ from abc_toolkit.vocabulary import EOS
 from abc_toolkit.windows.conflict import Conflict
 from abc_toolkit.windows.lowering import dense_bias, site_positions
 from abc_toolkit.windows.rules import Rule, Window
+
+T = TypeVar("T")
 
 _MOST_KEYS = 4096
 # The share 1/n as an integer: a common multiple of all n, divided by n, modulo 2^64.
@@ -45,6 +47,26 @@ def views(window: Window, problems: Problems, layout: Layout) -> Tensor:
     return _Viewer(problems, layout).views(window)
 
 
+class _Kept(Generic[T]):
+    """Values that are computed once, of which those used last are kept.
+
+    Args:
+        most: How many are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, name: Hashable, make: Callable[[], T]) -> T:
+        """The value of a name, which is made if it is not kept."""
+        value = self._values.pop(name) if name in self._values else make()
+        self._values[name] = value
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)
+        return value
+
+
 class _Viewer:
     """Computes the views of some problems inside one window after another.
 
@@ -59,7 +81,7 @@ class _Viewer:
     def __init__(self, problems: Problems, layout: Layout) -> None:
         self.problems = problems
         self._layout = layout
-        self._shown: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._shown: _Kept[Tensor] = _Kept(_MOST_HEADS)
 
     def views(self, window: Window) -> Tensor:
         """The view of every prediction, given the true tokens before it, int64 `[batch, target_length]`."""
@@ -93,19 +115,16 @@ class _Viewer:
     ) -> Tensor:
         """Views `[batch, query]` of a stream after one attention to keys with views `[batch, key]`."""
         result, rules = scatter(stream), window.rules_at(site, layer)
+        model = (window.num_heads, window.num_encoder_layers, window.reads_one_string)
         for head in range(window.num_heads):
             own = tuple(replace(rule, head=0) for rule in rules if rule.head == head)
-            model = (window.num_heads, window.num_encoder_layers, window.reads_one_string)
-            what = (site, head, own, below, model)  # a rule names its layer
-            shown = self._shown.pop(what, None)
-            if shown is None:
+
+            def hashed(head: int = head, own: tuple[Rule, ...] = own) -> Tensor:
                 alone = replace(window, num_heads=1, rules=own)
                 bias = dense_bias(alone, site, layer, *site_positions(site, layout))[0]
-                shown = scatter(_shown(bias, keys, site) + 104729 * (head + 1))
-            self._shown[what] = shown  # the last one that was used
-            if len(self._shown) > _MOST_HEADS:
-                self._shown.popitem(last=False)
-            result = result + shown
+                return scatter(_shown(bias, keys, site) + 104729 * (head + 1))
+
+            result = result + self._shown.get((site, head, own, below, model), hashed)  # a rule names its layer
         return scatter(result)
 
 
@@ -206,10 +225,9 @@ class Evidence:
         num_pairs = min(num_pairs, MOST_PREDICTIONS // tokens[-1] ** 2)
         self._batches = [self._viewer(task.sample(generator, num_problems, shape)) for shape in shapes]
         longest = shapes[-1]
-        self._bases = task.sample(generator, num_pairs, longest)
+        self._base = self._viewer(task.sample(generator, num_pairs, longest))
         self._others = task.sample(generator, num_pairs, longest)
-        self._base = self._viewer(self._bases)
-        self._by_field: OrderedDict[bytes, _Viewer] = OrderedDict()
+        self._by_field: _Kept[_Viewer] = _Kept(_MOST_FIELDS)
 
     def conflicts(self, window: Window) -> Sequence[Clash]:
         """Pairs of predictions with equal views and different tokens.
@@ -236,21 +254,18 @@ class Evidence:
 
     def _altered(self, window: Window) -> list[_Viewer]:
         """For each prediction of the longest shape, problems that differ outside its receptive field."""
-        task, base = self.task, self._bases
+        task, base = self.task, self._base.problems
         if not isinstance(task, Solvable):  # the targets of altered sources are not known
             return [self._base]
         field, _ = receptive_fields(window, task.layout(base.shape))
         altered = [self._base]
         for visible in field.unique(dim=0):
-            name = visible.numpy().tobytes()
-            viewer = self._by_field.pop(name, None)
-            if viewer is None:
+
+            def differing(visible: Tensor = visible) -> _Viewer:
                 source = torch.where(visible, base.source, self._others.source)
-                viewer = self._viewer(solved(task, base.shape, source))
-            self._by_field[name] = viewer  # the last one that was used
-            if len(self._by_field) > _MOST_FIELDS:
-                self._by_field.popitem(last=False)
-            altered.append(viewer)
+                return self._viewer(solved(task, base.shape, source))
+
+            altered.append(self._by_field.get(visible.numpy().tobytes(), differing))
         return altered
 
     def _viewer(self, problems: Problems) -> _Viewer:

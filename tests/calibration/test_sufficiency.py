@@ -336,7 +336,7 @@ def test_evidence_is_the_training_problems(monkeypatch: pytest.MonkeyPatch) -> N
     few = Evidence(Successor(max_length=12), torch.Generator().manual_seed(0), num_problems=2, num_pairs=128)
     rules = window(*(cross(n, "operand 1", (Condition("place", 2 * n, "place"),)) for n in range(4)))
     found = len(few.conflicts(rules))
-    monkeypatch.setattr(few, "_altered", lambda _: [few._viewer(few._bases), few._viewer(few._others)])
+    monkeypatch.setattr(few, "_altered", lambda _: [few._base, few._viewer(few._others)])
     assert found > 2 * len(few.conflicts(rules))
 
 
